@@ -10,8 +10,13 @@ import pyarrow.compute as pc
 
 from latteclip.audit import sampling
 from latteclip.audit import score as scoring
-from latteclip.audit.server import run_session
-from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
+from latteclip.audit.session import (
+    OFFERED,
+    Question,
+    QuestionSession,
+    in_class_order,
+    run_session,
+)
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Audit
@@ -99,8 +104,8 @@ class AuditSession(QuestionSession):
         ]
         self.total = len(self.questions)
 
-    def result(self, answers: Answers) -> dict[str, Any]:
-        return scoring.as_texts(self.folder, self.score({**self.saved().asked, **answers}))
+    def result(self) -> dict[str, Any]:
+        return scoring.as_texts(self.folder, self.score(self.saved().asked))
 
     def score(self, answers: Answers) -> Audit:
         """Score every run in the folder by answers, or raise UserError where these are too few."""

@@ -38,10 +38,9 @@ from latteclip.core.run_options import run_command
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
 from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import NONE, UNSURE, Answer, Answers
-from latteclip.labels.guarantees import Interval
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 
 log = logging.getLogger(__name__)
-MIN_ANSWERS = 10  # for an interval
 LEVEL = 0.95
 MANY = 10**6  # images for each of a sample, of which new ones will be
 ADDED = 2  # answers, to the variance of each stratum

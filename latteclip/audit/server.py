@@ -1,4 +1,4 @@
-"""The server of the page that asks a person about images.
+"""The server of a page on which a person answers or changes something.
 
 Any page that is open in a browser can send requests to 127.0.0.1, and a stranger's domain name
 can point there. So each request must hold a secret token and name this server as its host. A
@@ -14,32 +14,24 @@ import re
 import secrets
 import threading
 import webbrowser
-from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 
-from latteclip.audit.page import render_page, write_offline
-from latteclip.audit.score import TooFewAnswersError
-from latteclip.audit.session import (
-    LAST,
-    QuestionSession,
-    import_answers,
-    print_result,
-)
+from pydantic import ValidationError
+
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
-from latteclip.labels.answers import entries
+from latteclip.report import render
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
-MAX_BODY = 1_000_000  # bytes of a request, which has one answer or a few
+MAX_BODY = 1_000_000  # bytes of a request, which has one change or a few
 TIMEOUT = 30  # seconds that a connection may wait for the rest of a request
-SERVED_SIDE = 1024  # pixels of a picture
+# Sources that the policy of a served page allows.
 SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+QUALITY = 90  # of WebP
 JSON = "application/json"
-HTML = "text/html; charset=utf-8"
-WEBP = "image/webp"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -51,62 +43,41 @@ HEADERS = {
 Reply = tuple[HTTPStatus, str, bytes]  # with the type of the content
 
 
-def run_session(
-    make_session: Callable[[], QuestionSession],
-    *,
-    offline: str | None,
-    answers: str | None,
-    score: bool,
-    port: int,
-    browser: bool,
-) -> None:
-    """Do what the options of `audit` and `teach` say. Without them, ask the questions on a page.
+class Page(Protocol):
+    """A page that is served, whose values are JSON."""
 
-    After the answers, the result is printed if they are enough for one.
-    """
-    session = make_session()
-    if offline:
-        write_offline(session, offline)
-        return
-    if answers:
-        import_answers(session, answers)
-    if score:
-        print_result(session)
-        return
-    if not answers:
-        show(QuestionServer(session, port), "Every answer is saved.", browser=browser)
-    with contextlib.suppress(TooFewAnswersError):
-        print_result(session)
+    picture_side: int  # pixels of the longer side of its pictures, at most
 
+    def render(self) -> tuple[str, str]:
+        """Return the page and its policy."""
 
-def show(server: "QuestionServer", note: str, *, browser: bool) -> None:
-    """Serve a page until Ctrl-C, and open it in the browser if wanted."""
-    with server, contextlib.suppress(KeyboardInterrupt):
-        print(f"The page: {server.address}\n{note} Ctrl-C ends.", flush=True)
-        if browser:
-            webbrowser.open(server.address)
-        server.serve_forever()
+    def picture(self, number: int) -> str | None:
+        """Return the path of a picture, None: the page has no such picture."""
+
+    def save(self, content: bytes) -> Any:
+        """Save the changes in a request and return the new state. UserError: they are refused."""
+
+    def result(self) -> Any:
+        """Return what follows from all that is saved."""
 
 
 class RefusedError(Exception):
     """A refused request, with its HTTPStatus."""
 
 
-class QuestionServer(ThreadingHTTPServer):
-    """Serves the questions of one session and saves the answers."""
+class PageServer(ThreadingHTTPServer):
+    """Serves one page."""
 
     daemon_threads = True
     allow_reuse_address = False  # a port that another server has is in use
 
-    def __init__(
-        self, session: Any, port: int = 0, handler: "type[Handler] | None" = None
-    ) -> None:
+    def __init__(self, page: Page, port: int = 0) -> None:
         """Listen on a port of this machine, 0 for any free one, or raise UserError."""
-        self.session = session
+        self.page = page
         self.token = secrets.token_urlsafe(24)
         self.busy = threading.Lock()
         try:
-            super().__init__((HOST, port), handler or Handler)
+            super().__init__((HOST, port), Handler)
         except (OSError, OverflowError) as error:
             raise UserError(
                 f"Port {port} cannot be used ({error}); leave out --port to use a free port."
@@ -116,6 +87,14 @@ class QuestionServer(ThreadingHTTPServer):
     def address(self) -> str:
         return f"http://{HOST}:{self.server_port}/{self.token}/"
 
+    def show(self, note: str, *, browser: bool) -> None:
+        """Serve the page until Ctrl-C, and open it in the browser if wanted."""
+        with self, contextlib.suppress(KeyboardInterrupt):
+            print(f"The page: {self.address}\n{note} Ctrl-C ends.", flush=True)
+            if browser:
+                webbrowser.open(self.address)
+            self.serve_forever()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore browsers that close a connection early."""
         log.debug("A request ended early.", exc_info=True)
@@ -124,7 +103,7 @@ class QuestionServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
-    server: QuestionServer
+    server: PageServer
     timeout = TIMEOUT
     policy = "default-src 'none'"
 
@@ -143,6 +122,8 @@ class Handler(BaseHTTPRequestHandler):
             reply = self._reply(self._checked_path())
         except RefusedError as refusal:
             reply = _error(refusal.args[0])
+        except ValidationError:
+            reply = _error(HTTPStatus.BAD_REQUEST)
         except UserError as error:
             log.warning("%s", error)
             reply = _error(HTTPStatus.BAD_REQUEST, str(error))
@@ -175,35 +156,23 @@ class Handler(BaseHTTPRequestHandler):
         return self.path[len(start) :]
 
     def _reply(self, path: str) -> Reply:
-        session = self.server.session
-        image_of = {
-            f"image/{question.number}": question.path for question in session.questions
-        }
-        if self.command == "PUT" and path == "answers":
-            return self._save(session)
-        if self.command == "GET" and path in image_of:  # no path comes from outside
-            return served_picture(image_of[path], SERVED_SIDE, quality=90)
-        if self.command == "PUT" or path not in ("", "result"):
-            raise RefusedError(HTTPStatus.NOT_FOUND)
+        page = self.server.page
+        wanted = f"{self.command} {path}"
+        if number := re.fullmatch("GET image/([0-9]{1,9})", wanted):
+            file = page.picture(int(number[1]))  # no path comes from outside
+            if file is None:
+                raise RefusedError(HTTPStatus.NOT_FOUND)
+            return _picture(file, page.picture_side)
+        body = self._body() if self.command == "PUT" else b""
         with self.server.busy:
-            saved = session.saved()
-            if path == "result":
-                return HTTPStatus.OK, JSON, as_json(session.result(saved.answers))
-            last = list(saved.answers.values())[-LAST:]
-            values = {"state": session.state(saved.answers), "last": entries(last)}
-        html, self.policy = render_page(session, SERVED, values)
-        return HTTPStatus.OK, HTML, html.encode()
-
-    def _save(self, session: QuestionSession) -> Reply:
-        """Save what the page has changed: new answers, and keys of those that it took back."""
-        body = self._body()
-        changed = session.schema.parse(body, "The request").answers
-        removed = json.loads(body).get("removed", [])
-        if not isinstance(removed, list) or not all(isinstance(k, str) for k in removed):
-            raise RefusedError(HTTPStatus.BAD_REQUEST)
-        with self.server.busy:
-            answers = session.schema.update(session.path, changed, removed)
-            return HTTPStatus.OK, JSON, as_json(session.state(answers))
+            if wanted == "PUT changes":
+                return HTTPStatus.OK, JSON, _as_json(page.save(body))
+            if wanted == "GET result":
+                return HTTPStatus.OK, JSON, _as_json(page.result())
+            if wanted != "GET ":
+                raise RefusedError(HTTPStatus.NOT_FOUND)
+            html, self.policy = page.render()
+        return HTTPStatus.OK, "text/html; charset=utf-8", html.encode()
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
@@ -216,30 +185,35 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(length))
 
     def _send(self, status: int, kind: str, body: bytes) -> None:
-        policy = f"{self.policy}; frame-ancestors 'none'"
-        of_body = {"Content-Type": kind, "Content-Length": len(body)}
+        headers = HEADERS | {
+            "Content-Security-Policy": f"{self.policy}; frame-ancestors 'none'",
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+        }
         self.send_response(status)
-        for name, value in {
-            **HEADERS,
-            "Content-Security-Policy": policy,
-            **of_body,
-        }.items():
-            self.send_header(name, str(value))
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
 
-def as_json(values: Any) -> bytes:
-    """Return the body of a reply of JSON."""
+def fill(
+    package: str, template: str, script: str, sources: str, **values: Any
+) -> tuple[str, str]:
+    """Fill the template of a page on which a person works, with a script of its package."""
+    return render.fill(package, template, ["served.js", script], sources, **values)
+
+
+def _as_json(values: Any) -> bytes:
     return json.dumps(values).encode()
 
 
-def served_picture(path: str, side: int, quality: int) -> Reply:
+def _picture(path: str, side: int) -> Reply:
     """Return the reply with an image file, scaled to a longer side of at most `side` pixels."""
     file = io.BytesIO()
-    open_rgb(path, max_side=side).save(file, "WEBP", quality=quality)
-    return HTTPStatus.OK, WEBP, file.getvalue()
+    open_rgb(path, max_side=side).save(file, "WEBP", quality=QUALITY)
+    return HTTPStatus.OK, "image/webp", file.getvalue()
 
 
 def _error(status: HTTPStatus, message: str = "") -> Reply:
-    return status, JSON, as_json({"error": message or status.phrase})
+    return status, JSON, _as_json({"error": message or status.phrase})

@@ -1,20 +1,36 @@
-"""A series of questions about images, with the answers of a person in one file."""
+"""A page of questions about images, with the answers of a person in one file.
 
+The page is served and its answers saved one by one, or it works offline and exports them as the
+same JSON.
+"""
+
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
-from latteclip.labels.answers import Answer, Answers, AnswerSchema, Saved
+from latteclip.audit.score import TooFewAnswersError
+from latteclip.audit.server import SERVED, PageServer, fill
+from latteclip.core.errors import UserError
+from latteclip.core.files import write_text
+from latteclip.core.terminal import counted
+from latteclip.data.images import open_rgb
+from latteclip.labels.answers import Answer, Answers, AnswerSchema, Saved, entries
+from latteclip.report.gallery import picture
 
 log = logging.getLogger(__name__)
 ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
 OFFERED = 6  # classes that are offered if there are many; more where runs predict more
 UPCOMING = 3  # questions that the page knows beforehand
 LAST = 100  # answers that the page can undo after it was opened
+OFFLINE = "img-src data:"  # sources that the policy of the offline page allows
+OFFLINE_SIDE = 640  # pixels of a picture
 
 
 @dataclass(frozen=True)
@@ -38,8 +54,14 @@ class Question:
         }
 
 
+class Removed(BaseModel):
+    """The images whose answers a request takes back, beside the answers that it adds."""
+
+    removed: list[str] = []
+
+
 class QuestionSession:
-    """A series of questions whose answers are in one file."""
+    """A page of questions whose answers are in one file."""
 
     name: str  # name of the command
     images: str  # the kind of images, for the page
@@ -48,6 +70,7 @@ class QuestionSession:
     schema: AnswerSchema
     total: int  # how many questions there are
     questions: list[Question]  # as far as they are known
+    picture_side = 1024
 
     def answers(self) -> dict[str, Answer]:
         return self.saved().answers
@@ -66,7 +89,7 @@ class QuestionSession:
         """Return a sentence for the page."""
         return ""
 
-    def result(self, answers: Answers) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """Return a sentence, tables of a head and rows, and steps: a text and a command each."""
         raise NotImplementedError
 
@@ -83,6 +106,60 @@ class QuestionSession:
             ],
         }
 
+    def picture(self, number: int) -> str | None:
+        return self.questions[number].path if number < len(self.questions) else None
+
+    def save(self, content: bytes) -> dict[str, Any]:
+        """Save new answers, and take others back."""
+        changed = self.schema.parse(content, "The request").answers
+        removed = Removed.model_validate_json(content).removed
+        return self.state(self.schema.update(self.path, changed, removed))
+
+    def render(self) -> tuple[str, str]:
+        answers = self.answers()
+        last = entries(list(answers.values())[-LAST:])
+        return self._render(SERVED, {"state": self.state(answers), "last": last})
+
+    def render_offline(self) -> str:
+        """Return a page that needs no server, with all open questions, or raise UserError."""
+        questions = self.open_questions(self.answers(), offline=True)
+        if not questions:
+            raise UserError(
+                "There is no image left without an answer; a larger --budget asks about more."
+            )
+        values = {
+            "take": f"latteclip {self.name} {shlex.quote(str(self.folder))} "
+            "--answers answers.json",
+            "answered": self.total - len(questions),
+            "questions": [
+                question.as_json(_data_uri(question.path)) for question in questions
+            ],
+        }
+        return self._render(OFFLINE, values)[0]
+
+    def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
+        names = sorted(self.schema.classnames)
+        return fill(
+            "latteclip.audit",
+            "audit.html",
+            "audit.js",
+            sources,
+            session=self,
+            classnames=names,
+            all_offered=len(names) <= ALL_OFFERED,
+            values={**self.schema.header(), **values},
+        )
+
+
+def _data_uri(path: str) -> str:
+    """Return an image as part of a page, "" where it cannot be decoded."""
+    try:
+        image = open_rgb(path, max_side=OFFLINE_SIDE)
+    except UserError as error:
+        log.warning("%s It has no picture on the page.", error)
+        return ""
+    return picture(image, OFFLINE_SIDE).uri
+
 
 def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str]:
     """Return all classes if they are few, or the likely ones in an order that tells nothing."""
@@ -90,9 +167,42 @@ def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str
     return [classnames[label] for label in labels]
 
 
+def run_session(
+    make_session: Callable[[], QuestionSession],
+    *,
+    offline: str | None,
+    answers: str | None,
+    score: bool,
+    port: int,
+    browser: bool,
+) -> None:
+    """Do what the options of `audit` and `teach` say. Without them, ask the questions on a page.
+
+    After the answers, the result is printed if they are enough for one.
+    """
+    print("Preparing the questions ...", flush=True)
+    session = make_session()
+    if offline:
+        write_text(offline, session.render_offline())
+        print(
+            f"Wrote {offline}. Open it in any browser, answer, export the answers, and take them "
+            f"by latteclip {session.name} {shlex.quote(str(session.folder))} --answers FILE."
+        )
+        return
+    if answers:
+        import_answers(session, answers)
+    if score:
+        print_result(session)
+        return
+    if not answers:
+        PageServer(session, port).show("Every answer is saved.", browser=browser)
+    with contextlib.suppress(TooFewAnswersError):
+        print_result(session)
+
+
 def print_result(session: QuestionSession) -> None:
     """Print the result by the saved answers, and what to do next."""
-    result = session.result(session.answers())
+    result = session.result()
     for head, rows in result["tables"]:
         print(pd.DataFrame(rows, columns=head).to_string(index=False), end="\n\n")
     print(result["sentence"])
@@ -108,8 +218,8 @@ def import_answers(session: QuestionSession, path: str) -> None:
     new = {key: answer for key, answer in exported.answers.items() if key not in saved}
     session.schema.update(session.path, new)
     log.info(
-        "Took %d of %d answers from %s: an image that has an answer keeps it.",
-        len(new),
+        "Took %s of %d from %s: an image that has an answer keeps it.",
+        counted(len(new), "answer"),
         len(exported.answers),
         path,
     )

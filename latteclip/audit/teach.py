@@ -18,12 +18,18 @@ import pyarrow.compute as pc
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
 
-from latteclip.audit.server import run_session
-from latteclip.audit.session import OFFERED, Question, QuestionSession, in_class_order
+from latteclip.audit.session import (
+    OFFERED,
+    Question,
+    QuestionSession,
+    in_class_order,
+    run_session,
+)
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
+from latteclip.core.terminal import counted
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
@@ -36,7 +42,7 @@ from latteclip.labels.answers import (
 )
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.guarantees import Interval
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 from latteclip.labels.label_inputs import (
     LabelFiles,
     LabelInputs,
@@ -147,17 +153,23 @@ class TeachingSession(QuestionSession):
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
-        if checked := self._checked(answers):
+        if n := sum(answer.phase == CHECK for answer in answers.values()):
             return (
-                f"Images drawn at random check the labels: {checked.words}, by {checked.n} "
-                "answers. This interval holds at every moment."
+                f"Images drawn at random check the labels: {counted(n, 'answer')} so far."
             )
         return (
             "The labels learn from every ten answers. The last half of the questions estimates how "
             "many labels are wrong."
         )
 
-    def result(self, answers: Answers) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
+        answers = self.answers()
+        sentence = self.status(answers)
+        if checked := self._checked(answers):
+            sentence = (
+                f"Labels, with your answers: {checked.words}, by "
+                f"{counted(checked.n, 'answer')} about images drawn at random."
+            )
         rerun = (
             "Run the workflow again as before: labels, models and pages follow the answers."
         )
@@ -165,7 +177,7 @@ class TeachingSession(QuestionSession):
         folder = shlex.quote(str(self.folder))
         command = f"latteclip labels export {folder} --format csv --output labels.csv"
         steps = [(rerun, run_command(self.folder)), (export, command)]
-        return {"sentence": self.status(answers), "tables": [], "steps": steps}
+        return {"sentence": sentence, "tables": [], "steps": steps}
 
     def _choose_pool(self, answered: list[int]) -> np.ndarray:
         """Return the rows of answered, random and the least certain images."""
@@ -264,15 +276,16 @@ class TeachingSession(QuestionSession):
         return medoids(features - features.mean(axis=0), min(wanted, half, len(features)))
 
     def _checked(self, answers: Answers) -> Interval | None:
-        """Return the share of right labels of all images, if answers check them.
+        """Return the share of right labels of all images, as `fuse_labels` will state it.
 
-        Labels of drawn images are those that the answers of the first phase taught.
+        None: too few answers check the labels.
         """
         given = self._answered(answers)
         drawn = given.select(given.drawn)
-        if not len(drawn.rows):
+        if len(drawn.rows) < MIN_ANSWERS:
             return None
-        labels = self.posterior[drawn.rows].argmax(axis=1)
+        model = self.inputs.fit(given)
+        labels = model.held_out_labels_
         right = drawn.shares[np.arange(len(labels)), labels] > 0
         return labels_right(len(self.ids), given, right)
 

@@ -155,8 +155,8 @@ def _by_answers(dataset: Dataset) -> Iterator[str]:
         yield f"The labels: {labels.words}, by {labels.n} answers of teach."
     if model := statement.model:
         yield (
-            f"The model, on new photographs like these: {model.words}, by {model.n} answers of "
-            f"{statement.by}."
+            f"The model, on new photographs from the same days and places: {model.words}, by "
+            f"{model.n} answers of {statement.by}."
         )
 
 

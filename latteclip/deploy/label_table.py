@@ -215,17 +215,12 @@ def _with_answers(
     rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
     number = {name: label for label, name in enumerate(classnames)}
     classes = []
-    is_certain = []
     words = []
     for name in answers.values():
-        classes.append(None if name is None else number.get(name))
-        # Answers that differ name several classes: the label decides.
-        is_certain.append(name is None or name in number)
+        classes.append(None if name is None else number[name])
         words.append(WORDS[NONE] if name is None else written.get(name, name))
-    is_corrected = pa.array(is_certain, pa.bool_()).take(rows)
-    is_corrected = pc.fill_null(is_corrected, fill_value=False)
     answered_classes = pa.array(classes, pa.int32()).take(rows)
-    corrected = pc.if_else(is_corrected, answered_classes, labels["fused_label"])
+    corrected = pc.if_else(pc.is_valid(rows), answered_classes, labels["fused_label"])
     return corrected, pa.array(words, pa.string()).take(rows)
 
 

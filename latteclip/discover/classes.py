@@ -1,24 +1,12 @@
 """`latteclip classes`: a page on which a person renames, merges and drops the proposed classes."""
 
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from latteclip.audit.server import (
-    HTML,
-    JSON,
-    SERVED,
-    Handler,
-    QuestionServer,
-    RefusedError,
-    Reply,
-    as_json,
-    served_picture,
-    show,
-)
+from latteclip.audit.server import SERVED, PageServer, fill
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import ACTIONS, CLASSES, PROPOSAL, edited_classes, locked
@@ -32,10 +20,7 @@ from latteclip.discover.proposal import (
     replay,
     write_actions,
 )
-from latteclip.report import render
 
-SIDE = 256  # pixels of a picture
-QUALITY = 85  # of its WebP
 PICTURES = 8  # of a class: the most confident ones, and
 DOUBTFUL = 2  # among them the least confident ones
 NAMES = 4  # further names of a class
@@ -48,11 +33,7 @@ def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
     run the workflow again.
     """
     page = ClassesPage(results)
-    show(
-        QuestionServer(page, port, ClassesHandler),
-        "Every change is saved.",
-        browser=not no_browser,
-    )
+    PageServer(page, port).show("Every change is saved.", browser=not no_browser)
     return page.result()
 
 
@@ -64,6 +45,8 @@ class Change(BaseModel, extra="forbid"):
 
 class ClassesPage:
     """The proposed classes of a dataset, and what a person does to them."""
+
+    picture_side = 256
 
     def __init__(self, results: str | Path) -> None:
         """Read the proposal, or raise UserError."""
@@ -88,13 +71,15 @@ class ClassesPage:
     def actions(self) -> list[Action]:
         return read_actions(self.path, self.proposal.about)
 
-    def change(self, action: Action | None) -> None:
-        """Save an action, or take the last one back. UserError: the classes do not allow it."""
+    def save(self, content: bytes) -> dict[str, Any]:
+        """Save an action, or take the last one back."""
+        action = Change.model_validate_json(content).action
         with locked(self.path):
             actions = self.actions()
             actions = actions[:-1] if action is None else [*actions, action]
             replay(self.proposal.about, actions, str(self.path))
             write_actions(self.path, self.proposal.about, actions)
+        return self.state()
 
     def state(self) -> dict[str, Any]:
         """Return the classes as the page draws them, the largest first."""
@@ -130,20 +115,19 @@ class ClassesPage:
             for place, row in enumerate(rows)
         ]
 
-    def page(self) -> tuple[str, str]:
-        """Return the page and its policy."""
-        values = self.state() | {
-            "suggested": self.proposal.about.suggested,
-            "again": run_command(self.folder),
-        }
-        return render.fill(
+    def picture(self, number: int) -> str | None:
+        return self.paths[number].as_py() if number < len(self.paths) else None
+
+    def render(self) -> tuple[str, str]:
+        return fill(
             "latteclip.discover",
             "classes.html",
-            ["classes.js"],
+            "classes.js",
             SERVED,
             dataset=self.dataset,
             by_names=self.proposal.about.by_names,
-            values=values,
+            again=run_command(self.folder),
+            values=self.state(),
         )
 
     def result(self) -> str:
@@ -154,28 +138,3 @@ class ClassesPage:
             f"Classes: {len(state.names)}. Your changes: {len(actions)}. Run the workflow again, "
             f"and classes.txt, labels, models and pages follow:\n  {run_command(self.folder)}"
         )
-
-
-class ClassesHandler(Handler):
-    """One request of the page."""
-
-    def _reply(self, path: str) -> Reply:
-        page: ClassesPage = self.server.session
-        if self.command == "PUT" and path == "actions":
-            return self._change(page)
-        kind, _, row = path.partition("/")
-        is_row = row.isascii() and row.isdecimal() and int(row) < len(page.paths)
-        if self.command == "GET" and kind == "image" and is_row:
-            return served_picture(page.paths[int(row)].as_py(), SIDE, QUALITY)
-        if self.command == "PUT" or path:
-            raise RefusedError(HTTPStatus.NOT_FOUND)
-        html, self.policy = page.page()
-        return HTTPStatus.OK, HTML, html.encode()
-
-    def _change(self, page: ClassesPage) -> Reply:
-        try:
-            change = Change.model_validate_json(self._body())
-        except ValidationError:
-            raise UserError("The request is no change of classes.") from None
-        page.change(change.action)
-        return HTTPStatus.OK, JSON, as_json(page.state())

@@ -10,7 +10,7 @@ import numpy as np
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record, write_text
 from latteclip.core.terminal import counted, one_line
-from latteclip.discover.proposal import read_actions, read_proposal, replay
+from latteclip.discover.proposal import LEFT_OUT, read_actions, read_proposal, replay
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class DiscoveryRecord:
     proposal: str  # digest
     actions: int  # of a person; 0: nobody has looked
     classes: list[DiscoveredClass]
+    left_out: list[str]  # images that a person left out of the dataset
 
 
 def discover_classes(
@@ -56,7 +57,9 @@ def discover_classes(
         DiscoveredClass(name, int(np.count_nonzero(labels == k)))
         for k, name in classes.names.items()
     ]
-    write_record(proposal_output, DiscoveryRecord(about.digest, len(actions), sizes))
+    left_out = [proposal.image_ids[row] for row in np.flatnonzero(labels == LEFT_OUT)]
+    record = DiscoveryRecord(about.digest, len(actions), sizes, left_out)
+    write_record(proposal_output, record)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
     page = shlex.join(["latteclip", "classes", str(Path(output).parent)])

@@ -1,6 +1,7 @@
 """Classes that are proposed for images without class names, and a person's actions on them.
 
-Actions rename, merge or drop classes. They are replayed on the proposal in their order.
+Actions rename, merge or drop classes, or leave out their images as well. They are replayed on the
+proposal in their order.
 Letters: N images, C proposed classes.
 """
 
@@ -24,6 +25,9 @@ from latteclip.discover.naming import name_classes
 
 FILE = "proposed_classes.parquet"
 MAX_NAME = 100  # characters of a class name
+# In place of the number of a class: it was dropped, and its images were left out of the dataset.
+DROPPED = -1
+LEFT_OUT = -2
 PROPOSED = pa.schema(
     {
         "image_id": pa.string(),  # of a training image
@@ -39,7 +43,6 @@ class ProposalMetadata:
 
     digest: str  # by which a person's actions know the proposal
     names: list[list[str]]  # of each class, the best first
-    suggested: int  # the number of classes by the costs of merges
     by_names: bool  # False: features hardly predict names, and k-means began the classes
 
 
@@ -59,8 +62,7 @@ def propose(
     """Propose a number of classes, or None for as many as the costs of merges suggest."""
     first = grouping.groups(evidence, evidence.best)
     steps = grouping.merges(evidence, first)
-    suggested = grouping.suggested_number(steps)
-    number = suggested if wanted is None else wanted
+    number = wanted or grouping.suggested_number(steps)
     if evidence.is_predictable:
         labels = grouping.cut(steps, first, number)
     else:
@@ -74,7 +76,6 @@ def propose(
         ProposalMetadata(
             digest=digest(labels.tobytes(), "\n".join(texts).encode())[:32],
             names=names,
-            suggested=suggested,
             by_names=evidence.is_predictable,
         ),
     )
@@ -104,7 +105,7 @@ def read_proposal(path: str | Path) -> Proposal:
 class Action(BaseModel, extra="forbid"):
     """What a person does to a class, which is known by its number."""
 
-    do: Literal["rename", "merge", "drop"]
+    do: Literal["rename", "merge", "drop", "leave_out"]
     of: int = Field(ge=0)
     other: int | None = Field(default=None, ge=0)  # merge: the class that is taken into it
     name: str | None = Field(default=None, max_length=10 * MAX_NAME)  # rename
@@ -115,10 +116,10 @@ class Classes:
     """Classes after some actions: their names by number, and the number of each proposed class."""
 
     names: dict[int, str]
-    owner: Ints  # [C], -1 for a class that was dropped
+    owner: Ints  # [C], DROPPED or LEFT_OUT for none
 
     def labels(self, proposal: Proposal) -> Ints:
-        """Return the number [N] of the class of each image, -1 for none."""
+        """Return the number [N] of the class of each image, DROPPED or LEFT_OUT for none."""
         labels: Ints = self.owner[proposal.labels]
         return labels
 
@@ -133,8 +134,8 @@ def replay(about: ProposalMetadata, actions: Sequence[Action], where: str) -> Cl
                 raise UserError(f"{where}: there is no class {k} for action {number}.")
         if action.do == "rename":
             names[action.of] = _new_name(names, action, f"{where}, action {number}")
-        elif action.do == "drop":
-            owner[owner == action.of] = -1
+        elif action.do in ("drop", "leave_out"):
+            owner[owner == action.of] = DROPPED if action.do == "drop" else LEFT_OUT
             del names[action.of]
         elif action.other in (None, action.of):
             raise UserError(f"{where}: action {number} names no other class to merge.")

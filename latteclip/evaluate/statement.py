@@ -10,9 +10,8 @@ from scipy.stats import binomtest
 from latteclip.evaluate.results import Audit, Run, read_audit
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 from latteclip.labels.fusion_report import NAME, FusionReport, read_fusion_report
-from latteclip.labels.guarantees import Interval
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 
-MIN_ANSWERS = 10  # for an interval
 TEACH = "teach"
 AUDIT = "audit"
 

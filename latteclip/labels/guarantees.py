@@ -9,6 +9,7 @@ from scipy.special import betaincinv, gammaln
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+MIN_ANSWERS = 10  # about images drawn at random, for an interval that is stated
 ALPHA = 0.05  # probability that a guarantee or an interval fails
 MAX_ANSWERS = 2**62
 TIE_SEED = 0  # seed of the random order of equal confidences

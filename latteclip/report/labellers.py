@@ -14,7 +14,7 @@ from latteclip.labels.fusion_report import (
     LabellerReport,
     read_fusion_report,
 )
-from latteclip.labels.guarantees import Interval
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 from latteclip.labels.votes import NO_VOTE, ZERO_SHOT
 
 Labels = npt.NDArray[np.int32]
@@ -69,9 +69,10 @@ def read_labellers(folder: Path) -> Labellers:
     labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused.to_numpy()}
     rows = [_labeller(one, len(ids)) for one in report.labellers]
     checked = report.answers.checked
+    right = checked.right if checked and checked.right.n >= MIN_ANSWERS else None
     rows += [
         _labeller(report.zero_shot, len(ids)),
-        Labeller(FUSED, FUSED, 1.0, checked.right if checked else None),
+        Labeller(FUSED, FUSED, 1.0, right),
     ]
     truth = tables.lookup_column(
         folder / "images.parquet", tables.IMAGES, "image_id", "label", ids

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -28,26 +27,24 @@ def fill(
 ) -> tuple[str, str]:
     """Fill a template of a package, and return the page and its policy.
 
-    The scripts are files of the package, run as one. The policy allows these `sources`.
+    The scripts lie beside the templates and run as one. The policy allows these `sources`.
     """
-    script = "".join(_text(package, name) for name in scripts)
+    templates = environment(package)
+    script = "\n".join(_text(templates, name) for name in scripts)
     allowed = policy(script, sources)
-    page = (
-        environment(package)
-        .get_template(template)
-        .render(
-            policy=allowed,
-            style=Markup(_text(PACKAGE, "page.css")),
-            script=Markup(script),
-            **values,
-        )
+    page = templates.get_template(template).render(
+        policy=allowed,
+        style=Markup(_text(templates, "page.css")),
+        script=Markup(script),
+        **values,
     )
     return page, allowed
 
 
-def _text(package: str, name: str) -> str:
-    """Return the text of a file beside the templates of a package."""
-    return (files(package) / "templates" / name).read_text(encoding="utf-8")
+def _text(templates: Environment, name: str) -> str:
+    """Return the text of a file beside the templates."""
+    assert templates.loader is not None
+    return templates.loader.get_source(templates, name)[0]
 
 
 def environment(package: str) -> Environment:

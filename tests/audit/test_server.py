@@ -10,7 +10,7 @@ from support.audits import made_audit
 from support.visits import running
 
 from latteclip.audit.audit import AuditSession
-from latteclip.audit.server import MAX_BODY, QuestionServer
+from latteclip.audit.server import MAX_BODY, PageServer
 from latteclip.core import files
 from latteclip.labels import answers
 from latteclip.labels.answers import Answer
@@ -19,7 +19,7 @@ from latteclip.labels.answers import Answer
 @pytest.fixture
 def server(tmp_path):
     results = made_audit(tmp_path / "made")
-    with running(QuestionServer(AuditSession(results.folder, 20))) as server:
+    with running(PageServer(AuditSession(results.folder, 20))) as server:
         yield server
 
 
@@ -46,7 +46,7 @@ def ask(server, what="", *, method="GET", body=b"", token=None, **headers):
 
 
 def document(server, n=1, kind="none"):
-    session = server.session
+    session = server.page
     ids = [session.questions[number].image_id for number in range(n)]
     return json.dumps(
         session.schema.document({one: Answer(one, kind) for one in ids})
@@ -55,7 +55,7 @@ def document(server, n=1, kind="none"):
 
 def put(server, body=None, **headers):
     body = document(server) if body is None else body
-    return ask(server, "answers", method="PUT", body=body, **headers)
+    return ask(server, "changes", method="PUT", body=body, **headers)
 
 
 def test_the_page_and_its_pictures_are_served_to_this_machine_with_strict_headers(server):
@@ -76,30 +76,30 @@ def test_answers_are_on_the_disk_before_the_next_question_is_sent(server):
     status, _, body = put(server)
     state = json.loads(body)
     assert (status, state["answered"]) == (200, 1)
-    assert state["upcoming"][0]["image"] == server.session.questions[1].image_id
-    assert len(server.session.answers()) == 1
+    assert state["upcoming"][0]["image"] == server.page.questions[1].image_id
+    assert len(server.page.answers()) == 1
 
 
 def test_a_page_sends_what_it_changed_and_other_pages_keep_their_answers(server):
     put(server, document(server, 3))
-    first, _, third = (server.session.questions[number].image_id for number in range(3))
+    first, _, third = (server.page.questions[number].image_id for number in range(3))
     changed = json.loads(document(server, 1, "unsure")) | {"removed": [third, "gone"]}
     status, _, body = put(server, json.dumps(changed).encode())
     assert (status, json.loads(body)["answered"]) == (200, 2)
-    saved = server.session.answers()
+    saved = server.page.answers()
     assert len(saved) == 2 and saved[first].kind == "unsure"
 
 
 def test_with_30000_answers_one_more_is_saved(server):
     """All of them would be more than a request may have."""
-    saved = server.session.schema
+    saved = server.page.schema
     many = {f"{n}.png": Answer(f"{n}.png", "none", content="0" * 32) for n in range(30_000)}
     every = saved.document(many)
     assert len(json.dumps(every)) > MAX_BODY
-    server.session.path.write_text(json.dumps(every))
+    server.page.path.write_text(json.dumps(every))
     status, _, body = put(server)
     assert status == 200 and len(body) < 10_000
-    assert len(server.session.answers()) == 1
+    assert len(server.page.answers()) == 1
     assert len(ask(server)[2]) < 200_000
 
 
@@ -116,8 +116,8 @@ def test_a_full_disk_is_reported_and_with_room_the_audit_goes_on(server, monkeyp
 
 def test_a_lock_of_another_process_is_reported(server, monkeypatch):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
-    server.session.path.parent.mkdir(exist_ok=True)
-    with files.locked(server.session.path):
+    server.page.path.parent.mkdir(exist_ok=True)
+    with files.locked(server.page.path):
         status, _, body = put(server)
     assert status == 400 and ".lock" in json.loads(body)["error"]
 
@@ -138,7 +138,7 @@ def test_without_the_token_or_from_elsewhere_nothing_is_answered(server, request
     assert put(server, **request_)[0] in (403, 404)
     for form in ({"Origin": None}, {"Content_Type": "text/plain"}):  # of another page
         assert put(server, **form)[0] in (403, 415)
-    assert not server.session.path.exists()
+    assert not server.page.path.exists()
 
 
 @pytest.mark.parametrize(

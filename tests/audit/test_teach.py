@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from support.taken import CLASSNAMES, Taken
 
-from latteclip.audit.page import write_offline
 from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
-from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer
+from latteclip.labels.answers import CHECK, CLASS, NONE, TEACH, UNSURE, Answer
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
-from latteclip.labels.fusion_report import NAME
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.label_inputs import LabelFiles, LabellerTable
 
 
@@ -53,14 +52,14 @@ def write_votes(taken):
     taken.write_scores([list(range(c))] * n, scores.tolist())
 
 
-def fuse(taken, encoders=(), *, examples=False):
+def fuse(taken, encoders=(), *, examples=False, answers=None):
     """The labels by the class scores, as their stage writes them."""
     files = LabelFiles.of(taken.folder, examples=examples)
     adapt_zero_shot(LabelFiles.of(taken.folder), taken.path("adapted"))
     outputs = ("fused_labels.parquet", NAME, "prototypes", "votes", "labellers")
     scores = taken.path("class_scores.parquet")
     fuse_labels(
-        replace(files, adapted=taken.path("adapted")),
+        replace(files, adapted=taken.path("adapted"), answers=answers),
         [LabellerTable("lmm", "decisions", scores)],
         *(taken.path(name) for name in outputs),
         image_encoders_paths=encoders,
@@ -103,7 +102,38 @@ def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     rest = [name for name in drawn if name not in taught]
     assert [one.image_id for one in list(answers.values())[20:]] == rest[:20]
     assert all(one.content for one in answers.values())
-    assert "every moment" in session.status(answers)
+    assert "20 answers" in session.status(answers)
+
+
+def test_its_last_line_and_the_report_state_one_share_of_right_labels(taken, label_of):
+    write_votes(taken)
+    fuse(taken)
+    session = TeachingSession(taken.folder, 40)
+    answers = answer_all(
+        session, lambda one: label_of[one.image_id] if one.number % 9 else None
+    )
+    session.schema.update(session.path, answers)
+    fuse(taken, answers=str(session.path))
+    checked = read_fusion_report(taken.folder / NAME).answers.checked.right
+    assert checked.n == 20 and checked.words in session.result()["sentence"]
+    again = TeachingSession(taken.folder, 40)
+    assert again.result()["sentence"] == session.result()["sentence"]
+
+
+@pytest.mark.parametrize("kind", [CLASS, NONE, UNSURE])
+@pytest.mark.parametrize("phase", [TEACH, CHECK])
+@pytest.mark.parametrize("n", [0, 1, 2, 90])
+def test_after_any_answers_it_goes_on_and_has_a_result(taken, label_of, n, phase, kind):
+    answers = {
+        name: Answer(name, kind, label_of[name] if kind == CLASS else None, phase)
+        for name in list(taken.ids)[:n]
+    }
+    schema = TeachingSession(taken.folder, 10).schema
+    schema.update(taken.folder / "answers.json", answers)
+    session = TeachingSession(taken.folder, 120)
+    state = session.state(session.answers())
+    assert (state["answered"], bool(state["upcoming"])) == (n, n < 90)
+    assert session.result()["steps"]
 
 
 def test_it_goes_on_where_it_was_killed(taken, label_of):
@@ -129,9 +159,7 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
     taken, label_of, caplog
 ):
     session = TeachingSession(taken.folder, 30)
-    page = taken.folder / "page.html"
-    write_offline(session, str(page))
-    text = page.read_text()
+    text = session.render_offline()
     values = json.loads(text.split('id="values">')[1].split("</script>")[0])
     assert values["classes"] == CLASSNAMES
     entries = [

@@ -57,13 +57,6 @@ def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
     assert table["probability"].to_numpy()[:70].mean() == pytest.approx(share, abs=0.1)
 
 
-def test_answers_that_differ_leave_the_label(taken):
-    both = f"{CLASSNAMES[0]} or {CLASSNAMES[1]}"
-    taken.write_report(answers=PersonAnswers({taken.ids[2]: both}))
-    row = rows(taken)[2]
-    assert (row["label"], row["answered"]) == (row["fused_label"], both)
-
-
 def test_of_images_that_show_one_picture_the_first_or_an_answered_one_remains(taken):
     taken.write_report(answers=PersonAnswers({taken.ids[4]: CLASSNAMES[0]}))
     taken.write_duplicates([(0, 1, 2), (3, 4, 5)])

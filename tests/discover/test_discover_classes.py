@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from support.unnamed import N, run, write_inputs
 
+from latteclip.config.keys import IndexSettings
+from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.data.index_images import index_images
 from latteclip.discover.proposal import FILE, read_proposal
 
 
@@ -37,6 +41,23 @@ def test_classes_and_members_follow_what_a_person_does(results):
     assert (results / "classes.txt").read_text().splitlines() == ["hound", names[2]]
     described = json.loads((results / "discovery.json").read_text())
     assert [one["images"] for one in described["classes"]] == [N // 3] * 2
+
+
+def test_images_of_a_class_can_be_left_out_of_the_dataset(results):
+    act(results, {"do": "leave_out", "of": 0})
+    labels = read_proposal(results / FILE).labels
+    index = results / "images.parquet"
+    index_images(
+        str(results / "pictures"),
+        IndexSettings(kind="folders"),
+        str(index),
+        str(results / "corrupt.csv"),
+        threads=1,
+        classes_path=str(results / "classes.txt"),
+        discovery_path=str(results / "discovery.json"),
+    )
+    indexed = tables.read(index, tables.IMAGES)["image_id"].to_pylist()
+    assert indexed == [f"{row:03d}.png" for row in np.flatnonzero(labels)]
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from support.tiny import ROOT
 from support.unnamed import N, run, write_inputs
 from support.visits import running, visiting
 
-from latteclip.audit.server import QuestionServer
+from latteclip.audit.server import PageServer
 from latteclip.audit.teach import TeachingSession
 from latteclip.config.keys import TableSection
-from latteclip.discover.classes import ClassesHandler, ClassesPage
+from latteclip.discover.classes import ClassesPage
 from latteclip.evaluate.summary import read_results
 from latteclip.report import index_results as index
 
@@ -141,7 +141,7 @@ def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
     with Served(results, "--budget", "30") as served:
         page = visit(served.address)
         at(page, 0, 30)
-        assert not page.locator("#figures").is_visible()  # so that it does not lead the eye
+        assert not page.locator("#result").is_visible()  # so that it does not lead the eye
         for number in range(12):
             page.keyboard.press(str(1 + number % 3))
             at(page, number + 1, 30)
@@ -166,7 +166,7 @@ def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
         for number in range(12, 30):
             page.keyboard.press("c" if number == 20 else "1")
             at(page, number + 1, 30)
-        page.wait_for_selector("#figures:not([hidden])")
+        page.wait_for_selector("#result:not([hidden])")
         assert violations(page, axe) == []
         verdict = page.locator("#verdict").inner_text()
         printed, status = served.end(signal.SIGINT)
@@ -233,16 +233,19 @@ def test_teaching_by_keys_alone(visit, axe, tmp_path, monkeypatch):
     taken = Taken(tmp_path)
     taken.write_scores([[]] * len(taken.ids), [[]] * len(taken.ids))
     session = TeachingSession(taken.folder, 24)
-    with running(QuestionServer(session)) as server:
+    with running(PageServer(session)) as server:
         page = visit(server.address, width=390)
         keys = {5: "0", 6: "c"}
         for number in range(24):
             expect(page.locator("#count")).to_contain_text(f"{number} of 24")
             if number in (2, 14):
                 assert violations(page, axe) == []
+            if number == 20:
+                page.get_by_role("button", name="Show the result so far").click()
+                expect(page.locator("#verdict")).to_contain_text("% right")
             page.keyboard.press(keys.get(number, str(1 + number % 3)))
         expect(page.locator("#steps")).to_contain_text("workflow --cores all")
-        assert "every moment" in page.locator("#status").inner_text()
+        assert "% right" in page.locator("#verdict").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert len(session.answers()) == 24
 
@@ -256,10 +259,10 @@ def test_classes_are_renamed_merged_and_dropped_by_the_keyboard(visit, axe, tmp_
     called = ["cup", "dog", "ca\u202er </script>"]
     write_inputs(results, [called[number % 3] for number in range(N)])
     run(results)
-    with running(QuestionServer(ClassesPage(results), handler=ClassesHandler)) as server:
+    with running(PageServer(ClassesPage(results))) as server:
         page, other = visit(server.address), visit(server.address)
         cards = page.locator("article")
-        expect(page.locator("#count")).to_contain_text("Nobody has checked")
+        expect(page.locator("#count")).to_contain_text("nobody has checked")
         assert violations(page, axe) == []
         page.locator("article", has=page.get_by_text("cup", exact=True)).focus()
         page.keyboard.press("r")
@@ -268,7 +271,7 @@ def test_classes_are_renamed_merged_and_dropped_by_the_keyboard(visit, axe, tmp_
         expect(page.locator("#trouble")).to_contain_text("in use")
         page.locator("input").fill("my <i>cup")
         page.keyboard.press("Enter")
-        expect(page.locator("#status")).to_contain_text("Saved")
+        expect(page.locator("#result")).to_contain_text("Run the workflow again")
         assert "my <i>cup" in page.locator("h2 bdi").all_inner_texts()
         cards.first.focus()
         page.keyboard.press("m")

@@ -1,6 +1,3 @@
-"use strict";
-const page = JSON.parse(document.getElementById("values").textContent);
-const at = (id) => document.getElementById(id);
 const MAX_SECONDS = 120; // of an answer, for the estimate of the time left
 
 // The answers that this page can undo or export, in their order.
@@ -9,29 +6,13 @@ const asDocument = (some) => ({ plan: page.plan, dataset: page.dataset, version:
 
 // The server saves each answer before the next question, beside those of other pages.
 const server = {
-  async send(way, options) {
-    let reply;
-    try {
-      reply = await fetch(way, options);
-    } catch {
-      throw new Error("The server does not reply. All earlier answers are saved. Start the same command again, and open the address that it prints.");
-    }
-    const values = await reply.json();
-    if (values.error) throw new Error(values.error);
-    return values;
-  },
   load() {
     answers = page.last;
     return page.state;
   },
   save(added, removed) {
-    return this.send("answers", {
-      method: "PUT",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ ...asDocument(added), removed: removed.map((one) => one.image) }),
-    });
+    return send("changes", { ...asDocument(added), removed: removed.map((one) => one.image) });
   },
-  result() { return this.send("result"); },
 };
 
 // Without a server, questions are in this page, and answers in the browser's memory.
@@ -57,94 +38,58 @@ const offline = {
   },
 };
 
-const source = page.offline ? offline : server;
+const isOffline = "questions" in page;
+const source = isOffline ? offline : server;
 const pace = [];
 let state = null;
 let since = 0;
-let busy = false;
-
-function median(values) {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)];
-}
 
 function remaining() {
   if (pace.length < 3) return "";
-  const minutes = Math.round((median(pace) * (state.total - state.answered)) / 60);
+  const median = [...pace].sort((a, b) => a - b)[Math.floor(pace.length / 2)];
+  const minutes = Math.round((median * (state.total - state.answered)) / 60);
   return minutes < 1 ? ", less than a minute left" : `, about ${minutes} min left`;
 }
 
-function choice(key, name, act) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "choice";
-  const text = document.createElement("bdi");
-  text.textContent = name;
-  if (key <= 9) {
-    const mark = document.createElement("kbd");
-    mark.textContent = key;
-    button.append(mark, " ");
-  }
-  button.append(text);
-  button.addEventListener("click", act);
-  return button;
+function option(name, n) {
+  const key = n < 9 ? [element("kbd", n + 1), " "] : [];
+  const item = element("li");
+  const act = () => give({ answer: "class", class: name });
+  item.append(button([...key, element("bdi", name)], act, { class: "choice" }));
+  return item;
 }
 
 function ask() {
-  const picture = at("picture");
   const question = state.upcoming[0];
   const address = question.picture;
   at("lost").hidden = Boolean(address);
-  picture.hidden = !address;
-  if (address) picture.src = address;
-  at("options").replaceChildren(...question.options.map((name, n) => {
-    const item = document.createElement("li");
-    item.append(choice(n + 1, name, () => give({ answer: "class", class: name })));
-    return item;
-  }));
+  at("picture").hidden = !address;
+  if (address) at("picture").src = address;
+  at("options").replaceChildren(...question.options.map(option));
   if (at("search")) {
     at("search").value = "";
     at("search").blur(); // the keys choose again
   }
   since = performance.now();
-  if (!page.offline && state.upcoming[1]) new Image().src = state.upcoming[1].picture;
+  if (!isOffline && state.upcoming[1]) new Image().src = state.upcoming[1].picture;
 }
 
-function show(next) {
+async function show(next) {
   state = next;
-  const over = state.upcoming.length === 0;
+  const isOver = state.upcoming.length === 0;
   at("progress").max = state.total;
   at("progress").value = state.answered;
-  at("count").textContent = `${state.answered} of ${state.total}${over ? "" : remaining()}`;
-  at("asking").hidden = over;
-  at("hint").hidden = over;
-  at("done").hidden = !over;
+  at("count").textContent = `${state.answered} of ${state.total}${isOver ? "" : remaining()}`;
+  at("asking").hidden = isOver;
+  at("hint").hidden = isOver;
   at("status").textContent = state.status;
   at("undo").disabled = answers.length === 0;
-  at("export").hidden = !page.offline || answers.length === 0;
-  at("finish").hidden = page.offline || over || state.answered === 0;
-  at("reveal").hidden = page.offline || over || state.answered === 0;
+  at("export").hidden = !isOffline || answers.length === 0;
+  at("reveal").hidden = isOffline || isOver || state.answered === 0;
   hideResult();
-  if (!over) ask();
-  else if (page.offline) {
-    at("advice").textContent = "Export the answers. This command imports them:";
-    at("steps").replaceChildren(element("pre", page.take));
-  } else showResult(source.result());
-}
-
-// A key press while an answer is being saved counts for nothing.
-async function once(act) {
-  if (busy) return;
-  busy = true;
-  try {
-    const next = await act();
-    at("trouble").hidden = true;
-    if (next) show(next);
-  } catch (error) {
-    trouble(error);
-  } finally {
-    busy = false;
-  }
+  if (!isOver) ask();
+  else if (!isOffline) await showResult();
+  else draw({ sentence: "Thank you.", tables: [], steps: [["Export the answers. This command imports them:", page.take]] }, "");
 }
 
 function give(answer) {
@@ -155,7 +100,7 @@ function give(answer) {
     const next = await source.save([added], []);
     answers = [...answers, added];
     pace.push(Math.min(MAX_SECONDS, (performance.now() - since) / 1000));
-    return next;
+    await show(next);
   });
 }
 
@@ -165,74 +110,51 @@ function undo() {
     const last = answers.at(-1);
     const next = await source.save([], [last]);
     answers = answers.filter((one) => one !== last);
-    return next;
+    await show(next);
   });
 }
 
-function cells(row, kind, texts) {
-  for (const [n, text] of texts.entries()) {
-    const cell = document.createElement(n === 0 || kind === "th" ? "th" : "td");
-    if (n > 0) cell.className = "num";
-    cell.scope = kind === "th" ? "col" : n === 0 ? "row" : "";
-    cell.textContent = text;
-    row.append(cell);
-  }
-}
-
-function element(name, text) {
-  const node = document.createElement(name);
-  node.textContent = text;
-  if (name === "pre") node.tabIndex = 0; // it may scroll
+function row(texts, name) {
+  const node = element("tr");
+  node.append(...texts.map((text, n) => {
+    const isHead = name === "th" || n === 0;
+    const scope = name === "th" ? "col" : "row";
+    return element(isHead ? "th" : name, text, { ...(n && { class: "num" }), ...(isHead && { scope }) });
+  }));
   return node;
 }
 
-function table(head, rows) {
-  const node = document.createElement("table");
-  cells(node.createTHead().insertRow(), "th", head);
-  const body = node.createTBody();
-  for (const row of rows) cells(body.insertRow(), "td", row);
+function table([head, rows]) {
+  const node = element("table");
+  node.createTHead().append(row(head, "th"));
+  node.createTBody().append(...rows.map((texts) => row(texts, "td")));
   return node;
 }
 
-function trouble(error) {
-  at("trouble").textContent = error.message;
-  at("trouble").hidden = false;
-}
-
-async function showResult(wanted) {
-  let result;
-  try {
-    result = await wanted;
-  } catch (error) {
-    trouble(error);
-    return;
-  }
+function draw(result, advice) {
   at("verdict").textContent = result.sentence;
-  at("advice").textContent = "All answers are saved. End the server with Ctrl-C, and close this page.";
+  at("advice").textContent = advice;
   at("steps").replaceChildren(...result.steps.flatMap(([text, command]) => [element("p", text), element("pre", command)]));
-  at("figures").replaceChildren(...result.tables.map(([head, rows]) => table(head, rows)));
-  at("figures").hidden = false;
+  at("figures").replaceChildren(...result.tables.map(table));
+  at("result").hidden = false;
+}
+
+async function showResult() {
+  draw(await send("result"), "All answers are saved. To stop, end the command with Ctrl-C and close this page.");
+  at("reveal").setAttribute("aria-expanded", "true");
+  at("reveal").textContent = "Hide the result";
 }
 
 function hideResult() {
-  at("figures").hidden = true;
+  at("result").hidden = true;
   at("reveal").setAttribute("aria-expanded", "false");
   at("reveal").textContent = "Show the result so far";
 }
 
-at("reveal").addEventListener("click", () => {
-  if (!at("figures").hidden) return hideResult();
-  at("reveal").setAttribute("aria-expanded", "true");
-  at("reveal").textContent = "Hide the result";
-  return showResult(source.result());
-});
-at("finish").addEventListener("click", () => {
-  at("done").hidden = false;
-  showResult(source.result());
-});
+at("reveal").addEventListener("click", () => (at("result").hidden ? once(showResult) : hideResult()));
 at("export").addEventListener("click", () => {
   const text = JSON.stringify(asDocument(answers), null, 1);
-  const link = document.createElement("a");
+  const link = element("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   link.download = "answers.json";
   link.click();
@@ -248,25 +170,24 @@ at("picture").addEventListener("error", () => {
 at("other")?.addEventListener("submit", (event) => {
   event.preventDefault();
   const wanted = at("search").value.trim().toLowerCase();
-  const option = [...at("classes").options].find((one) => one.value.toLowerCase() === wanted);
-  if (option) give({ answer: "class", class: option.value });
+  const found = [...at("classes").options].find((one) => one.value.toLowerCase() === wanted);
+  if (found) give({ answer: "class", class: found.value });
   else at("search").setCustomValidity("No class has this name. Choose a class of the list.");
   at("search").reportValidity();
 });
 at("search")?.addEventListener("input", () => at("search").setCustomValidity(""));
+at("search")?.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") at("search").blur();
+});
 
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
-  if (at("search") && event.target === at("search")) {
-    if (event.key === "Escape") at("search").blur();
-    return;
-  }
-  if (state === null) return;
+  if (state === null || !isPlain(event)) return;
   const options = at("options").querySelectorAll("button");
   const acts = {
+    0: () => at("none").click(),
     c: () => at("unsure").click(),
+    "/": () => at("search")?.focus(),
     Backspace: undo,
-    ...(at("search") ? { "/": () => at("search").focus() } : { 0: () => at("none").click() }),
   };
   const act = options[Number(event.key) - 1] ? () => options[Number(event.key) - 1].click() : acts[event.key];
   if (act && (!at("asking").hidden || event.key === "Backspace")) {
@@ -275,4 +196,4 @@ addEventListener("keydown", (event) => {
   }
 });
 
-once(async () => source.load());
+once(async () => show(source.load()));

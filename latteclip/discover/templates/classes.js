@@ -1,44 +1,23 @@
-"use strict";
-// The server applies each action and returns the classes, which this draws.
-const values = JSON.parse(document.getElementById("values").textContent);
-let state = values;
+// The server applies each change and returns the classes, which this draws.
+let state = page;
 let merging = null; // the number of the class into which another one is to be merged
-let saving = Promise.resolve();
-const $ = (id) => document.getElementById(id);
-
-function element(tag, text, attributes = {}) {
-  const made = document.createElement(tag);
-  if (text) made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
-function button(text, run) {
-  const made = element("button", text, { type: "button" });
-  made.addEventListener("click", run);
-  return made;
-}
-
-function trouble(text) {
-  $("trouble").textContent = text;
-  $("trouble").hidden = !text;
-}
 
 const counted = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 const images = (n) => counted(n, "image", "images");
 
 function draw(focus) {
   const total = state.classes.reduce((sum, one) => sum + one.images, 0);
-  const changes = `${counted(state.actions, "change", "changes")} so far.`;
-  const checked = state.actions ? changes : "Nobody has checked them yet.";
-  $("count").textContent = `${counted(state.classes.length, "class", "classes")} of ${images(total)}; ${values.suggested} were suggested. ${checked}`;
-  $("wall").replaceChildren(...state.classes.map(card));
-  $("undo").disabled = !state.actions;
+  const changes = `${counted(state.actions, "change", "changes")} so far`;
+  const checked = state.actions ? changes : "nobody has checked them yet";
+  at("count").textContent = `${counted(state.classes.length, "class", "classes")} of ${images(total)}, ${checked}`;
+  at("wall").replaceChildren(...state.classes.map(card));
+  at("undo").disabled = !state.actions;
+  at("result").hidden = !state.actions;
   if (focus !== undefined) document.querySelector(`[data-class="${focus}"]`)?.focus();
 }
 
 function card(one) {
-  const made = element("article", "", { tabindex: 0, "data-class": one.number, "aria-label": one.name });
+  const node = element("article", "", { tabindex: 0, "data-class": one.number, "aria-label": one.name });
   const title = element("h2");
   title.append(element("bdi", one.name), element("small", ` ${images(one.images)}`));
   const pictures = element("div", "", { class: "pictures" });
@@ -48,32 +27,33 @@ function card(one) {
   }
   const others = one.others.length ? `also called: ${one.others.join(", ")}` : "";
   const tools = element("p", "", { class: "tools" });
-  const run = {
+  const act = {
     r: () => rename(one, title),
     m: () => merge(one.number),
-    d: () => act({ do: "drop", of: one.number }),
+    d: () => change({ do: "drop", of: one.number }),
+    x: () => change({ do: "leave_out", of: one.number }),
   };
   if (merging !== null && merging !== one.number) {
     const into = state.classes.find((other) => other.number === merging);
-    tools.append(button(`Merge into ${into.name}`, run.m));
+    tools.append(button([`Merge into ${into.name}`], act.m));
   } else {
-    tools.append(button("Rename", run.r), button(merging === null ? "Merge" : "Cancel", run.m), button("Drop", run.d));
+    tools.append(button(["Rename"], act.r), button([merging === null ? "Merge" : "Cancel"], act.m), button(["Drop"], act.d), button(["Leave out"], act.x));
   }
-  made.append(title, pictures, element("p", others, { class: "others" }), tools);
-  made.classList.toggle("chosen", merging === one.number);
-  made.addEventListener("keydown", (event) => {
-    if (event.target !== made || event.ctrlKey || event.metaKey || event.altKey || !(event.key in run)) return;
+  node.append(title, pictures, element("p", others, { class: "others" }), tools);
+  node.classList.toggle("chosen", merging === one.number);
+  node.addEventListener("keydown", (event) => {
+    if (event.target !== node || !isPlain(event) || !(event.key in act)) return;
     event.preventDefault();
-    run[event.key]();
+    act[event.key]();
   });
-  return made;
+  return node;
 }
 
 function merge(number) {
   const of = merging;
   merging = of === null ? number : null;
   if (of === null || of === number) draw(number);
-  else act({ do: "merge", of, other: number });
+  else change({ do: "merge", of, other: number });
 }
 
 function rename(one, title) {
@@ -83,44 +63,26 @@ function rename(one, title) {
   form.append(input, element("button", "Save"));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    act({ do: "rename", of: one.number, name: input.value });
+    change({ do: "rename", of: one.number, name: input.value });
   });
   input.addEventListener("keydown", (event) => {
     if (event.key === "Escape") draw(one.number);
-    event.stopPropagation();
   });
   title.replaceChildren(form);
   input.focus();
   input.select();
 }
 
-function act(action) {
-  saving = saving.then(() => save(action));
-}
-
-async function save(action) {
-  trouble("");
-  try {
-    const reply = await fetch("actions", {
-      method: "PUT",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ action }),
-    });
-    const found = await reply.json();
-    if (found.error) {
-      trouble(found.error);
-      return;
-    }
-    state = found;
+// null takes the last change back.
+function change(action) {
+  once(async () => {
+    state = await send("changes", { action });
     draw(action?.of);
-    $("status").textContent = `Saved. Run the workflow again, and the classes follow: ${values.again}`;
-  } catch {
-    trouble("This was not saved: the command has ended. Run it again, and reload the page.");
-  }
+  });
 }
 
-$("undo").addEventListener("click", () => act(null));
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Backspace" && !event.ctrlKey && !event.metaKey && !event.altKey && state.actions) act(null);
+at("undo").addEventListener("click", () => change(null));
+addEventListener("keydown", (event) => {
+  if (event.key === "Backspace" && isPlain(event) && state.actions) change(null);
 });
 draw();
