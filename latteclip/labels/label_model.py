@@ -15,7 +15,9 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
 **Pool.**   q(c | x) = softmax_c(frequency_c^(1/2) and sum_m b_m s_mc, of the encoders m)
             log r(c) = w_x t log q(c | x) + sum_v w_v log P(vote_v | c) + constant
 
-- b make the votes as they are likeliest, by u q + (1 - u) overall: a share 1 - u of them is random.
+- b make the votes likeliest: half as they are, by u q + (1 - u) overall, of which a share 1 - u is
+  random, and half by sum_c q_c theta_cv. Either alone is wrong somewhere: images that are right
+  where votes are confused would count for little, or errors of images would be errors of votes.
   Votes that images do not make likelier by 8 nats count for nothing, unless no votes are.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
@@ -41,7 +43,8 @@ apart,
 
 **Confidence** is a mean of r and q whose mean is a. Where images are few or say little nothing
 tells how right a labeller is, and confidence is the labeller's own. **New images** are classified
-by a linear discriminant of the labels (covariance within classes), and by texts beside it.
+by a linear discriminant of the labels (covariance within classes), by texts beside it, and by the
+frequencies of the classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -325,20 +328,19 @@ class LabelModel:
     def _with_texts(
         self, sums: Heads, encoders: int, r: Floats, model: Posterior
     ) -> dict[int | None, Head]:
-        """Return heads by the fold that they leave out, with texts if that makes r likelier."""
+        """Return heads by the fold that they leave out, with the weights that make r likeliest."""
         heads = {fold: sums.head(fold) for fold in (None, *range(HEAD_FOLDS))}
-        if self._texts is None:
-            return heads
         x = self._side_by_side(encoders, self._sample)
         texts = np.zeros((self.n_classes, x.shape[1]), dtype=np.float32)
-        texts[:, : self._texts.shape[1]] = SCALE * self._texts
+        if self._texts is not None:
+            texts[:, : self._texts.shape[1]] = SCALE * self._texts
         own = _by_folds(heads, x, self._folds[self._sample])
         size = max(float(np.abs(own).mean()), 1e-9)
         tables: list[Floats] = [own / np.float32(size), x @ texts.T - model.lean]
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
         return {
-            fold: (a * w + b * texts, a * bias - b * model.lean)
+            fold: (a * w + b * texts, a * bias - b * model.lean + model.offset)
             for fold, (w, bias) in heads.items()
         }
 

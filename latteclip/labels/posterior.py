@@ -82,6 +82,11 @@ class Labelled:
         """Return the classes [n, C] that votes mean, given images [n, C]."""
         return np.asarray(self.share_meant(q, votes)[:, None] * normalised(q * votes))
 
+    def confused_targets(self, q: Floats, likelihood: Floats) -> Floats:
+        """Return the same, half as the votes are and half by their log-likelihood [n, C]."""
+        confused = self.share_meant(q, self.votes)[:, None] * softmax(log(q) + likelihood)
+        return np.asarray((self.targets(q, self.votes) + confused) / 2)
+
     def counts(self, r: Floats) -> Floats:
         """Return the expected number [C, C] of votes by class, given a posterior [n, C].
 
@@ -378,9 +383,8 @@ class Posterior:
             q = softmax(scores)
             targets = np.zeros(shape, dtype=np.float32)
             for k, one in enumerate(self.labellers):
-                targets += (
-                    np.float32(one.gain * one.tells) * w[k] * one.targets(q, one.votes)
-                )
+                meant = one.confused_targets(q, likelihoods[k])
+                targets += np.float32(one.gain * one.tells) * w[k] * meant
             self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
             scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
             r = self.put(softmax(joint(w)))

@@ -140,6 +140,25 @@ def test_images_correct_random_votes(right):
     assert np.allclose(model.predict_proba(planted.x).sum(axis=1), 1)
 
 
+def test_clear_images_correct_votes_that_confuse_each_class_with_one_other():
+    right = []
+    for seed in range(5):
+        planted = Planted(seed)
+        n = len(planted.truth)
+        confused = (planted.truth + (planted.rng.random(n) < 0.3)) % C
+        right.append(planted.right(planted.fit({"a": confused}).labels_))
+    assert np.mean(right) > 0.995
+
+
+def test_new_images_of_a_class_that_has_most_images_are_known():
+    right = []
+    for seed in range(5):
+        planted = Planted(seed, (350, 30, 30, 30, 30, 30), noise=0.25)
+        of_most = planted.images(np.zeros(200, dtype=int))
+        right.append(np.mean(planted.fit().predict(of_most) == 0))
+    assert np.mean(right) > 0.85
+
+
 def test_class_texts_alone_are_adapted():
     planted = Planted(texts=0.4, noise=0.25, counts=(100,) * C)
     model = planted.fit({}, planted.texts)
