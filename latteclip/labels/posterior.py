@@ -68,6 +68,7 @@ class Labelled:
         self.lists = Lists(votes, self.named) if has_lists else None
         self.tells = True  # whether images predict the votes at all
         self.repeats = False  # whether it repeats the texts
+        self.replaced = 0.0  # share of its weight that images take if they are trusted
         # Of images that predict the votes:
         self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
         self.meant = 0.98  # share of votes that are not random
@@ -254,6 +255,7 @@ class Posterior:
             texts = self.labellers[0]
             texts.accuracy = self._judged(seen)
             texts.gain *= texts.accuracy**2
+            texts.replaced = 1 - texts.accuracy
         seen = seen or believed
         if not seen:  # images predict no votes
             self.trust = self.fits = self.size = 0.0
@@ -351,8 +353,11 @@ class Posterior:
 
     def weights(self, trust: float, has: Bools) -> Floats:
         """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
-        tells = np.array([self.is_blind or one.tells for one in self.labellers], dtype=bool)
-        believed = has.astype(bool) & tells[:, None]
+        shares = [
+            (self.is_blind or one.tells) * (1 - trust * one.replaced)
+            for one in self.labellers
+        ]
+        believed = has * np.array(shares)[:, None]
         speaks = np.vstack([believed, np.ones((1, has.shape[1]))])
         w = speaks / np.maximum(self.rho @ speaks, 1)
         w[-1] *= trust
