@@ -188,7 +188,7 @@ def _classes(place: Place, n: int) -> Any:
 def evaluate_classifier(place: Place) -> Work:
     """Evaluate the class texts on the test split."""
     from latteclip.config.keys import ClipSection
-    from latteclip.evaluate import evaluate_classifier as stage
+    from latteclip.evaluate import evaluate as stage
 
     inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
     names = ("predictions.parquet", "metrics.json", "train_predictions.parquet")
@@ -354,7 +354,6 @@ def report_dataset(place: Place) -> Work:
     """Write the page of the dataset with the zero-shot row."""
     from latteclip.config.keys import TableSection
     from latteclip.report import report_dataset as stage
-    from latteclip.report.runs import RunTables
 
     settings = stage.ReportSettings(
         dataset="scale",
@@ -362,7 +361,7 @@ def report_dataset(place: Place) -> Work:
         main="zero_shot",
         suffix="",
         overview="index.html",
-        config={"methods": {"zero_shot": {}}},
+        config={"methods": {"zero_shot": {"objective": "zero_shot"}}},
     )
     files = stage.PageFiles(
         images=place.file("images.parquet"),
@@ -373,7 +372,7 @@ def report_dataset(place: Place) -> Work:
         labeller_labels=place.file("labeller_labels.parquet"),
     )
     paths = [place.file(name) for name in ("metrics.json", "train_predictions.parquet")]
-    run = RunTables("zero_shot", 0, *paths)
+    run = stage.RunTables("zero_shot", 0, *paths)
     return lambda: stage.report_dataset(files, [run], settings, place.file("report.html"))
 
 

@@ -19,8 +19,8 @@ from latteclip.audit.session import (
 )
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.evaluate.predictions import MISSING
 from latteclip.evaluate.results import Audit
-from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import Answers
 
 

@@ -17,8 +17,8 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import digest
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import ClassesMetadata
+from latteclip.evaluate.predictions import MISSING, classes_of, pool_seeds
 from latteclip.evaluate.results import Run, read_selection
-from latteclip.evaluate.train_predictions import MISSING, classes_of, pool_seeds
 from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema
 
 Ints = npt.NDArray[np.int_]

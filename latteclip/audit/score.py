@@ -35,8 +35,8 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
 from latteclip.core.run_options import run_command
+from latteclip.evaluate.predictions import MISSING
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
-from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import NONE, UNSURE, Answer, Answers
 from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 

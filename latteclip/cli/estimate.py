@@ -22,7 +22,7 @@ from latteclip.core.errors import CORES
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import image_files
-from latteclip.report.runs import JobCost, job_costs
+from latteclip.report.provenance import JobCost, job_costs
 from latteclip.train.settings import recipe_for
 
 RESULTS = Path("results")

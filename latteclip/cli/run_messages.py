@@ -11,7 +11,6 @@ from latteclip.config.resolve import Dataset, Run
 from latteclip.core.errors import UserError
 from latteclip.core.files import lines_of, read_object
 from latteclip.core.terminal import counted, one_line
-from latteclip.evaluate.results import read_selection
 
 FUSED_LABELS = "fused_labels.parquet"
 ERROR = "error: "  # begins the message of a command that fails
@@ -22,7 +21,6 @@ STOPPED = (
 TRACEBACK = "Traceback (most recent call last):"
 LAST = 20  # lines of a log
 MAX_MESSAGE = 2_000  # characters
-SHARDS = ("webdataset", "parquet")
 
 
 def started(run: Run, pending: Collection[str]) -> list[str]:
@@ -92,14 +90,13 @@ def finished(run: Run, outputs: Collection[str]) -> list[str]:
             lines += [
                 f"{dataset.name}: the labels are in {labels}.",
                 f"Next, to look at them: latteclip labels show {results}",
-                f"Next, to use them: latteclip labels export {results} --format imagefolder "
-                "--output labelled",
+                _export(results),
                 "Next, to improve them by your answers, and to estimate their accuracy: latteclip "
                 f"teach {results}",
             ]
             model = f"{results}/image_prototypes/seed0/model"
             if model in outputs:
-                lines.append(_predict(dataset, model))
+                lines.append(_predict(model))
     index = f"results/{jobs.overview(run)}"
     if len(run.datasets) > 1 and index in outputs:
         lines.append(f"The page of all datasets is {index}.")
@@ -107,6 +104,8 @@ def finished(run: Run, outputs: Collection[str]) -> list[str]:
 
 
 def _results(dataset: Dataset, page: str) -> Iterator[str]:
+    from latteclip.evaluate.results import read_selection  # takes long to import
+
     results, suffix = dataset.folder, dataset.run.suffix
     yield f"{dataset.name}: {_images(dataset)}. The page is {page}."
     model = f"{results}/model{suffix}"
@@ -118,34 +117,41 @@ def _results(dataset: Dataset, page: str) -> Iterator[str]:
         audits = list(filter(os.path.isfile, map(place, jobs.audit(dataset))))
         for audit in audits:
             yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
-        if os.path.isfile(f"{results}/{FUSED_LABELS}") and not jobs.teaching_answers(
-            dataset
-        ):
+        has_labels = os.path.isfile(f"{results}/{FUSED_LABELS}")
+        if has_labels and not jobs.teaching_answers(dataset):
             yield (
                 "Next, to improve it by your answers, and to estimate its accuracy: latteclip "
                 f"teach {results}"
             )
         elif not audits:
             yield f"Next, to estimate its accuracy: latteclip audit {results}"
-        yield _predict(dataset, model if suffix else results)
+        if has_labels:
+            yield _export(results)
+        yield _predict(model if suffix else results)
     if not dataset.candidates:
         for method in dataset.methods:
             model = place(f"{method.folder(method.seeds[0])}/model")
             if os.path.isdir(model):
-                yield _predict(dataset, model)
+                yield _predict(model)
 
 
-def _predict(dataset: Dataset, model: str) -> str:
-    source = dataset.keys.source
-    photos = (source.folder if source else None) or "photos"
-    if dataset.keys.split.kind in SHARDS:  # predict reads files of images alone
-        photos = "photos"
-    return f"Next, to classify photographs: latteclip predict {shlex.join([model, photos])}"
+def _predict(model: str) -> str:
+    return (
+        "Next, to classify new photographs in a folder new-photos: latteclip predict "
+        f"{shlex.quote(model)} new-photos"
+    )
+
+
+def _export(results: str) -> str:
+    return (
+        f"Next, to use the labels: latteclip labels export {shlex.quote(results)} --format csv "
+        "--output labels.csv"
+    )
 
 
 def _by_answers(dataset: Dataset) -> Iterator[str]:
     """Yield the accuracy of the labels and of the chosen model, as far as answers give it."""
-    from latteclip.evaluate.statement import read_statement
+    from latteclip.evaluate.results import read_selection, read_statement
 
     run = dataset.main_method.name, 0
     for path in filter(os.path.isfile, jobs.selection(dataset)):

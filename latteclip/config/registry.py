@@ -67,6 +67,7 @@ class ObjectiveRecord:
     has_text_classifier: bool = False  # only such a classifier can be averaged
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
     is_default: bool = False  # whether its model is taken where nothing votes
+    words: str = "a CLIP that was trained on your images"  # what its model is
 
     @property
     def trains(self) -> bool:
@@ -80,16 +81,24 @@ class ObjectiveRecord:
 # Where two methods without training are equally good, select_model takes the one whose objective
 # comes first here.
 OBJECTIVES = {
-    "zero_shot": ObjectiveRecord(classifier=CLASS_EMBEDDINGS, in_paper=True),
-    "zero_shot_adapted": ObjectiveRecord(classifier=ADAPTED, is_default=True),
+    "zero_shot": ObjectiveRecord(
+        classifier=CLASS_EMBEDDINGS, in_paper=True, words="CLIP as it is, not trained"
+    ),
+    "zero_shot_adapted": ObjectiveRecord(
+        classifier=ADAPTED,
+        is_default=True,
+        words="CLIP with class texts adapted to your images, not trained",
+    ),
     "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
+        words="a classifier of CLIP's features, not trained",
         pseudo_labels=("zero_shot", "zero_shot_adapted", "fused"),
     ),
     "image_prototypes_encoders": ObjectiveRecord(
         classifier="classifiers/image_prototypes_encoders.safetensors",
         pseudo_labels=("fused",),
         reads_encoders=True,
+        words="a classifier of the features of CLIP and other image encoders, not trained",
     ),
     "flyp": ObjectiveRecord(
         module="flyp", pseudo_labels=PSEUDO_LABELS, in_paper=True, has_text_classifier=True
@@ -107,7 +116,9 @@ OBJECTIVES = {
             ("zero_shot_loss", "finetuned_loss"),
         ),
     ),
-    "average_weights": ObjectiveRecord(averages=True),
+    "average_weights": ObjectiveRecord(
+        averages=True, words="the average of CLIPs that were trained on your images"
+    ),
 }
 
 # Methods of config.yaml that run by default: on images in the user's own folder, and on other

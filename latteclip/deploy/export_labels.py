@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -274,20 +275,28 @@ def _file_name(row: Mapping[str, Any]) -> PurePath:
 
 def unique_filenames() -> Callable[[str], str]:
     """Return a function that makes of names those of files in one folder, on every system."""
-    taken = set[str]()  # without case, which some systems ignore
+    taken = set[str]()
     numbers = Counter[str]()
 
     def new_name(name: str) -> str:
         path = PurePath(sanitized(name))
         unique = path.name
-        key = path.name.casefold()
-        while unique.casefold() in taken:
+        key = _same_file(unique)
+        while _same_file(unique) in taken:
             numbers[key] += 1
             unique = f"{path.stem}_{numbers[key] + 1}{path.suffix}"
-        taken.add(unique.casefold())
+        taken.add(_same_file(unique))
         return unique
 
     return new_name
+
+
+def _same_file(name: str) -> str:
+    """Return a text that is equal for names that are one file on Windows or macOS.
+
+    Windows ignores case, and macOS also whether a letter and its accent are one character.
+    """
+    return unicodedata.normalize("NFD", name.casefold())
 
 
 def sanitized(name: str) -> str:

@@ -17,8 +17,8 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.finetuned import MODEL, FinetunedModel
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.evaluate.predictions import read_held_out
 from latteclip.evaluate.results import read_selection
-from latteclip.evaluate.train_predictions import read_predictions
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, PersonAnswers
 from latteclip.labels.guarantees import fewest_answers, pac_threshold, smallest_share
@@ -175,7 +175,7 @@ def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
     if described.averaged is not None:  # another of its trainings learned from them
         return []
     predictions = str(run / "train_predictions.parquet")
-    table = read_predictions(predictions, model.classnames)
+    table = read_held_out(predictions, model.classnames)
     held_out = set(table["image_id"].to_pylist())
     return [image for image in ids if image in held_out]
 

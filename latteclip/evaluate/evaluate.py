@@ -1,15 +1,24 @@
-"""Images classified by a fine-tuned model: the test split, and training images it left out."""
+"""Images classified by the model of a run: the test split, and training images it left out."""
+
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import torch
+from pydantic import Field
 
 from latteclip.clip import finetuned
+from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
-from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
-from latteclip.evaluate import metrics, train_predictions
+from latteclip.core.holdout import NO_FOLD, Fold, held_out_for_choice, left_out_images
+from latteclip.evaluate import predictions
+from latteclip.labels.features import read_all_features
+from latteclip.train.assemble_model import PretrainedClip, assemble_model
 from latteclip.train.settings import TrainingMetadata
+
+# The best classes of N images and their scores, both [N, K].
+Ranked = tuple[npt.NDArray[np.int_], npt.NDArray[np.float32]]
 
 
 class EvaluateSettings(Section):
@@ -17,6 +26,12 @@ class EvaluateSettings(Section):
 
     clip: ClipSection  # its `precision`
     fold: Fold = NO_FOLD  # the training images that were not trained on
+
+
+class ClassifierSettings(PretrainedClip):
+    """The models whose features the classifier classifies, and how the result is marked."""
+
+    flags: list[str] = Field(default_factory=list)  # keys of `core.tables.FLAGS`
 
 
 def evaluate(
@@ -40,34 +55,78 @@ def evaluate(
     The training images that were left out of training are classified as well. For an average, they
     have the classes that its trainings predicted.
     """
-    table, names = metrics.read_evaluated_images(images_path, dataset)
+    table, names = predictions.read_evaluated_images(images_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
 
-    def rank(images: pa.Table, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the best classes of N images and their scores, both [N, K]."""
-        return model.classify(tables.Strings(images["path"]), k, threads)
+    def rank(images: pa.Table, k: int) -> Ranked:
+        labels, scores = model.classify(tables.Strings(images["path"]), k, threads)
+        return labels.numpy(), scores.numpy()
 
-    labels, scores = rank(table, tables.TOPK)
-    metrics.write(
+    predictions.write_tested(
         table,
         names,
-        ranked=labels.numpy(),
-        scores=scores.numpy(),
-        flags=history.flags,
-        run=(dataset, method, seed),
-        predictions_output=predictions_output,
-        metrics_output=metrics_output,
+        *rank(table, tables.TOPK),
+        history.flags,
+        (dataset, method, seed),
+        predictions_output,
+        metrics_output,
     )
     if left_out_path:
-        left_out = train_predictions.read_predictions(left_out_path, names)
+        left_out = predictions.read_held_out(left_out_path, names)
         predicted = left_out["prediction"].to_numpy()
     else:
         left_out = left_out_images(images_path, settings.fold)
         predicted = np.empty(0, np.int_)
         if len(left_out):
-            predicted = rank(left_out, 1)[0][:, 0].numpy()
-    train_predictions.write_predictions(
+            predicted = rank(left_out, 1)[0][:, 0]
+    predictions.write_held_out(
         train_predictions_output, left_out["image_id"], predicted, names
     )
+
+
+def evaluate_classifier(
+    images_path: str,
+    pseudo_labels_path: str,
+    classifier_path: str,
+    votes_path: str | None,
+    settings: ClassifierSettings,
+    dataset: str,
+    method: str,
+    seed: int,
+    predictions_output: str,
+    metrics_output: str,
+    train_predictions_output: str,
+    model_output: str,
+    image_encoders_paths: Sequence[str] = (),
+) -> None:
+    """Write the model of a classifier without training, its predictions and its metrics."""
+    table, names = predictions.read_evaluated_images(images_path)
+    classifier, _ = load_classifier(classifier_path, classnames=names)
+
+    def rank(ids: pa.ChunkedArray, k: int) -> Ranked:
+        features = read_all_features(pseudo_labels_path, image_encoders_paths, ids)
+        labels, scores = classify(features, classifier, k)
+        return labels.numpy(), scores.numpy()
+
+    predictions.write_tested(
+        table,
+        names,
+        *rank(table["image_id"], tables.TOPK),
+        settings.flags,
+        (dataset, method, seed),
+        predictions_output,
+        metrics_output,
+    )
+    if votes_path is None:
+        ids = tables.read_unlabelled(images_path, training=True)[0]["image_id"]
+        held_out = ids.filter(pa.array(held_out_for_choice(tables.Strings(ids))))
+        predicted = rank(held_out, 1)[0][:, 0]
+    else:
+        head = "joint_head" if image_encoders_paths else "head"
+        votes = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
+        held_out = votes["image_id"]
+        predicted = votes[head].to_numpy()
+    predictions.write_held_out(train_predictions_output, held_out, predicted, names)
+    assemble_model(classifier_path, settings, model_output)

@@ -23,18 +23,9 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import link_or_copy, replacing, write_record
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import FAILED, VotesMetadata
-from latteclip.evaluate.results import (
-    Audit,
-    Run,
-    Selection,
-    read_audit,
-    read_metrics,
-)
-from latteclip.evaluate.train_predictions import (
-    MISSING,
-    held_out_predictions,
-    pool_seeds,
-)
+from latteclip.core.terminal import counted
+from latteclip.evaluate.predictions import MISSING, held_out_predictions, pool_seeds
+from latteclip.evaluate.results import Audit, Run, Selection, read_audit, read_metrics
 
 log = logging.getLogger(__name__)
 MIN_IMAGES = 20  # to compare classifiers without training
@@ -53,7 +44,7 @@ class Candidate:
     complexity: int | None = None
     is_default: bool = False  # whether it is taken where nothing votes
     is_average: bool = False  # whether its trainings predict the images that they left out
-    flags: Sequence[str] = ()  # keys of `core.metadata.FLAGS`
+    flags: Sequence[str] = ()  # keys of `core.tables.FLAGS`
     metrics: str = ""
     train_predictions: str = ""
     model: str = ""  # folder
@@ -177,7 +168,8 @@ def read_votes(runs: Sequence[Candidate], votes_path: str | None) -> HeldOutVote
     if described.unfit:
         return described.unfit
     if len(table) < MIN_IMAGES:
-        return f"only {len(table)} images have votes, and {MIN_IMAGES} are needed"
+        n = counted(len(table), "image")
+        return f"votes exist for {n}, and {MIN_IMAGES} are needed"
     shares = tables.from_list_column(table["vote"])  # [n, C]
     ids = table["image_id"]
     names = described.classnames
@@ -290,7 +282,7 @@ def _by_answers(
     pair = pairs[best]
     interval = f"{100 * pair.low:.1f} to {100 * pair.high:.1f}"
     reason = (
-        f"A person's answers about {audit.answered:,} {audit.split} images decide: "
+        f"A person's answers about {counted(audit.answered, f'{audit.split} image')} decide: "
         f"{pair.method} is better than {pair.other} by {100 * pair.value:.1f} points ({interval})."
     )
     return Choice(best, reason, choice.reference)
@@ -319,10 +311,11 @@ def _by_votes(
         note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
     elif compared.difference < 0:
         note = " That lead is not clear, so the simpler model is taken."
+    images = counted(compared.images, "held-out image")
     return (
-        f"{winner} and {other} classify {compared.differ:,} of {compared.images:,} held-out images "
-        f"differently: by the {votes.source}, {winner} should be right for "
-        f"{compared.support:,.1f} of them and {other} for {compared.other_support:,.1f}.{note}"
+        f"{winner} and {other} classify {compared.differ:,} of {images} differently: by the "
+        f"{votes.source}, {winner} should be right for {compared.support:,.1f} of them and {other} "
+        f"for {compared.other_support:,.1f}.{note}"
     )
 
 

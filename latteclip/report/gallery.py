@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,16 +13,75 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from latteclip.core import tables
-from latteclip.core.tables import UnknownMetadata
+from latteclip.core.tables import IndexMetadata, UnknownMetadata
 from latteclip.data.images import open_rgb
-from latteclip.report.runs import Ints, TrainingImages
 
+Ints = npt.NDArray[np.int_]
+Floats = npt.NDArray[np.floating]
 QUALITY = 75
 # Longer side in pixels.
 PICTURE = 320  # of a picture of the gallery
 THUMBNAIL = 112
 EXAMPLES = 12  # pictures
 UNKNOWN = 24
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The N training images, in the order of the index, with their labels."""
+
+    image_ids: tables.Strings
+    paths: tables.Strings
+    truth: Ints | None  # [N] true labels, None where any is unknown
+    zero_shot: Ints  # [N]
+    fused: Ints | None  # [N]
+    confidence: Floats  # [N] of the fused label, or else of the zero-shot label
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def labels(self) -> Ints:
+        """The label [N] of each image."""
+        return self.zero_shot if self.fused is None else self.fused
+
+    @property
+    def share_right(self) -> float | None:
+        """The share of fused labels that are the true ones, None where either is unknown."""
+        if self.fused is None or self.truth is None:
+            return None
+        return float((self.fused == self.truth).mean())
+
+
+def read_training(
+    images: str, pseudo_labels: str, fused_labels: str | None
+) -> tuple[TrainingImages, int, list[str]]:
+    """Read the training images of an index, the number of test images, and the class names."""
+    index = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
+    classnames = tables.read_metadata(images, IndexMetadata).classnames
+    table = index.filter(pc.not_equal(index["split"], "test"))
+    ids = table["image_id"]
+
+    def column(path: str, schema: pa.Schema, name: str) -> npt.NDArray[Any]:
+        values = tables.lookup_column(path, schema, "image_id", name, ids)
+        return np.asarray(values.to_numpy())
+
+    fused = None
+    if fused_labels:
+        fused = column(fused_labels, tables.FUSED_LABELS, "fused_label")
+        confidence = column(fused_labels, tables.FUSED_LABELS, "fused_confidence")
+    else:
+        confidence = column(pseudo_labels, tables.PSEUDO_LABELS, "confidence")
+    truth = table["label"]
+    train = TrainingImages(
+        tables.Strings(ids),
+        tables.Strings(table["path"]),
+        None if truth.null_count or not len(truth) else truth.to_numpy(),
+        column(pseudo_labels, tables.PSEUDO_LABELS, "pseudo_label"),
+        fused,
+        confidence,
+    )
+    return train, len(index) - len(table), classnames
 
 
 class Picture(NamedTuple):
@@ -47,23 +107,14 @@ def picture_of(path: str, side: int) -> Picture:
     return picture(open_rgb(path, max_side=side), side)
 
 
-def choose_examples(
-    confidence: npt.NDArray[np.floating], pseudo_labels: npt.NDArray[np.integer]
-) -> list[int]:
-    """Choose images from the most to the least confident, of other classes if possible."""
-    order = np.argsort(-confidence, kind="stable")
+def choose_examples(train: TrainingImages) -> list[int]:
+    """Choose images from the most to the least confident label, of other classes if possible."""
+    order = np.argsort(-train.confidence, kind="stable")
     chosen: list[int] = []
     for part in np.array_split(order, min(EXAMPLES, len(order))):
-        new = part[~np.isin(pseudo_labels[part], pseudo_labels[chosen])]
+        new = part[~np.isin(train.labels[part], train.labels[chosen])]
         chosen.append(int(new[0] if len(new) else part[0]))
     return chosen
-
-
-def fused_labels(path: str, train: TrainingImages) -> Ints:
-    """Return the fused labels of the training images [N]."""
-    ids = train.image_ids.column
-    labels = tables.lookup_column(path, tables.FUSED_LABELS, "image_id", "fused_label", ids)
-    return np.asarray(labels.to_numpy())
 
 
 def read_captions(

@@ -2,35 +2,37 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
-from scipy.stats import binomtest
 
 from latteclip.config.keys import Section, TableSection
+from latteclip.config.registry import OBJECTIVES
 from latteclip.core import tables
 from latteclip.core.files import read_object, write_text
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import FLAGS, IndexMetadata
 from latteclip.core.terminal import counted
 from latteclip.evaluate import results
-from latteclip.evaluate.statement import state
-from latteclip.evaluate.summary import summary
 from latteclip.labels.fusion_report import (
     UNCHECKED,
     FusionReport,
     PersonAnswers,
     read_fusion_report,
 )
-from latteclip.report import gallery, render, runs
+from latteclip.labels.guarantees import Interval
+from latteclip.report import gallery, provenance, render
 from latteclip.report.labellers import Labellers, in_words, read_labellers
+from latteclip.report.summarize import summary
 
 log = logging.getLogger(__name__)
+Metrics = Sequence[Mapping[str, Any]]
 
 
 class ReportSettings(Section):
@@ -62,14 +64,48 @@ class PageFiles:
     corrupt: str | None = None  # a CSV file of images that cannot be read
 
 
+@dataclass(frozen=True)
+class RunTables:
+    """Where the results of one run are."""
+
+    method: str
+    seed: int
+    metrics: str
+    train_predictions: str | None = None  # of training images that it left out
+
+    @property
+    def run(self) -> results.Run:
+        return self.method, self.seed
+
+
+class Lead(NamedTuple):
+    """The run that a page is about."""
+
+    method: str
+    seed: int
+    seeds: int  # runs of the method
+    words: str  # what its model is
+    is_chosen: bool
+    accuracy: Interval | None  # on the test images
+
+
+class Step(NamedTuple):
+    """What to do next."""
+
+    text: str
+    command: str
+
+
 def report_dataset(
     files: PageFiles,
-    runs_files: Sequence[runs.RunTables],
+    runs_files: Sequence[RunTables],
     settings: ReportSettings,
     output: str,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network."""
-    train, n_test, classnames = runs.read_training(files.images, files.pseudo_labels)
+    train, n_test, classnames = gallery.read_training(
+        files.images, files.pseudo_labels, files.fused_labels
+    )
     audit = _read(results.read_audit, files.audit)
     selection = _read(results.read_selection, files.selection)
     fusion_report = _read(read_fusion_report, files.fusion_report)
@@ -77,13 +113,8 @@ def report_dataset(
     discovery = _read(read_object, files.discovery, ("actions",))
     metrics = [results.read_metrics(run.metrics) for run in runs_files]
     main = _main_run(runs_files, selection, settings)
-    labels = _read(gallery.fused_labels, files.fused_labels, train)
-    labels_right = None
-    if labels is not None and train.labels is not None:
-        labels_right = float((labels == train.labels).mean())
-    lead = _lead(main, metrics, n_test, selection)
-    run = (main.method, main.seed)
-    statement = state(run, main.train_predictions, fusion_report, audit)
+    lead = _lead(main, metrics, n_test, selection, settings)
+    stated = results.state(main.run, main.train_predictions, fusion_report, audit)
     page = render.render(
         "report.html",
         settings=settings,
@@ -91,17 +122,18 @@ def report_dataset(
         train=train,
         n_test=n_test,
         lead=lead,
-        labels_right=labels_right,
-        stated=statement,
+        stated=stated,
         is_fused=fusion_report is not None,
         unchecked=UNCHECKED if fusion_report and not fusion_report.is_checked else "",
         answers=len(answers.images),
+        checks=results.QUESTIONS // 2,
+        within=ceil(100 * results.largest_error(results.QUESTIONS // 2)),
         discovery=discovery,
         rows=_method_rows(metrics, settings.table.baseline),
         audit=audit,
         meanings=FLAGS,
-        items=_items(files, train, labels, classnames, answers),
-        steps=_next_steps(settings, lead, fusion_report, audit, discovery),
+        items=_items(files, train, classnames, answers),
+        steps=[*_next_steps(settings, lead, fusion_report, audit, discovery)],
         selection=selection,
         without_evidence=fusion_report.without_evidence if fusion_report else [],
         labellers=_read(_labellers, files.labeller_labels),
@@ -125,45 +157,39 @@ def _labellers(path: str) -> Labellers:
 
 
 def _main_run(
-    run_files: Sequence[runs.RunTables],
+    runs: Sequence[RunTables],
     selection: results.Selection | None,
     settings: ReportSettings,
-) -> runs.RunTables:
+) -> RunTables:
     """Return the chosen run, or else the first one of the main method."""
     chosen = selection.run if selection else None
-    for run in run_files:
-        if (run.method, run.seed) == chosen:
+    for run in runs:
+        if run.run == chosen:
             return run
-    return next((run for run in run_files if run.method == settings.main), run_files[0])
+    return next((run for run in runs if run.method == settings.main), runs[0])
 
 
 def _lead(
-    run: runs.RunTables,
-    metrics: Sequence[Mapping[str, Any]],
+    run: RunTables,
+    metrics: Metrics,
     n_test: int,
     selection: results.Selection | None,
-) -> dict[str, Any]:
-    """Return the run that a page is about, with its accuracy and Wilson's interval of it."""
+    settings: ReportSettings,
+) -> Lead:
     of_method = {row["seed"]: row["acc1"] for row in metrics if row["method"] == run.method}
-    share = of_method.get(run.seed)
-    low = high = None
-    if share is not None:
-        test = binomtest(round(share * n_test), n_test)
-        low, high = test.proportion_ci(method="wilson")
-    return {
-        "method": run.method,
-        "seed": run.seed,
-        "seeds": len(of_method),
-        "is_chosen": selection is not None and selection.run == (run.method, run.seed),
-        "acc1": share,
-        "low": low,
-        "high": high,
-    }
+    share = of_method[run.seed]
+    objective = settings.config["methods"][run.method]["objective"]
+    return Lead(
+        run.method,
+        run.seed,
+        seeds=len(of_method),
+        words=OBJECTIVES[objective].words,
+        is_chosen=selection is not None and selection.run == run.run,
+        accuracy=None if share is None else results.wilson(round(share * n_test), n_test),
+    )
 
 
-def _method_rows(
-    metrics: Sequence[Mapping[str, Any]], baseline: str
-) -> list[dict[Any, Any]]:
+def _method_rows(metrics: Metrics, baseline: str) -> list[dict[Any, Any]]:
     """Return the rows of `summary`."""
     table = summary(metrics, baseline)
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
@@ -172,32 +198,29 @@ def _method_rows(
 
 def _items(
     files: PageFiles,
-    train: runs.TrainingImages,
-    labels: runs.Ints | None,
+    train: gallery.TrainingImages,
     classnames: Sequence[str],
     answers: PersonAnswers,
 ) -> list[dict[str, Any]]:
     """Return the training images of the page with their labels and captions."""
-    chosen = gallery.choose_examples(train.confidence, train.pseudo_labels)
+    chosen = gallery.choose_examples(train)
     captions = _read(gallery.read_captions, files.image_captions, train, chosen)
     items = []
     for i in chosen:
         image_id = train.image_ids[i]
+        label = classnames[train.labels[i]]
+        source = "zero-shot label" if train.fused is None else "fused label"
         if image_id in answers.images:
             label = answers.images[image_id] or "none of the classes"
             source = "a person's answer"
-        elif labels is not None:
-            label, source = classnames[labels[i]], "fused label"
-        else:
-            label, source = classnames[train.pseudo_labels[i]], "zero-shot label"
         items.append(
             {
                 "image_id": image_id,
                 "picture": gallery.picture_of(train.paths[i], gallery.PICTURE),
                 "label": label,
                 "source": source,
-                "pseudo_label": classnames[train.pseudo_labels[i]],
-                "truth": None if train.labels is None else classnames[train.labels[i]],
+                "zero_shot": classnames[train.zero_shot[i]],
+                "truth": None if train.truth is None else classnames[train.truth[i]],
                 "caption": captions[i] if captions else None,
             }
         )
@@ -206,38 +229,42 @@ def _items(
 
 def _next_steps(
     settings: ReportSettings,
-    lead: Mapping[str, Any],
+    lead: Lead,
     fusion_report: FusionReport | None,
     audit: results.Audit | None,
     discovery: Mapping[str, Any] | None,
-) -> list[tuple[str, str]]:
-    """Return what to do next: texts and commands, the most important first."""
+) -> Iterator[Step]:
+    """Yield what to do next, the most important first."""
     folder = f"results/{settings.dataset}"
     quoted = shlex.quote(folder)
-    steps = []
+    rerun = "Then run the workflow again, which updates this page:"
     if discovery and not discovery["actions"]:
-        steps.append(("Check the proposed classes:", f"latteclip classes {quoted}"))
-    question = None
+        yield Step("Check the proposed classes:", f"latteclip classes {quoted}")
     if fusion_report and not fusion_report.answers.images:
-        text = (
-            "Answer questions about 120 images, in about twenty minutes. The answers improve the "
-            "labels and estimate their accuracy:"
+        yield Step(
+            f"Answer questions about {results.QUESTIONS} images, in about twenty minutes. The "
+            "answers improve the labels and estimate their accuracy:",
+            f"latteclip teach {quoted}",
         )
-        question = text, f"latteclip teach {quoted}"
-    elif lead["acc1"] is None and not (audit and audit.accuracies):
-        text = (
-            "Answer questions about held-out images, which estimate each model's accuracy:"
+        yield Step(rerun, run_command(folder))
+    elif lead.accuracy is None and not (audit and audit.accuracies):
+        yield Step(
+            "Answer questions about held-out images, which estimate each model's accuracy:",
+            f"latteclip audit {quoted}",
         )
-        question = text, f"latteclip audit {quoted}"
-    if question:
-        rerun = "Then run the workflow again, which updates this page:"
-        steps += [question, (rerun, run_command(folder))]
-    model = f"{folder}/{lead['method']}/seed{lead['seed']}/model"
-    if lead["is_chosen"]:
+        yield Step(rerun, run_command(folder))
+    if fusion_report:
+        yield Step(
+            "Use the labels in other programs:",
+            f"latteclip labels export {quoted} --format csv --output labels.csv",
+        )
+    model = f"{folder}/{lead.method}/seed{lead.seed}/model"
+    if lead.is_chosen:
         model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
-    command = f"latteclip predict {shlex.quote(model)} photos"
-    steps.append(("Classify the images in the folder photos with this model:", command))
-    return steps
+    yield Step(
+        "Put new photographs into a folder new-photos, and classify them with this model:",
+        f"latteclip predict {shlex.quote(model)} new-photos",
+    )
 
 
 def _problems(files: PageFiles) -> Iterable[str]:
@@ -261,16 +288,16 @@ def _problems(files: PageFiles) -> Iterable[str]:
 def _provenance(
     folder: Path,
     settings: ReportSettings,
-    run_files: Sequence[runs.RunTables],
+    runs: Sequence[RunTables],
 ) -> dict[str, Any]:
-    jobs = runs.job_costs(folder)
+    jobs = provenance.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "versions": runs.versions(),
-        "seeds": sorted({run.seed for run in run_files}),
-        "asked": dict(runs.asked(folder)),
+        "versions": provenance.versions(),
+        "seeds": sorted({run.seed for run in runs}),
+        "asked": dict(provenance.asked(folder)),
         "jobs": jobs,
-        "in_all": runs.total(jobs),
+        "in_all": provenance.total(jobs),
         "config": yaml.safe_dump(
             settings.config, sort_keys=False, allow_unicode=True, width=88
         ),

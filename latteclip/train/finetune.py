@@ -246,7 +246,7 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
 
 
 def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
-    """Return the keys of `core.metadata.FLAGS` that apply to a run."""
+    """Return the keys of `core.tables.FLAGS` that apply to a run."""
     flags = []
     method = settings.method
     if settings.is_supervised:

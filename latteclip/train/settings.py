@@ -115,7 +115,7 @@ class TrainingMetadata:
     recipe: Recipe
     found: list[str]  # keys of the recipe that were "auto"
     seed: int
-    flags: list[str]  # keys of `core.metadata.FLAGS`
+    flags: list[str]  # keys of `core.tables.FLAGS`
     # Image_ids of answered images that were left out, because they check labels.
     drawn: list[str]
     identity: str  # digest of all that decides the result

@@ -17,8 +17,8 @@ from latteclip.audit.session import OFFERED
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
+from latteclip.evaluate.predictions import MISSING
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
-from latteclip.evaluate.train_predictions import MISSING
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, teaching_schema
 
 N_TEST = 120

@@ -54,7 +54,7 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     text = "\n".join(run_messages.finished(found, [page]))
     assert page in text and "recommended, seed 2, in results/mine/model" in text
     assert "latteclip audit results/mine" in text
-    assert "latteclip predict results/mine photos" in text
+    assert "latteclip predict results/mine new-photos" in text
     run = Accuracy("recommended", 2, 0.713, 0.601, 0.802)
     said = "It is better by 3 points."
     audit = Audit("mine", "train", 90, 50, 3, 0, "p", said, [run], [])
@@ -69,12 +69,16 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     assert "latteclip teach results/mine" in labels[-1]
     model = "results/mine/image_prototypes/seed0/model"
     files = ["results/mine/fused_labels.parquet", model]
-    assert f"latteclip predict {model} photos" in run_messages.finished(found, files)[-1]
+    assert (
+        f"latteclip predict {model} new-photos" in run_messages.finished(found, files)[-1]
+    )
     assert run_messages.finished(found, ["results/mine/images.parquet"]) == []
     alone = mine(method="image_prototypes", seeds=1)
     (tmp_path / model).mkdir(parents=True)
     page = f"results/mine/report{alone.suffix}.html"
-    assert f"latteclip predict {model} photos" in run_messages.finished(alone, [page])[1]
+    assert (
+        f"latteclip predict {model} new-photos" in run_messages.finished(alone, [page])[1]
+    )
 
 
 @pytest.mark.parametrize(

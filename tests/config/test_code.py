@@ -59,7 +59,7 @@ def test_the_code_of_a_stage_changes_with_its_modules_and_templates_alone(
 
 EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
-    "evaluate.metrics": ("evaluate.evaluate", "train.finetune"),
+    "evaluate.predictions": ("evaluate.evaluate", "train.finetune"),
     "labels.label_model": ("labels.fuse_labels", "train.finetune"),
     "labels.pseudo_label_images": ("labels.write_votes", "train.finetune"),
     "report.gallery": ("report.report_dataset", "report.summarize"),

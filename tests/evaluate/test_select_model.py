@@ -14,6 +14,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import ClassesMetadata, VotesMetadata
 from latteclip.evaluate import select_model as stage
+from latteclip.evaluate.predictions import MISSING
 from latteclip.evaluate.results import (
     Accuracy,
     Audit,
@@ -22,7 +23,6 @@ from latteclip.evaluate.results import (
     read_selection,
 )
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
-from latteclip.evaluate.train_predictions import MISSING
 
 N, C = 120, 4
 IDS = [f"{i}.png" for i in range(N)]

@@ -19,8 +19,7 @@ from latteclip.audit.server import PageServer
 from latteclip.audit.teach import TeachingSession
 from latteclip.config.keys import TableSection
 from latteclip.discover.classes import ClassesPage
-from latteclip.evaluate.summary import read_results
-from latteclip.report import index_results as index
+from latteclip.report import summarize as index
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
 expect = playwright.expect
@@ -62,7 +61,7 @@ def files(tmp_path_factory):
     audit = write_audit(labelled.folder, "dataset_1", [methods[0]])
     settings = index.IndexSettings(table=TableSection(baseline=methods[0]))
     output = labelled.folder / "index.html"
-    index.index_results(read_results(paths, [other], [audit]), settings, str(output))
+    index.index_results(index.read_results(paths, [other], [audit]), settings, str(output))
     return {
         "labelled": labelled.folder / "report.html",
         "unlabelled": without.folder / "report.html",

@@ -5,8 +5,7 @@ import pytest
 from support.pages import Page, write_audit, write_metrics
 
 from latteclip.config.keys import TableSection
-from latteclip.evaluate.summary import read_results
-from latteclip.report import index_results as index
+from latteclip.report import summarize as index
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def compared(tmp_path):
     run.rename(earlier / "metrics.json")
     output = str(tmp_path / "index.html")
     others = str(tmp_path / "results")
-    results = read_results(paths, [str(chosen)], audits, others)
+    results = index.read_results(paths, [str(chosen)], audits, others)
     index.index_results(results, settings, output)
     text = (tmp_path / "index.html").read_text()
     return Page(text), text

@@ -16,7 +16,7 @@ from latteclip.core import tables
 from latteclip.core.files import write_record
 from latteclip.evaluate.results import Accuracy, Audit
 from latteclip.labels import fusion_report
-from latteclip.report import gallery, runs
+from latteclip.report import gallery
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def written(results):
     return write(results, captions=True)
 
 
-def examples_of(results):
+def examples_of(results, fused=None):
     """The training images and the rows of those that the page shows."""
-    train, _, _ = runs.read_training(results.images, results.pseudo_labels)
-    return train, gallery.choose_examples(train.confidence, train.pseudo_labels)
+    train, _, _ = gallery.read_training(results.images, results.pseudo_labels, fused)
+    return train, gallery.choose_examples(train)
 
 
 def choose(results, method, seed, **more):
@@ -43,11 +43,13 @@ def choose(results, method, seed, **more):
     return str(path)
 
 
-def write_fused(path, results, labels):
+def write_fused(path, results, labels, confidence=None):
     """Write fused labels of the training images, in reverse order, and return the path."""
     n = results.n_train
+    confidence = np.linspace(0, 1, n) if confidence is None else confidence
     columns = {field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS}
     columns |= {"image_id": results.image_ids[:n][::-1], "fused_label": labels[::-1]}
+    columns["fused_confidence"] = confidence[::-1].astype(np.float32)
     tables.write(path, columns, tables.FUSED_LABELS)
     return str(path)
 
@@ -88,11 +90,11 @@ def test_the_page_leads_with_the_chosen_model(tmp_path):
     page, text = write(results, selection=choose(results, "flyp", 1, candidates=candidates))
     first = page.sections["accuracy"]
     acc1 = 100 * results.metrics("flyp")[1]["acc1"]
-    assert f"{acc1:.1f}" in first and "flyp (seed 1)" in first
+    assert f"{acc1:.1f}" in first and "flyp (seed 1): a CLIP that was trained" in first
     assert "It <i>agrees</i>." in page.sections["choice"]
     (row,) = page.tables["candidates"][1:]
     assert [cell[0].strip() for cell in row[1:5]] == ["0", "120", "+5.0", "2.0"]
-    assert "latteclip predict results/made photos" in page.sections["next"]
+    assert "latteclip predict results/made new-photos" in page.sections["next"]
     names = [row[0][0] for row in page.tables["headline"][1:]]
     assert ["★" in name for name in names] == [False, True, False]
     assert 'class="shown" data-method="flyp"' in text
@@ -144,7 +146,8 @@ def test_labels_on_pictures_say_what_they_come_from(tmp_path):
     results = Results(tmp_path, labelled=False)
     labels = (results.before[: results.n_train] + 1) % len(CLASSNAMES)
     fused = write_fused(tmp_path / "fused", results, labels)
-    train, chosen = examples_of(results)
+    train, chosen = examples_of(results, fused)
+    assert list(train.confidence[chosen]) == sorted(train.confidence[chosen])[::-1]
     first, second, *_ = (train.image_ids[i] for i in chosen)
     answers = fusion_report.PersonAnswers({first: "stripes", second: None})
     report = str(tmp_path / fusion_report.NAME)

@@ -9,7 +9,6 @@ from latteclip.config.keys import TableSection
 from latteclip.core.tables import FLAGS
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 from latteclip.report import summarize
-from latteclip.report.index_results import IndexSettings
 
 
 def run(dataset, method, seed, acc1, flags=()):
@@ -51,7 +50,7 @@ def summarized(folder, *args, **options):
     """The table, its texts as they are, and the lines of the Markdown."""
     outputs = csv, text, _ = [str(folder / f"s.{kind}") for kind in ("csv", "md", "html")]
     files = [*args, *[[]] * (2 - len(args))]
-    settings = IndexSettings(table=TableSection(baseline="zero_shot"))
+    settings = summarize.IndexSettings(table=TableSection(baseline="zero_shot"))
     summarize.summarize(write_marked(folder), *files, settings, *outputs, **options)
     written = pd.read_csv(csv, dtype=str, keep_default_na=False)
     return written, Path(text).read_text().splitlines()

@@ -10,7 +10,7 @@ from support import records
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.config.keys import GroupsSection
-from latteclip.evaluate import metrics
+from latteclip.evaluate import predictions
 
 HOSTILE = "<script>alert('class')</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(1)>.png'
@@ -100,8 +100,8 @@ class Results:
         scores = np.sort(self.rng.random(ranked.shape))[:, ::-1]
         files = (str(folder / name) for name in ("metrics.json", "predictions.parquet"))
         run = MadeRun(method, seed, *files)
-        index, _ = metrics.read_evaluated_images(self.images, self.dataset)
-        metrics.write(
+        index, _ = predictions.read_evaluated_images(self.images)
+        predictions.write_tested(
             index,
             self.classnames,
             ranked,

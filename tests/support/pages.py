@@ -73,7 +73,11 @@ def write(
     )
     output = results.folder / "report.html"
     inputs = report_dataset.PageFiles(results.images, results.pseudo_labels, **files)
-    report_dataset.report_dataset(inputs, results.runs, settings, str(output))
+    runs = [
+        report_dataset.RunTables(run.method, run.seed, run.metrics, run.train_predictions)
+        for run in results.runs
+    ]
+    report_dataset.report_dataset(inputs, runs, settings, str(output))
     text = output.read_text()
     return Page(text), text
 

@@ -65,7 +65,7 @@ rule evaluate_classifier:
         mem_mb=memory(8_000, per_million=8_000),
         runtime=minutes(15, images_per_second=100),
     params:
-        code=code_of("latteclip.evaluate.evaluate_classifier"),
+        code=code_of("latteclip.evaluate.evaluate"),
         model_files=local_files("method"),
         settings=as_json(jobs.evaluate_classifier, "method"),
         inputs=options("votes", "image_encoders"),

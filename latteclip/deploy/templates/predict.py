@@ -1,5 +1,6 @@
-"""Classify images: python predict.py photo.jpg ... (needs onnxruntime, numpy and Pillow)."""
+"""Classify images, and print the path, class and probability of each with tabs between them."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -47,8 +48,11 @@ def gap(side, inner):  # pixels before the picture, fewer than 0 where it is cut
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photo", nargs="+", help="image file, such as photo.jpg")
+    paths = parser.parse_args().photo
     model = Model(Path(__file__).with_name("model.onnx"))
-    for path in sys.argv[1:]:
+    for path in paths:
         try:
             shares = model(path)[1]
         except OSError as error:  # it is no picture, or a broken one

@@ -1,6 +1,6 @@
 import torch
 
-from latteclip.report import runs
+from latteclip.report import provenance
 
 DAMAGED = {"cut": b'{"s": 61', "zeros": bytes(400), "bytes": b"\xff\xfe", "number": b"7"}
 
@@ -20,10 +20,12 @@ def test_the_last_job_of_each_benchmark_file_counts(tmp_path, caplog):
     for name, content in DAMAGED.items():
         (tmp_path / "benchmarks" / f"{name}.jsonl").write_bytes(content)
     wanted = zip(paths, places.values(), strict=True)
-    wanted = [runs.JobCost(path, *names, 61.5, 98.5, None, None) for path, names in wanted]
-    assert sorted(runs.job_costs(tmp_path), key=lambda job: job.rule) == wanted
+    wanted = [
+        provenance.JobCost(path, *names, 61.5, 98.5, None, None) for path, names in wanted
+    ]
+    assert sorted(provenance.job_costs(tmp_path), key=lambda job: job.rule) == wanted
     assert all(f"{name}.jsonl" in caplog.text for name in DAMAGED)
 
 
 def test_versions_are_those_of_the_packages():
-    assert runs.versions()["torch"] == torch.__version__
+    assert provenance.versions()["torch"] == torch.__version__

@@ -6,9 +6,8 @@ import pytest
 from support.tiny import write_index
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate import metrics as module
+from latteclip.evaluate import predictions as module
 
 N, C = 23, 7
 CLASSNAMES = ["a", "b", "c"]
@@ -32,13 +31,13 @@ SPLITS = ["test", "train", "test", "test", "val", "test"]
 def written(tmp_path, labels, flags=()):
     """What is written of four test images whose predictions are 2, 1, 0, 0."""
     index = write_index(tmp_path / "images.parquet", FILES, SPLITS, labels, CLASSNAMES)
-    images, names = module.read_evaluated_images(index, "set")
+    images, names = module.read_evaluated_images(index)
     ranked = np.array([[2, 0, 1], [1, 2, 0], [0, 1, 2], [0, 2, 1]])
     scores = np.array([[0.75, 0.5, 0.25]] * 4, np.float32)
     predictions, metrics = (
         str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")
     )
-    module.write(
+    module.write_tested(
         images, names, ranked, scores, flags, ("set", "m", 4), predictions, metrics
     )
     table = tables.read(predictions, tables.PREDICTIONS)
@@ -80,13 +79,7 @@ def test_without_test_labels_there_are_predictions_but_no_metrics(tmp_path):
 def test_without_test_images_all_are_evaluated_and_no_label_is_told(tmp_path):
     splits, labels = ["train", "val"] * 3, [0, None, 1, 2, 0, 1]
     index = write_index(tmp_path / "i.parquet", FILES, splits, labels, CLASSNAMES)
-    images, names = module.read_evaluated_images(index, "set")
+    images, names = module.read_evaluated_images(index)
     assert images["image_id"].to_pylist() == FILES and names == CLASSNAMES
     assert images.schema.equals(tables.IMAGES)
     assert images["label"].null_count == images["classname"].null_count == 6
-
-
-def test_a_dataset_without_images_is_refused(tmp_path):
-    index = write_index(tmp_path / "i.parquet", [], [], [], CLASSNAMES)
-    with pytest.raises(UserError, match="set"):
-        module.read_evaluated_images(index, "set")

@@ -1,6 +1,8 @@
-"""Accuracy on the test split, and the files of a run with predictions and metrics.
+"""The files of a run with its predictions and metrics.
 
-A dataset without a test split has predictions for its training images, and no accuracy.
+Predictions for the test split give its accuracy. A dataset without a test split has predictions for
+its training images instead, and no accuracy. Models compare by their predictions for training
+images that they did not learn from.
 """
 
 import logging
@@ -15,9 +17,10 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
-from latteclip.evaluate.results import FIGURES
 
 log = logging.getLogger(__name__)
+MISSING = -1
+FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 
 
 def mean_recall(predictions: npt.NDArray[np.int_], labels: npt.NDArray[np.int_]) -> float:
@@ -28,25 +31,22 @@ def mean_recall(predictions: npt.NDArray[np.int_], labels: npt.NDArray[np.int_])
     return float((hits[is_used] / counts[is_used]).mean())
 
 
-def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, list[str]]:
+def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
     """Read the test split of an IMAGES table, and the C class names.
 
     Where it is empty, all images are evaluated, without their labels.
     """
     table = tables.read(images_path, tables.IMAGES)
     classnames = tables.read_metadata(images_path, IndexMetadata).classnames
-    if len(table) == 0:
-        raise UserError(f"Dataset {dataset} has no image; check its split.")
     tests = table.filter(pc.equal(table["split"], "test"))
     if len(tests):
         return tests, classnames
     unlabelled = table.drop_columns([*tables.LABEL_COLUMNS])
     # The columns that are missing become null.
-    table = pa.concat_tables([tests, unlabelled], promote_options="default")
-    return table, classnames
+    return pa.concat_tables([tests, unlabelled], promote_options="default"), classnames
 
 
-def write(
+def write_tested(
     images: pa.Table,
     classnames: Sequence[str],
     ranked: npt.NDArray[np.int_],
@@ -86,3 +86,53 @@ def write(
         result["mean_per_class_recall"] = mean_recall(ranked[:, 0], labels)
         log.info("%s, %s, seed %d: acc1 %.4f", *run, result["acc1"])
     write_json(metrics_output, result)
+
+
+def write_held_out(
+    path: str,
+    image_ids: pa.ChunkedArray,
+    classes: npt.NDArray[np.integer],
+    classnames: Sequence[str],
+) -> None:
+    """Write TRAIN_PREDICTIONS from image ids and the classes [N] of the images."""
+    columns = {"image_id": image_ids, "prediction": classes.astype(np.int32)}
+    tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(list(classnames)))
+
+
+def read_held_out(path: str, classnames: Sequence[str]) -> pa.Table:
+    """Read TRAIN_PREDICTIONS, or raise UserError if they have other classes."""
+    table = tables.read(path, tables.TRAIN_PREDICTIONS)
+    if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
+        raise UserError(f"{path} has other classes than the image index; rerun its stage.")
+    return table
+
+
+def held_out_predictions(
+    path: str, image_ids: pa.ChunkedArray, classnames: Sequence[str]
+) -> npt.NDArray[np.int_]:
+    """Return the classes [N] of images, MISSING where the model learned from the image."""
+    return classes_of(read_held_out(path, classnames), image_ids)
+
+
+def classes_of(table: pa.Table, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
+    """Return the predictions [N] of images by a table, MISSING where it has none."""
+    rows = pc.index_in(image_ids, table["image_id"])
+    classes = pc.fill_null(pc.take(table["prediction"], rows), MISSING)
+    return np.asarray(classes.to_numpy(), np.int_)
+
+
+def pool_seeds(
+    predictions: Sequence[npt.NDArray[np.int_]], methods: Sequence[str]
+) -> list[npt.NDArray[np.int_]]:
+    """Return predictions [N] of runs, each filled up by those of other seeds of its method.
+
+    Seeds leave out different training images. Where an image is held out for several, the first
+    other one counts.
+    """
+    pooled = []
+    for own, method in zip(predictions, methods, strict=True):
+        for others, other_method in zip(predictions, methods, strict=True):
+            if other_method == method:
+                own = np.where(own == MISSING, others, own)
+        pooled.append(own)
+    return pooled

@@ -1,4 +1,4 @@
-"""Inputs of the pages: splits, versions, and the costs of jobs."""
+"""How results came about: versions, time and memory of jobs, and what captioners were asked."""
 
 import json
 import logging
@@ -9,18 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.compute as pc
-
 from latteclip import __version__
 from latteclip.captions.answers import AnswersMetadata, read_metadata
 from latteclip.core import files, tables
-from latteclip.core.tables import IndexMetadata
 
 log = logging.getLogger(__name__)
-Ints = npt.NDArray[np.int_]
-Floats = npt.NDArray[np.float64]
 PACKAGES = (
     "open_clip_torch",
     "torch",
@@ -31,51 +24,6 @@ PACKAGES = (
     "numpy",
     "pyarrow",
 )
-
-
-@dataclass(frozen=True)
-class RunTables:
-    """Where the results of one run are."""
-
-    method: str
-    seed: int
-    metrics: str
-    train_predictions: str | None = None  # of training images that it left out
-
-
-@dataclass(frozen=True)
-class TrainingImages:
-    """The N training images, in the order of the index, with their pseudo-labels."""
-
-    image_ids: tables.Strings
-    paths: tables.Strings
-    labels: Ints | None  # [N], None where any is unknown
-    pseudo_labels: Ints  # [N]
-    confidence: Floats  # [N]
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-
-def read_training(images: str, pseudo_labels: str) -> tuple[TrainingImages, int, list[str]]:
-    """Read the training images of an index, the number of test images, and the class names."""
-    index = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
-    classnames = tables.read_metadata(images, IndexMetadata).classnames
-    table = index.filter(pc.not_equal(index["split"], "test"))
-    ids = table["image_id"]
-    label, confidence = (
-        tables.lookup_column(pseudo_labels, tables.PSEUDO_LABELS, "image_id", name, ids)
-        for name in ("pseudo_label", "confidence")
-    )
-    labels = table["label"]
-    train = TrainingImages(
-        tables.Strings(ids),
-        tables.Strings(table["path"]),
-        None if labels.null_count or not len(labels) else labels.to_numpy(),
-        label.to_numpy(),
-        confidence.to_numpy().astype(np.float64),
-    )
-    return train, len(index) - len(table), classnames
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from support import records
 
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate.results import Accuracy, Audit
-from latteclip.evaluate.statement import state
+from latteclip.evaluate.results import Accuracy, Audit, largest_error, state
 from latteclip.labels.fusion_report import PersonAnswers
 
 RUN = ("flyp", 0)
@@ -50,3 +49,7 @@ def test_an_audit_of_the_run_comes_first(predictions):
     assert (found.model.value, found.model.n, found.by) == (0.6, 80, "audit")
     other = state(("flyp", 1), predictions, report(30), audit)
     assert (other.model.n, other.by) == (24, "teach")
+
+
+def test_sixty_answers_give_an_accuracy_to_within_thirteen_points():
+    assert 0.12 < largest_error(60) < 0.13
