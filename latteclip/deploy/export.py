@@ -23,11 +23,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.terminal import counted
 from latteclip.deploy import onnx_graph, transformers_clip
-from latteclip.deploy.guaranteed_predictions import (
-    abstention_threshold,
-    run_of,
-    unseen_answers,
-)
+from latteclip.deploy.guaranteed_predictions import run_of
 from latteclip.deploy.predict import Predictor
 from latteclip.evaluate.results import read_metrics
 from latteclip.labels.fusion_report import NAME, read_fusion_report
@@ -69,12 +65,10 @@ def export(
             f"{model} needs features of image encoders beside CLIP, which --format transformers "
             "cannot hold; use --format open_clip or onnx, or another model of the dataset."
         )
-    if folder.is_relative_to(opened.folder.resolve()):
-        raise UserError(f"{destination} lies in the folder of the model; name another one.")
     promise = ""
     metadata = {}
     if abstain is not None:
-        threshold = threshold_of(opened, abstain)
+        threshold = Predictor(opened.folder, device="cpu", abstain=abstain).threshold
         promise = (
             f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
             f"probability, at most {100 * abstain:g} % of all predictions are wrong and not "
@@ -99,13 +93,6 @@ def export(
     classes = counted(len(opened.classnames), "class", "classes")
     log.info("%s: %s as %s.", destination, classes, format)
     return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()
-
-
-def threshold_of(opened: finetuned.FinetunedModel, max_error: float) -> float:
-    """Return the probability below which predictions of a model are abstained from."""
-    answers = unseen_answers(opened, max_error)
-    classify = Predictor(opened.folder, device="cpu")
-    return abstention_threshold(opened, answers, classify, max_error)
 
 
 def _copy_model(opened: finetuned.FinetunedModel, folder: Path) -> None:

@@ -5,8 +5,7 @@ classifier did not learn from. They set the probability below which a prediction
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,6 @@ from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
 Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to `Prediction`s
-
-
-@dataclass(frozen=True)
-class UnseenAnswers:
-    """Answers about m images drawn at random that a model did not learn from."""
-
-    folder: Path  # results of the dataset
-    classes: dict[str, str | None]  # by image_id; None: the image shows none of the classes
-    n_teaching: int  # answered images that were chosen, not drawn
-    # Predictions for them by classifiers that left them out. None: the model's own count.
-    check: Check | None
 
 
 def result_file(name: str, model: Path, option: str) -> Path:
@@ -61,40 +49,30 @@ def run_of(model: Path) -> tuple[Path, str]:
     return run / selection.method / f"seed{selection.seed}", selection.reason
 
 
-def unseen_answers(model: FinetunedModel, max_error: float) -> UnseenAnswers:
-    """Return the answers that check a model, or raise UserError if they are too few."""
-    path = result_file(fusion_report.NAME, model.folder, "--abstain")
-    folder = path.parent
-    answers = fusion_report.read_fusion_report(path).answers
-    index, _ = tables.read_unlabelled(folder / "images.parquet", training=True)
-    require_answers(
-        len(answers.checking), len(index) - answers.n_teaching, max_error, folder
-    )
-    check = _check_of(model, answers, folder)
-    ids = answers.checking
-    if check is None:
-        ids = _require_unseen(model, ids, max_error, folder)
-    classes = {image_id: answers.images[image_id] for image_id in ids}
-    return UnseenAnswers(folder, classes, answers.n_teaching, check)
-
-
 def abstention_threshold(
-    model: FinetunedModel, answers: UnseenAnswers, classify: Classify, max_error: float
+    model: FinetunedModel, classify: Classify, max_error: float
 ) -> float:
     """Return the probability that a prediction needs for the guarantee, and log the guarantee.
 
     With 95 % probability, at most the share `max_error` of all predictions is wrong and not
-    abstained from.
+    abstained from. Raises UserError if too few answers check the model.
     """
-    if answers.check is None:
-        confidence, right = _predicted(model, answers, classify)
+    path = result_file(fusion_report.NAME, model.folder, "--abstain")
+    folder = path.parent
+    answers = fusion_report.read_fusion_report(path).answers
+    index, _ = tables.read_unlabelled(folder / "images.parquet", training=True)
+    most = len(index) - answers.n_teaching
+    require_answers(len(answers.checking), most, max_error, folder)
+    check = _check_of(model, answers, folder)
+    how = "each left out of the classifier that it checks (five folds)"
+    if check is None:
+        ids = _require_unseen(model, answers.checking, max_error, folder)
+        check = _check(
+            model, folder, {name: answers.images[name] for name in ids}, classify
+        )
         how = "which the model was not trained on"
-    else:
-        confidence = answers.check.confidence
-        right = answers.check.right
-        how = "each left out of the classifier that it checks (five folds)"
-    is_wrong = ~np.array(right, dtype=bool)
-    threshold = pac_threshold(np.array(confidence), is_wrong, max_error)
+    is_wrong = ~np.array(check.right, dtype=bool)
+    threshold = pac_threshold(np.array(check.confidence), is_wrong, max_error)
     log.info(
         "Predictions with a probability below %.4f are abstained from: with 95 %% probability, at "
         "most %g %% of all predictions are wrong and not abstained from. This holds for images "
@@ -102,7 +80,7 @@ def abstention_threshold(
         "answers about such images drawn at random, %s.",
         threshold,
         100 * max_error,
-        answers.folder,
+        folder,
         answers.n_teaching,
         len(is_wrong),
         how,
@@ -180,22 +158,19 @@ def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
     return [image for image in ids if image in held_out]
 
 
-def _predicted(
-    model: FinetunedModel, answers: UnseenAnswers, classify: Classify
-) -> tuple[list[float], list[bool]]:
-    """Return the probabilities [m] of a model's predictions, and whether they are right [m]."""
-    paths = tables.lookup(
-        answers.folder / "images.parquet",
-        tables.IMAGES,
-        "image_id",
-        "path",
-        list(answers.classes),
-    )
-    class_of = dict(zip(paths, answers.classes.values(), strict=True))
-    confidence = []
-    right = []
+def _check(
+    model: FinetunedModel,
+    folder: Path,
+    answers: Mapping[str, str | None],
+    classify: Classify,
+) -> Check:
+    """Return the predictions of a model for images with answers, and whether they are right."""
+    index = folder / "images.parquet"
+    paths = tables.lookup(index, tables.IMAGES, "image_id", "path", list(answers))
+    class_of = dict(zip(paths, answers.values(), strict=True))
+    check = Check([], [])
     for prediction in classify(paths):
         [label] = prediction.topk_labels
-        confidence.append(prediction.probability)
-        right.append(model.classnames[label] == class_of[prediction.path])
-    return confidence, right
+        check.confidence.append(prediction.probability)
+        check.right.append(model.classnames[label] == class_of[prediction.path])
+    return check

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.optimize import minimize
@@ -46,6 +47,17 @@ class LabelsMetadata:
     votes: str  # captions, or class scores
     calibration: "Calibration | None"
     latteclip: str = __version__
+
+
+def read_labels(results: str | Path) -> pd.DataFrame:
+    """Return the labels of the training images of results/<dataset>, a row for each image.
+
+    The columns are those of exported labels: `image_id`, `path`, `label` (a person's answer if
+    there is one), `probability`, and what each signal says. Raises UserError before there are
+    labels.
+    """
+    labels: pd.DataFrame = read(Path(results))[0].to_pandas()
+    return labels
 
 
 def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:

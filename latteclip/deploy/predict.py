@@ -28,23 +28,18 @@ from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
 from latteclip.clip.image_encoders import ImageEncoder
 from latteclip.clip.ood import UnknownDetector, load_detector
-from latteclip.core import devices, tables
+from latteclip.core import devices, tables, terminal
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
-from latteclip.deploy.guaranteed_predictions import (
-    abstention_threshold,
-    result_file,
-    unseen_answers,
-)
+from latteclip.deploy.guaranteed_predictions import abstention_threshold, result_file
 
 log = logging.getLogger(__name__)
 BATCH = 256  # images that are encoded at once
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
-MAX_MESSAGE = 1000  # characters: a list may have names of any length
 ROWS = 10_000  # rows in a Parquet row group: small groups would fill the footer
 COLUMNS = pa.schema(
     {
@@ -133,8 +128,7 @@ class Predictor:
         self.detector: UnknownDetector | None = None
         self.threshold: float | None = None
         if abstain is not None:
-            answers = unseen_answers(self.model, abstain)
-            self.threshold = abstention_threshold(self.model, answers, self, abstain)
+            self.threshold = abstention_threshold(self.model, self, abstain)
         if unknown:
             path = result_file(DETECTOR, self.model.folder, "--unknown")
             self.detector = load_detector(path, self.model.classnames)
@@ -165,7 +159,7 @@ class Predictor:
         for (marks, (features, *others)), *beside in zip(*passes, strict=True):
             indices, errors = zip(*marks, strict=True)
             for error in filter(None, errors):
-                log.warning("skipped: %s", one_line(error, MAX_MESSAGE))
+                log.warning("skipped: %s", one_line(error))
             readable = torch.tensor([not error for error in errors])  # [B]
             features = torch.cat(
                 [features, *(beside_clip for _, [beside_clip] in beside)], dim=1
@@ -292,7 +286,8 @@ def predict(
     write(counted(), topk, further)
     abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
     n_skipped = len(files) - n["classified"]
-    log.info("Classified %d images%s, skipped %d.", n["classified"], abstained, n_skipped)
+    images = terminal.counted(n["classified"], "image")
+    log.info("Classified %s%s, skipped %d.", images, abstained, n_skipped)
     return SKIPPED if n_skipped else 0
 
 

@@ -1,6 +1,7 @@
 import json
 import runpy
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -143,24 +144,18 @@ def test_predict_py_knows_names_and_every_kind_of_photograph(model, exported, ph
     assert scores == pytest.approx(head.numpy(), abs=1e-4)
 
 
-def test_another_image_tower_has_an_onnx_form(tmp_path, photos):
+def test_image_encoders_are_in_the_onnx_file_and_not_in_transformers(
+    tmp_path, photos, capsys
+):
+    """And CLIP may have another image tower than a ViT."""
     pytest.importorskip("onnxscript", reason="latteclip[onnx] is not installed")
     clip = clips.load(write_backbone("resnet", tmp_path / "base"), None, CPU)
-    model = tuned(tmp_path / "model", clip)
-    export(str(model), str(tmp_path / "out"), "onnx")
-    assert_onnx_predicts_as_we_do(model, tmp_path / "out", photos)
-
-
-def test_image_encoders_are_in_the_onnx_file_and_not_in_transformers(
-    tmp_path, demo_clip, photos, capsys
-):
-    pytest.importorskip("onnxscript", reason="latteclip[onnx] is not installed")
     change = {"crop_pct": 0.9, "crop_mode": "border", "interpolation": "bilinear"}
     config = {"pretrained_cfg": {"input_size": [3, SIDE, SIDE], **change}}
     names = [write_encoder(tmp_path / "timm", change=config)]
     names.append(write_backbone("siglip", tmp_path / "tower"))
     encoders = [image_encoders.load(name, CPU) for name in names]
-    model = tuned(tmp_path / "model", demo_clip, encoders)
+    model = tuned(tmp_path / "model", clip, encoders)
     words = (model, tmp_path / "out", "--format", "transformers")
     assert "image encoders" in refused(capsys, *words)
     export(str(model), str(tmp_path / "out"), "onnx")
@@ -171,20 +166,36 @@ def test_image_encoders_are_in_the_onnx_file_and_not_in_transformers(
 # --- predict.py ----------------------------------------------------------------------------------
 
 
-def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
-    script = exported("onnx") / "predict.py"
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(Path(photos[0]).read_bytes()[:200])
+def run_without_torch(script, *words):
     hide = "import sys; sys.modules |= dict.fromkeys(['torch', 'open_clip', 'latteclip']); "
     run = "import runpy; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", hide + run, str(script), str(broken), *photos]
-    done = subprocess.run(command, capture_output=True, check=True, encoding="utf-8")
-    assert f"skipped: {broken}" in done.stderr and "Traceback" not in done.stderr
+    command = [sys.executable, "-c", hide + run, str(script), *words]
+    return subprocess.run(command, capture_output=True, check=True, encoding="utf-8")
+
+
+def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
+    """Its graph has a threshold, below which it abstains."""
+    onnx = pytest.importorskip("onnx")
+    out = shutil.copytree(exported("onnx"), tmp_path / "out")
     ours = predictions(model, photos)
+    threshold = statistics.median(one.probability for one in ours)
+    graph = onnx.load(out / "model.onnx")
+    graph.metadata_props.add(key="abstain", value=json.dumps({"threshold": threshold}))
+    onnx.save(graph, out / "model.onnx")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(Path(photos[0]).read_bytes()[:200])
+    done = run_without_torch(out / "predict.py", str(broken), *photos)
+    assert f"skipped: {broken}" in done.stderr and "Traceback" not in done.stderr
     for line, one in zip(done.stdout.splitlines(), ours, strict=True):
         path, classname, probability = line.split("\t")
-        assert (path, classname) == (one.path, one.classname)
+        is_below = one.probability < threshold - 1e-6
+        assert (path, classname) == (one.path, one.classname + " (abstained)" * is_below)
         assert float(probability) == pytest.approx(one.probability, abs=1e-4)
+
+
+def test_predict_py_says_how_it_is_called(exported):
+    done = run_without_torch(exported("onnx") / "predict.py", "--help")
+    assert "photo" in done.stdout and done.stderr == ""
 
 
 # --- what lies beside the weights ----------------------------------------------------------------

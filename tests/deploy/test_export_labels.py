@@ -19,7 +19,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
-from latteclip.deploy.export_labels import export_labels, sanitized
+from latteclip.deploy.export_labels import export_labels, sanitized, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata
 from latteclip.labels.fusion_report import PersonAnswers
 
@@ -198,10 +198,22 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
         ("end. ", "end"),
         ("ü" * 300 + ".png", "ü" * 98 + ".png"),  # 200 bytes
         ("." + "y" * 400, "_" + "y" * 199),
+        ("\U0001f408\u200d\U0001f984.png", "\U0001f408\u200d\U0001f984.png"),  # a joiner
     ],
 )
 def test_a_name_is_one_that_every_system_takes(name, wanted):
     assert sanitized(name) == wanted
+
+
+def test_names_that_are_one_file_on_macos_or_windows_get_a_number():
+    new_name = unique_filenames()
+    names = ["caf\u00e9.png", "cafe\u0301.png", "CAF\u00c9.png", "cafe.png"]
+    assert [new_name(name).partition("_")[2] for name in names] == [
+        "",
+        "2.png",
+        "3.png",
+        "",
+    ]
 
 
 # --- what is left out, and what is refused -------------------------------------------------------

@@ -88,18 +88,21 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(
     assert "pipe.jpg" in caplog.text and "zeros.jpg" in caplog.text
 
 
-def test_the_python_of_the_documents_runs(model, pictures, monkeypatch, tmp_path, capsys):
+def test_the_python_of_the_documents_runs(model, pictures, taken):
     page = (ROOT / "docs" / "python.md").read_text()
-    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
-    [by_predictor] = [block for block in blocks if "Predictor(" in block]
+    first, *blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    assert first in (ROOT / "README.md").read_text()
     [in_open_clip] = [block for block in blocks if "import open_clip" in block]
-    (tmp_path / "results" / "mine").mkdir(parents=True)
-    (tmp_path / "results" / "mine" / "model").symlink_to(model)
-    monkeypatch.chdir(tmp_path)
-    for name, picture in zip(("a.jpg", "b.jpg"), pictures, strict=False):
-        Image.open(picture).save(name)
-    exec(by_predictor, {})
-    assert capsys.readouterr().out.startswith("a.jpg ")
+    (taken.folder / "results").mkdir()
+    (taken.folder / "results" / "mine").symlink_to(taken.folder)
+    (taken.folder / "model").symlink_to(model)
+    (taken.folder / "new-photos").symlink_to(Path(pictures[0]).parent)
+    features = taken.world.features[taken.training].numpy()
+    names = {"image_features": features, "votes_of_a_model": taken.truth}
+    exec(first, names)
+    assert list(names["labels"]["image_id"]) == taken.ids
+    assert [len(one.topk_classnames) for one in names["predictions"]] == [3] * N
+    assert len(names["model"].labels_) == len(taken.ids)
     names = {}
     exec(in_open_clip, names)
     batch = torch.stack([names["preprocess"](Image.open(path)) for path in pictures])
