@@ -145,17 +145,17 @@ def test_predict_py_knows_names_and_every_kind_of_photograph(model, exported, ph
 
 
 def test_image_encoders_are_in_the_onnx_file_and_not_in_transformers(
-    tmp_path, photos, capsys
+    tmp_path, photos, capsys, monkeypatch
 ):
-    """And CLIP may have another image tower than a ViT."""
+    """And CLIP may have another image tower than a ViT, and squash images."""
     pytest.importorskip("onnxscript", reason="latteclip[onnx] is not installed")
-    clip = clips.load(write_backbone("resnet", tmp_path / "base"), None, CPU)
+    squashed = (BACKBONES["resnet"][0], {"resize_mode": "squash"})
+    monkeypatch.setitem(BACKBONES, "squashed", squashed)
+    clip = clips.load(write_backbone("squashed", tmp_path / "base"), None, CPU)
     change = {"crop_pct": 0.9, "crop_mode": "border", "interpolation": "bilinear"}
     config = {"pretrained_cfg": {"input_size": [3, SIDE, SIDE], **change}}
-    names = [write_encoder(tmp_path / "timm", change=config)]
-    names.append(write_backbone("siglip", tmp_path / "tower"))
-    encoders = [image_encoders.load(name, CPU) for name in names]
-    model = tuned(tmp_path / "model", clip, encoders)
+    name = write_encoder(tmp_path / "timm", change=config)
+    model = tuned(tmp_path / "model", clip, [image_encoders.load(name, CPU)])
     words = (model, tmp_path / "out", "--format", "transformers")
     assert "image encoders" in refused(capsys, *words)
     export(str(model), str(tmp_path / "out"), "onnx")
