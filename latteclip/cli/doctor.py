@@ -19,7 +19,7 @@ import requests
 from huggingface_hub import constants, try_to_load_from_cache
 
 from latteclip import __version__
-from latteclip.cli import runs
+from latteclip.cli.status import output_of
 from latteclip.config import checks, layers
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
@@ -214,9 +214,7 @@ def hub() -> Iterator[Finding]:
 def _import(code: str) -> dict[str, Any]:
     """Return the JSON that code prints last in a new interpreter."""
     remedy = "run make install again"
-    lines = runs.output_of(
-        sys.executable, "-c", code, remedy=remedy, timeout=IMPORT_TIMEOUT
-    )
+    lines = output_of(sys.executable, "-c", code, remedy=remedy, timeout=IMPORT_TIMEOUT)
     return dict(json.loads(lines[-1]))
 
 

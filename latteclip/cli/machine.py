@@ -6,12 +6,11 @@ Only this file reads attributes of Snakemake's workflow object for which there i
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from snakemake.settings.enums import Quietness
 
-from latteclip.cli import run_terminal, runs
+from latteclip.cli import messages
 from latteclip.cli.rules import workflow_errors
 from latteclip.config import checks, jobs, layers
 from latteclip.config.layers import parse_yaml
@@ -166,9 +165,8 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
             checks.refuse_unready(run)
     os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
     if machine.prints:
-        runs.drop_backups(Path(".snakemake"))
         if not workflow.output_settings.verbose:
-            run_terminal.shorten(lambda: workflow.dryrun)
+            messages.shorten(lambda: workflow.dryrun)
         # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
         if machine.is_here and machine.runs_jobs:
             with workflow_errors():

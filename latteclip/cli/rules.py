@@ -40,16 +40,27 @@ def one_of(names: Iterable[str]) -> str:
 
 def options(*names: str) -> OfJob:
     """Return a parameter: inputs that may be absent, as options of the command."""
+    return lambda wildcards, input: _options(input, names)
 
-    def answer(wildcards: Any, input: Any) -> str:
-        files = {name: input[name] for name in names}
-        return " ".join(
-            f"--{name.replace('_', '-')} {file}"
-            for name, of_name in files.items()
-            for file in ([of_name] if isinstance(of_name, str) else of_name)
-        )
 
-    return answer
+def output_options(*names: str) -> OfJob:
+    """Return a parameter: outputs as options of the command."""
+    return lambda wildcards, output: _options(output, names)
+
+
+def _options(files: Any, names: Iterable[str]) -> str:
+    words: list[str] = []
+    for name in names:
+        paths = [files[name]] if isinstance(files[name], str) else files[name]
+        words += (f"--{name.replace('_', '-')} {path}" for path in paths)
+    return " ".join(words)
+
+
+def part(wildcards: Any) -> str:
+    """Return a parameter: the option with the shard or the labeller of a job of captions."""
+    if "shard" in wildcards.keys():
+        return f"--shard {wildcards.shard}/{wildcards.shards}"
+    return f"--labeller {wildcards.labeller}" if "labeller" in wildcards.keys() else ""
 
 
 def file_names(*names: str) -> OfJob:

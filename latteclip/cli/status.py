@@ -6,18 +6,23 @@ dry run no finished jobs.
 """
 
 import json
+import logging
+import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from latteclip.cli import runs
 from latteclip.cli.commands import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
+from latteclip.core.files import is_running, read_object, write_json
 from latteclip.core.terminal import counted, for_terminal, one_line, paint
 
 RESULTS = Path("results")
@@ -25,7 +30,14 @@ SHARED = "all datasets"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
+LOCKS = Path(".snakemake/locks")
+LOCK_NOTE = Path(".snakemake/latteclip_run.json")
+TIMEOUT = 30  # seconds: a busy controller answers slowly
+# Fields of `squeue --format`. The executor writes rule and wildcards into the comment.
+FIELDS = ("%i", "%T", "%r", "%M", "%l", "%Z", "%k")
+RULE = re.compile(r"(?:rule|group)_(.+?)(?:_wildcards_(.+))?")
 Job = dict[str, Any]  # see `summary`
+log = logging.getLogger(__name__)
 
 
 def status(
@@ -83,14 +95,14 @@ def _options(
 
 def _lock() -> Iterator[str]:
     program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
-    if sentence := runs.describe_lock(f"{program} --unlock"):
+    if sentence := describe_lock(f"{program} --unlock"):
         yield f"{paint('lock', 'bold', sys.stdout)}: {sentence}\n"
 
 
 def _queue() -> Iterator[str]:
     title = paint("SLURM queue", "bold", sys.stdout)
     try:
-        if jobs := runs.queue():
+        if jobs := queue():
             yield f"{title}: {counted(len(jobs), 'job')}"
         yield from (f"  job {job.id:9}  {job.name:40}  {job.state}" for job in jobs)
     except UserError as error:
@@ -168,6 +180,87 @@ def _table(jobs: Sequence[Job]) -> Iterator[str]:
             coloured = paint(f"{state:7}", COLOURS[state], sys.stdout)
             yield f"  {coloured}  {rule:22}  {run:34}  {why}".rstrip()
         yield ""
+
+
+# Other runs in this folder: Snakemake's lock, and jobs in SLURM's queue.
+
+
+def note_run() -> None:
+    """Note which process the lock of the current folder belongs to: the lock itself does not."""
+    write_json(LOCK_NOTE, {"host": socket.gethostname(), "process": os.getpid()})
+
+
+def describe_lock(unlock: str) -> str | None:
+    """Return the sentence on the lock of the current folder, with the command that removes it."""
+    if not any(LOCKS.glob("*.lock")):
+        return None
+    run = read_object(LOCK_NOTE, ("host", "process")) if LOCK_NOTE.is_file() else {}
+    if run.get("host") == socket.gethostname() and is_running(int(run["process"])):
+        return f"A run works in this folder: process {run['process']} on this machine."
+    return f"A run works here from another machine, or was killed: then remove the lock: {unlock}"
+
+
+class QueuedJob(NamedTuple):
+    """A job of a workflow that waits or runs."""
+
+    id: str
+    name: str  # rule and wildcards
+    state: str  # waits: Resources
+
+
+def queue() -> list[QueuedJob]:
+    """Return the jobs of workflows in this folder, or raise UserError if SLURM does not answer."""
+    if shutil.which("squeue") is None:
+        return []
+    jobs = []
+    lines = output_of(
+        "squeue",
+        "--me",
+        "--noheader",
+        "--format",
+        "\t".join(FIELDS),
+        remedy="is the cluster up?",
+    )
+    for line in lines:
+        number, state, reason, elapsed, limit, working_folder, comment = line.split("\t")
+        rule = RULE.fullmatch(comment)
+        if rule and Path(working_folder).resolve() == Path.cwd():
+            runs = f"{state.lower()} for {elapsed} of {limit}"
+            text = f"waits: {reason}" if state == "PENDING" else runs
+            jobs.append(QueuedJob(number, " ".join(filter(None, rule.groups())), text))
+    return jobs
+
+
+def refuse_second_run() -> None:
+    """Raise UserError where jobs of another run still work in the current folder."""
+    try:
+        jobs = queue()
+    except UserError as error:
+        log.warning("Jobs of earlier runs were not looked for: %s", error)
+        return
+    if jobs:
+        number, name, state = jobs[0]
+        raise UserError(
+            f"SLURM still has {len(jobs)} jobs of another run in this folder, the first is {name} "
+            f"(job {number}, {state}). Wait for that run; if its snakemake is gone, wait for the "
+            f"jobs or end them: scancel {' '.join(job.id for job in jobs)}"
+        )
+
+
+def output_of(*command: str, remedy: str, timeout: float = TIMEOUT) -> list[str]:
+    """Return the lines that a program prints, or raise UserError with the last one if it fails."""
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=True
+        )
+    except subprocess.TimeoutExpired:
+        problem = f"no answer in {timeout} s"
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr.strip() or error.stdout.strip()).splitlines()
+        problem = lines[-1].strip() if lines else f"exit status {error.returncode}"
+    else:
+        return run.stdout.splitlines()
+    raise UserError(f"{Path(command[0]).name} fails ({problem}); {remedy}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ def refuse_unwritable() -> None:
 
 def refuse_unready(run: Run) -> None:
     """Raise UserError for the first contradiction, missing file or unknown name of a run."""
-    _refuse_ambiguous_labellers(run)
     for dataset in run.datasets:
         for problem in _problems(dataset):
             raise UserError(f"Dataset {dataset.name}: {problem}")
@@ -117,16 +116,11 @@ def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
     """Check that a list, examples or the folders of images name the classes of a dataset."""
     split = dataset.keys.split
     file = os.path.join(folder, CLASSES)
-    alike = [name for name in sorted(os.listdir(folder)) if name.lower() == CLASSES]
-    if alike and CLASSES not in alike:
-        yield f"{os.path.join(folder, alike[0])} is not read; rename it to {CLASSES}."
-    if os.path.isfile(file):
+    if os.path.isfile(file) and os.access(file, os.R_OK):  # if not, index_images says why
         try:
             clean_classnames(lines_of(file), split.classname_replace)
         except UserError as error:
             yield f"{file}: {error}"
-        except OSError:  # index_images says why it cannot be read
-            return
     if os.path.lexists(file) or split.examples:
         return
     folders = sorted(class_folders(images))
@@ -164,20 +158,6 @@ def class_folders(folder: str) -> set[str]:
     return names.union(*(folders_in(f"{folder}/{split}") for split in splits)) - splits
 
 
-def _refuse_ambiguous_labellers(run: Run) -> None:
-    """Raise UserError for labellers of one name that different rules would write."""
-    first: dict[str, Labeller] = {}
-    for dataset in run.datasets:
-        for labeller in dataset.own_labellers:
-            other = first.setdefault(labeller.name, labeller)
-            if other.asks != labeller.asks:
-                raise UserError(
-                    f"The labeller {labeller.name} is of kind {other.kind} in dataset "
-                    f"{other.dataset.name} and of kind {labeller.kind} in dataset {dataset.name}; "
-                    "give one of them another name."
-                )
-
-
 def _labellers(dataset: Dataset) -> Iterator[str]:
     """Check the models and the files of labellers, and that no two are the same."""
     tables: dict[str, str] = {}
@@ -197,15 +177,19 @@ def _labellers(dataset: Dataset) -> Iterator[str]:
 
 
 def _labeller(labeller: Labeller) -> Iterator[str]:
-    """Check the file of a labeller, or its CLIP model, which is not the one that is adapted."""
-    if labeller.file is not None and not os.path.isfile(labeller.file):
-        yield f"file {labeller.file} is not a file."
-    if labeller.clip is None:
-        return
-    if labeller.clip == labeller.dataset.keys.clip:
-        model = labeller.clip.model
-        yield f"model {model} is clip.model, whose scores count anyway; name another."
-    yield from _clip(labeller.clip)
+    """Check the file of a labeller, or the names of its CLIP model."""
+    if labeller.file is not None:
+        yield from _file("file", labeller.file)
+    if labeller.clip is not None:
+        yield from _clip(labeller.clip)
+
+
+def _file(key: str, path: str) -> Iterator[str]:
+    """Check a user's file. Snakemake would go on with a table that was made of another."""
+    if not os.path.isfile(path):
+        yield f"{key} {path} is not a file."
+    elif "{" in path:
+        yield f"{key} {path} has a brace, which Snakemake takes for a wildcard; rename the file."
 
 
 def _methods(dataset: Dataset) -> Iterator[str]:
@@ -286,7 +270,7 @@ def _asked(asking: Asking) -> Iterator[str]:
     """Check that a captioner can do what it is asked for: its engine, model, lengths and files."""
     asker = asking.asker
     values, engine = asker.captioner, asker.engine
-    name, model, longest = values.engine, values.model, values.max_model_len
+    name, model = values.engine, values.model
     needed = _needed_by(asking)
     if asking.kind == SCORES:
         yield from _scores(asker)
@@ -297,14 +281,8 @@ def _asked(asking: Asking) -> Iterator[str]:
         key, file = f"captioner.{kind}_file", getattr(values, f"{kind}_file")
         if file is None:
             yield f"captioner.engine file needs {key}{needed}; set it, or another engine."
-        # Snakemake would go on with a table that was made of another file.
-        elif not os.path.isfile(file):
-            yield f"{key} {file} is not a file."
-    if engine.loads_model and values.max_new_tokens >= longest:
-        yield (
-            f"captioner.max_new_tokens {values.max_new_tokens} leave no room for a picture within "
-            f"captioner.max_model_len {longest}; lower the first or raise the second."
-        )
+        else:
+            yield from _file(key, file)
     is_of_hub = "/" in model and not hub_names.is_folder(model)
     if engine.loads_model and not is_of_hub and not os.path.isdir(model):
         yield (

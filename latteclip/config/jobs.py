@@ -95,6 +95,11 @@ def captioner(asker: Asker) -> Settings:
     return asker.captioner.model_dump()
 
 
+def score_prompt(asker: Asker) -> str:
+    """Return the question before a class's text; a multiple choice has questions of its own."""
+    return asker.prompts.image if asker.scores.kind == "likelihood" else ""
+
+
 def person_answers(asker: Asker, kind: str) -> str:
     """Return the option with a person's answers if a captioner is not asked about all images.
 
@@ -209,6 +214,26 @@ def write_votes(labeller: Labeller) -> Settings:
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
     """Return the features by image encoders beside CLIP."""
     return [f"{dataset.results}/image_encoders/{encoder}.parquet" for encoder in encoders]
+
+
+def features_of_method(method: Method) -> Paths:
+    """Return the features by the image encoders by which a method classifies."""
+    return image_features(method.dataset, method.encoders)
+
+
+def class_scores(dataset: Dataset) -> Paths:
+    """Return the captioner's class scores, if the run has some."""
+    return [f"{dataset.results}/class_scores.parquet"] if dataset.keys.scores.kind else []
+
+
+def encoded_examples(dataset: Dataset) -> Paths:
+    """Return the features of the images in `split.examples`."""
+    return [f"{dataset.results}/examples.parquet"] if dataset.keys.split.examples else []
+
+
+def judging_votes(dataset: Dataset) -> Paths:
+    """Return the votes that judge models."""
+    return [f"{dataset.results}/votes.parquet"] if dataset.can_be_judged else []
 
 
 def teaching_answers(dataset: Dataset) -> Paths:
@@ -428,6 +453,19 @@ def others(run: Run) -> str:
     """
     is_main = not run.suffix and run.keys.limit is None
     return f"--others {run.place('results/')}" if is_main else ""
+
+
+def taught_reports(run: Run) -> Paths:
+    """Return the reports on fused labels about which a person answered."""
+    fused = [each for each in run.datasets if each.reads_fused_labels]
+    return [f"{d.results}/fused_labels.json" for d in fused if teaching_answers(d)]
+
+
+def asked_labellers(run: Run) -> Paths:
+    """Return the tables of captioners' answers from which labels are fused."""
+    fused = [each for each in run.datasets if each.reads_fused_labels]
+    tables = [labeller.answers for each in fused for labeller in each.labellers]
+    return [table for table in tables if table]
 
 
 def overview(run: Run) -> str:

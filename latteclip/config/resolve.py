@@ -83,12 +83,6 @@ class Run:
                 raise UserError(
                     f"{sentence} For your own images add image_dir=path/to/photos."
                 )
-            limited = f"{name}{self.limit_suffix}"
-            if self.keys.limit is not None and limited in known:
-                raise UserError(
-                    f"A limit of {self.keys.limit} would write to results/{limited}, which is a "
-                    "dataset of its own; choose another limit."
-                )
         return [f"{name}{self.limit_suffix}" for name in chosen]
 
     def _take_folder(self, asked: list[str], known: dict[str, Any]) -> None:

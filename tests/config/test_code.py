@@ -32,31 +32,6 @@ def test_imports_of_every_form_are_followed(package):
     assert found == {f"latteclip.{name}" for name in names}
 
 
-def test_the_code_of_a_stage_changes_with_its_modules_and_templates_alone(
-    package, tmp_path
-):
-    package("a.stage", "from latteclip.a import other, render\n")
-    package("a.other")
-    package("a.render")
-    templates = tmp_path / "latteclip" / "a" / "templates"
-    templates.mkdir()
-    package("a.stranger")
-
-    def digest():
-        code.code_of.cache_clear()
-        code._imports.cache_clear()
-        return code.code_of("latteclip.a.stage")
-
-    first = digest()
-    package("a.stranger", "x = 1\n")
-    assert digest() == first
-    package("a.other", "x = 1\n")
-    second = digest()
-    assert second != first
-    (templates / "page.html").write_text("<p>")
-    assert digest() != second
-
-
 EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "evaluate.predictions": ("evaluate.evaluate", "train.finetune"),

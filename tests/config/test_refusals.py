@@ -102,7 +102,6 @@ MISTAKES = [
     ({"limit": 0}, "limit"),
     (method(like="flyp") | {"methods": {"My-Method": {}}}, "My-Method .*lower-case"),
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
-    ({"limit": 8, "datasets": {"demo_8": {"source": {"folder": "."}}}}, "demo_8"),
     ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
     ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
     ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective "),
@@ -129,7 +128,6 @@ MISTAKES = [
     (method(like="flyp", pseudo_labels="lmm"), "own.*lmm are class scores"),
     (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
     (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
-    ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
     (
         {"method": "image_prototypes_encoders"},
         "image_prototypes_encoders.*image_encoders",
@@ -192,13 +190,6 @@ MISTAKES = [
         r"labeller a, file no\.csv",
     ),
     (labellers({**CLIP, "model": "ViT-Z"}), r"labeller a, clip\.model ViT-Z"),
-    (
-        {
-            **labellers({**CLIP, "model": "hf-hub:an/clip"}),
-            "clip": {"model": "hf-hub:an/clip"},
-        },
-        r"labeller a, model hf-hub:an/clip is clip\.model",
-    ),
     (labellers({**WORDS, "model": "nowhere"}), r"labeller words, captioner\.model"),
     (labellers({**WORDS, "engine": "file"}), r"labeller words, .*captioner\.images_file"),
     (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
@@ -249,22 +240,11 @@ def test_classes_are_named_in_a_file_or_by_folders_of_which_a_person_says_so(
     check(**FOLDER)  # the layout says so
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("classes.txt", "", r"classes\.txt: .*at least two"),
-        ("classes.txt", "\ufeff \r\n", r"classes\.txt: .*at least two"),
-        ("classes.txt", "cat\n", r"classes\.txt: .*at least two"),
-        ("classes.txt", "cat\nCat\ndog\n", r"classes\.txt: .*'Cat'"),
-        ("Classes.TXT", "cat\ndog\n", r"Classes\.TXT is not read"),
-    ],
-    ids=repr,
-)
-def test_a_list_of_classes_that_no_run_can_use(refused, photos, name, content, message):
+@pytest.mark.parametrize("content", ["", "\ufeff \r\n", "cat\n", "cat\nCat\ndog\n"])
+def test_a_list_of_classes_that_no_run_can_use(refused, photos, content):
     (photos / "dcim").mkdir()
-    (photos / "classes.txt").unlink()
-    (photos / name).write_text(content, encoding="utf-8")
-    refused(f"photos/{message}", **FOLDER)
+    (photos / "classes.txt").write_text(content, encoding="utf-8")
+    refused(r"photos/classes\.txt: ", **FOLDER)
 
 
 def test_an_engine_is_asked_for_what_it_can(check, refused):

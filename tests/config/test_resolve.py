@@ -146,15 +146,6 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
     assert len(keys.template) > 3
 
 
-def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path):
-    folder = {"dataset": "mine", "image_dir": str(tmp_path)}
-    plain = configured(config, **folder).datasets[0].keys.prompts
-    one = {"prompts": {"image": "Which?"}}
-    for given in ({"datasets": {"mine": one}}, one):
-        found = configured(config, **folder, **given).datasets[0].keys.prompts
-        assert found == plain.model_copy(update={"image": "Which?"})
-
-
 def test_one_job_reads_captions_of_ones_own(config):
     shards = {"compute": {"shards": 3}}
     for captioner, n in (({"engine": "openai"}, 3), ({"engine": "file"}, 1)):

@@ -218,6 +218,27 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
     assert planned(edited, *([] if change else [name])) == wanted
 
 
+LEFT_MISSING = {
+    "captions/images.parquet": {"caption_images": 1, **NEW_CAPTIONS},
+    "flyp/seed0/model": {"finetune": 1, "evaluate": 1, **COLLECTED},
+}
+
+
+@pytest.mark.parametrize("name", LEFT_MISSING)
+def test_a_failed_job_leaves_what_follows_from_its_earlier_result_stale(finished, name):
+    """Snakemake removes the result before the job, and keeps what was made of it."""
+    path = finished.root / RESULTS / name
+    aside = path.rename(path.with_name("aside"))
+    try:
+        assert planned(finished) == LEFT_MISSING[name]
+        status = finished.latteclip("status", "demo").stdout
+    finally:
+        aside.rename(path)
+    rule = next(iter(LEFT_MISSING[name]))
+    assert re.search(rf"missing +{rule} ", status)
+    assert re.search(r"stale +report_dataset .*an earlier stage will run", status)
+
+
 def test_captions_that_were_removed_are_made_again_without_an_engine(finished):
     names = [f"{RESULTS}/captions/{kind}.parquet" for kind in ("images", "groups")]
     before = {name: (finished.root / name).read_bytes() for name in names}

@@ -42,7 +42,7 @@ rule caption_images:
         answers=of(jobs.person_answers, "asker", kind="images"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store=of(jobs.answer_store, kind="images"),
-        part="",
+        part=part,
     shell:
         "latteclip caption-images --images {input.images} {params.inputs} {params.answers}"
         " --prompt {params.prompt:q} --captioner {params.captioner:q} --store {params.store}"
@@ -58,8 +58,6 @@ use rule caption_images as caption_images_shard with:
         "results/{dataset}/benchmarks/caption_images-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
         dataset=SHARDED,
-    params:
-        part="--shard {shard}/{shards}",
 
 
 use rule caption_images as caption_images_labeller with:
@@ -76,8 +74,6 @@ use rule caption_images as caption_images_labeller with:
                 run, lambda each: each.is_by_own_job and each.asks == "captions"
             )
         ),
-    params:
-        part="--labeller {labeller}",
 
 
 rule caption_groups:
@@ -110,7 +106,7 @@ rule caption_groups:
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="groups"),
         store=of(jobs.answer_store, kind="groups"),
-        part="",
+        part=part,
     shell:
         "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --prompt {params.prompt:q} --groups {params.groups:q}"
@@ -128,8 +124,6 @@ use rule caption_groups as caption_groups_shard with:
         "results/{dataset}/benchmarks/caption_groups-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
         dataset=SHARDED,
-    params:
-        part="--shard {shard}/{shards}",
 
 
 rule score_classes:
@@ -161,16 +155,11 @@ rule score_classes:
         captioner=as_json(jobs.captioner, "asker"),
         scores=as_json(lambda asker: asker.scores, "asker"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
-        prompt=of(
-            lambda asker: (
-                asker.prompts.image if asker.scores.kind == "likelihood" else ""
-            ),
-            "asker",
-        ),
+        prompt=of(jobs.score_prompt, "asker"),
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="scores"),
         store=of(jobs.answer_store, kind="scores"),
-        part="",
+        part=part,
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --class-embeddings {input.class_embeddings} {params.inputs} {params.answers}"
@@ -190,8 +179,6 @@ use rule score_classes as score_classes_shard with:
         "results/{dataset}/benchmarks/score_classes-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
         dataset=SHARDED,
-    params:
-        part="--shard {shard}/{shards}",
 
 
 use rule score_classes as score_classes_labeller with:
@@ -208,8 +195,6 @@ use rule score_classes as score_classes_labeller with:
                 run, lambda each: each.is_by_own_job and each.asks == "scores"
             )
         ),
-    params:
-        part="--labeller {labeller}",
 
 
 rule gather_captions:
@@ -224,8 +209,7 @@ rule gather_captions:
         dataset=SHARDED,
         table="captions/images|captions/groups|class_scores",
     resources:
-        mem_mb=memory(4_000, per_million=4_000),
-        runtime=minutes(10, images_per_second=1_000),
+        **LIGHT,
     params:
         code=code_of("latteclip.captions.caption"),
     shell:

@@ -11,9 +11,9 @@ IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
-from latteclip.cli.handlers import Handlers
 from latteclip.cli.machine import Machine, load
-from latteclip.cli.rules import Rules, file_names, one_of, options
+from latteclip.cli.messages import Handlers
+from latteclip.cli.rules import Rules, file_names, one_of, options, output_options, part
 from latteclip.config import jobs, resources
 from latteclip.config.code import code_of, engine_code, training_code
 
@@ -53,6 +53,17 @@ if machine.runs_one_job:  # a job of a cluster, whose nodes have no internet
 def datasets_with(is_wanted):
     """Return a wildcard constraint: the datasets of the run that are wanted."""
     return one_of(each.name for each in run.datasets if is_wanted(each))
+
+
+# Resources of jobs that read tables, and of those that encode each image once.
+LIGHT = {
+    "mem_mb": memory(4_000, per_million=4_000),
+    "runtime": minutes(10, images_per_second=1_000),
+}
+ENCODES = {
+    "mem_mb": memory(6_000, per_million=8_000, loads_images=True),
+    "runtime": minutes(15, images_per_second=100),
+}
 
 
 wildcard_constraints:

@@ -53,8 +53,6 @@ rule propose_classes:
         "results/{dataset}/proposed_classes.parquet",
     log:
         "results/{dataset}/logs/propose_classes.log",
-    benchmark:
-        "results/{dataset}/benchmarks/propose_classes.jsonl"
     wildcard_constraints:
         dataset=DISCOVERING,
     priority: FIRST
@@ -78,14 +76,11 @@ rule discover_classes:
         proposal="results/{dataset}/discovery.json",
     log:
         "results/{dataset}/logs/discover_classes.log",
-    benchmark:
-        "results/{dataset}/benchmarks/discover_classes.jsonl"
     wildcard_constraints:
         dataset=PROPOSING,
     priority: FIRST
     resources:
-        mem_mb=memory(4_000, per_million=4_000),
-        runtime=minutes(10, images_per_second=1_000),
+        **LIGHT,
     params:
         code=code_of("latteclip.discover.discover_classes"),
         actions=options("actions"),

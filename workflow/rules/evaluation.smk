@@ -17,15 +17,12 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=one_of(
-            run.methods_with(lambda objective: objective.trains or objective.averages)
-        ),
+        method=f"{TRAINED}|{AVERAGED}",
     priority: EARLY
     threads: threads_of()
     resources:
         **on_gpus(),
-        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
-        runtime=minutes(15, images_per_second=100),
+        **ENCODES,
     params:
         code=code_of("latteclip.evaluate.evaluate"),
         settings=as_json(jobs.evaluate, "method", "seed"),
@@ -46,10 +43,7 @@ rule evaluate_classifier:
         classifier=of(jobs.classifier, "method"),
         models=notes("method"),
         votes=when("results/{dataset}/votes.parquet", READS_FUSED, "method"),
-        image_encoders=of(
-            lambda method: jobs.image_features(method.dataset, method.encoders),
-            "method",
-        ),
+        image_encoders=of(jobs.features_of_method, "method"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -90,8 +84,7 @@ rule score_audit:
     log:
         "results/{dataset}/logs/score_audit.log",
     resources:
-        mem_mb=memory(4_000, per_million=4_000),
-        runtime=minutes(10, images_per_second=1_000),
+        **LIGHT,
     params:
         code=code_of("latteclip.audit.score"),
         runs=as_json(jobs.audited_runs),
@@ -106,9 +99,7 @@ rule select_model:
         metrics=each("metrics", jobs.candidates),
         train_predictions=each("train_predictions", jobs.candidates),
         models=each("model", jobs.candidates),
-        votes=when(
-            "results/{dataset}/votes.parquet", lambda dataset: dataset.can_be_judged
-        ),
+        votes=of(jobs.judging_votes),
         audit=of(jobs.audit),
     output:
         selection=f"results/{{dataset}}/selection{SUFFIX}.json",
@@ -118,8 +109,7 @@ rule select_model:
     benchmark:
         "results/{dataset}/benchmarks/select_model.jsonl"
     resources:
-        mem_mb=memory(4_000, per_million=4_000),
-        runtime=minutes(10, images_per_second=1_000),
+        **LIGHT,
     params:
         code=code_of("latteclip.evaluate.select_model"),
         candidates=as_json(jobs.candidates),

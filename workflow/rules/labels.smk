@@ -1,4 +1,58 @@
-# Labels of the training images, and classifiers, by zero-shot scores, image features and labellers.
+# Zero-shot pseudo-labels and image features of all splits, labels of the training images and classifiers
+# by zero-shot scores, image features and labellers, and what belongs to no class.
+
+
+rule pseudo_label_images:
+    input:
+        images="results/{dataset}/images.parquet",
+        models=notes(),
+    output:
+        labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+    log:
+        "results/{dataset}/logs/pseudo_label_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/pseudo_label_images.jsonl"
+    priority: FIRST
+    threads: threads_of()
+    resources:
+        **on_gpus(),
+        **ENCODES,
+    params:
+        code=code_of("latteclip.labels.pseudo_label_images"),
+        model_files=local_files(),
+        settings=as_json(jobs.pseudo_label_images),
+    shell:
+        "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
+        " --output {output.labels} --class-embeddings {output.class_embeddings}"
+        " --threads {threads} --log {log}"
+
+
+rule score_unknown:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        class_scores=of(jobs.class_scores),
+        answers=users(of(jobs.teaching_answers)),
+    output:
+        scores="results/{dataset}/unknown.parquet",
+        detector="results/{dataset}/classifiers/unknown.safetensors",
+    log:
+        "results/{dataset}/logs/score_unknown.log",
+    benchmark:
+        "results/{dataset}/benchmarks/score_unknown.jsonl"
+    resources:
+        mem_mb=memory(8_000, per_million=8_000),
+        runtime=minutes(15, images_per_second=100),
+    params:
+        code=code_of("latteclip.labels.score_unknown"),
+        settings=as_json(lambda dataset: dataset.keys.unknown),
+        scores=options("class_scores", "answers"),
+    shell:
+        "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --class-embeddings {input.class_embeddings} {params.scores} --settings {params.settings:q}"
+        " --output {output.scores} --detector {output.detector} --log {log}"
 
 
 # The files that labels are made of, by name.
@@ -12,10 +66,7 @@ FUSED_LABEL_FILES = {
     **LABEL_FILES,
     "adapted": "results/{dataset}/classifiers/adapted.safetensors",
     "answers": users(of(jobs.teaching_answers)),
-    "examples": when(
-        "results/{dataset}/examples.parquet",
-        lambda dataset: dataset.keys.split.examples,
-    ),
+    "examples": of(jobs.encoded_examples),
 }
 
 
@@ -55,13 +106,10 @@ rule encode_images:
     threads: threads_of()
     resources:
         **on_gpus(),
-        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
-        runtime=minutes(15, images_per_second=100),
+        **ENCODES,
     params:
         code=code_of("latteclip.labels.encode_images"),
-        model_files=of(
-            lambda encoder: jobs.local_files([run.encoders[encoder]]), "encoder"
-        ),
+        model_files=of(lambda name: jobs.local_files([run.encoders[name]]), "encoder"),
         settings=as_json(jobs.encode_images, "dataset", "encoder"),
     shell:
         "latteclip encode-images --images {input.images} --settings {params.settings:q}"
@@ -101,8 +149,7 @@ rule encode_examples:
     threads: threads_of()
     resources:
         **on_gpus(),
-        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
-        runtime=minutes(15, images_per_second=100),
+        **ENCODES,
     params:
         code=code_of("latteclip.labels.encode_images"),
         examples=of(jobs.example_images),
@@ -138,8 +185,7 @@ rule write_votes:
     threads: threads_of()
     resources:
         **on_gpus(of(resources.votes_gpus, "labeller")),
-        mem_mb=memory(6_000, per_million=8_000, loads_images=True),
-        runtime=minutes(15, images_per_second=100),
+        **ENCODES,
     params:
         code=code_of("latteclip.labels.write_votes"),
         model_files=local_files("labeller"),
@@ -183,10 +229,7 @@ rule fuse_labels:
         labellers=as_json(jobs.labellers),
         files=file_names(*FUSED_LABEL_FILES),
         image_encoders=options("image_encoders"),
-        encoders_prototypes=lambda wildcards, output: " ".join(
-            f"--{name.replace('_', '-')} {output[name]}"
-            for name in ENCODERS_CLASSIFIER
-        ),
+        encoders_prototypes=output_options(*ENCODERS_CLASSIFIER),
     shell:
         "latteclip fuse-labels --files {params.files:q} --labellers {params.labellers:q}"
         " {params.image_encoders} {params.encoders_prototypes}"

@@ -31,13 +31,11 @@ rule report_dataset:
             f"results/{{dataset}}/report{SUFFIX}.html",
             caption="../report/dataset.rst",
             category="Datasets",
-            labels={"what": "page of a dataset", "dataset": "{dataset}"},
         ),
     log:
         "results/{dataset}/logs/report_dataset.log",
     resources:
-        mem_mb=memory(4_000, per_million=4_000),
-        runtime=minutes(10, images_per_second=1_000),
+        **LIGHT,
     params:
         code=code_of("latteclip.report.report_dataset"),
         files=file_names(*PAGE_FILES),
@@ -48,40 +46,25 @@ rule report_dataset:
         " --settings {params.settings:q} --output {output} --log {log}"
 
 
-FUSED = [dataset for dataset in run.datasets if dataset.reads_fused_labels]
-
-
 rule summarize:
     input:
         metrics=jobs.all_runs(run),
         selections=[jobs.selection(dataset) for dataset in run.datasets],
         audits=[jobs.audit(dataset) for dataset in run.datasets],
-        # Reports on labels about which a person answered.
-        fusion_reports=[
-            f"{each.results}/fused_labels.json"
-            for each in FUSED
-            if jobs.teaching_answers(each)
-        ],
-        # Tables that say what was asked of captioners.
-        asked=[
-            labeller.answers
-            for each in FUSED
-            for labeller in each.labellers
-            if labeller.asks
-        ],
+        # Reports on labels about which a person answered, and tables of captioners' answers.
+        fusion_reports=jobs.taught_reports(run),
+        asked=jobs.asked_labellers(run),
     output:
         csv=report(
             f"{TABLE}.csv",
             caption="../report/summary.rst",
             category="Accuracy",
-            labels={"what": "table of accuracies"},
         ),
         markdown=f"{TABLE}.md",
         page=report(
             f"results/{jobs.overview(run)}",
             caption="../report/index.rst",
             category="Accuracy",
-            labels={"what": "page over all datasets"},
         ),
     log:
         "results/logs/summarize.log",

@@ -1,6 +1,7 @@
 # Models that are fine-tuned, by one job per dataset, method and seed, and their averages.
 
 TRAINED = one_of(run.methods_with(lambda objective: objective.trains))
+AVERAGED = one_of(run.methods_with(lambda objective: objective.averages))
 # What a training learns from.
 TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
@@ -114,7 +115,7 @@ rule average_weights:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/average_weights.jsonl"
     wildcard_constraints:
-        method=one_of(run.methods_with(lambda objective: objective.averages)),
+        method=AVERAGED,
     priority: EARLY
     threads: threads_of()
     resources:
