@@ -37,8 +37,8 @@ apart,
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
   bound is weaker in company: labellers that agree and err apart.
 - Class texts see what their encoder sees, so images predict them however wrong they are. Beside
-  votes they are right as often as these say, a_t. Their share in b is smaller by a_t^2, images start
-  from the votes, and the weight of texts falls to 1 - t (1 - a_t).
+  votes they are right as often as these say, a_t. Their share in b is smaller by a_t^2, images
+  start from the votes, and the weight of texts falls to 1 - t (1 - a_t).
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
 
 **Confidence** is a mean of r and q whose mean is a. Where images are few or say little nothing
