@@ -22,12 +22,16 @@ counts is the ratio of times of one round. With --bare only vLLM does. With
 VLLM_ENABLE_V1_MULTIPROCESSING=1 in the environment the CPU time is that of vLLM's front end alone,
 which one thread has to give also where a GPU computes.
 
-With --memory the stage runs once for each number of images in a process of its own, whose largest
-resident memory is printed. Without a GPU the model is the demo's LLaVA. With one, give --model.
+With --memory the stage runs once for each number of images of 1344 x 1344 pixels, in a process of
+its own, whose largest resident memory is printed. In place of vLLM's LLM a stub holds as many bytes
+of each picture as Qwen3-VL reads, and answers late. Otherwise the model is the demo's LLaVA without
+a GPU. With one, give --model.
 """
 
 import argparse
+import importlib
 import io
+import itertools
 import logging
 import multiprocessing
 import resource
@@ -37,6 +41,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,12 +90,14 @@ def settings_for(model: str | None) -> CaptionerSection:
     )
 
 
-def make_images(folder: Path, n: int) -> str:
+def make_images(folder: Path, n: int, side: int | None = None) -> str:
     """Write an index of n textures, no two files of the same bytes, and return its path."""
     shards = layers.PACKAGE / "demo" / "images"
     _, split = read_split(shards, IndexSettings(kind="webdataset"))
     items = split.items[: min(n, DISTINCT)]
     contents = [read_bytes(shards / item.path) for item in items]
+    if side is not None:
+        contents = [_enlarged(content, side) for content in contents[:10]]
     paths = [folder / "images" / f"{number:06d}.png" for number in range(n)]
     paths[0].parent.mkdir()
     for number, path in enumerate(paths):
@@ -113,6 +120,39 @@ def make_images(folder: Path, n: int) -> str:
         IndexMetadata(["a", "b"]),
     )
     return str(folder / "images.parquet")
+
+
+def _enlarged(content: bytes, side: int) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(content)).resize((side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+class Holding:
+    """Stands in for vLLM's LLM: it holds what a model would read of each picture."""
+
+    def __init__(self, **_: object) -> None:
+        self.llm_engine = self
+        self.waiting: dict[str, np.ndarray] = {}
+        self.numbers = map(str, itertools.count())
+
+    def enqueue(self, asked: list[Any], *_: object, use_tqdm: bool) -> list[str]:
+        """Hold 12 bytes a pixel: two frames in three colours and two bytes."""
+        names = []
+        for prompt in asked:
+            [picture] = prompt["multi_modal_data"]["image"]
+            names.append(next(self.numbers))
+            size = 12 * picture.width * picture.height
+            self.waiting[names[-1]] = np.ones(size, np.uint8)
+        return names
+
+    def step(self) -> list[Any]:
+        """Answer the oldest prompt."""
+        name = next(iter(self.waiting))
+        self.waiting.pop(name)
+        written = SimpleNamespace(text="A dot.", finish_reason="stop", token_ids=[1])
+        fields = {"request_id": name, "finished": True, "prompt_token_ids": [1]}
+        return [SimpleNamespace(**fields, outputs=[written])]
 
 
 class Ways:
@@ -303,9 +343,11 @@ def measure_memory(n: int, threads: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("latteclip").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
-        index = make_images(Path(folder), n)
+        index = make_images(Path(folder), n, side=1344)
         output = f"{folder}/captions.parquet"
         store = f"{folder}/store"
+        engine: Any = importlib.import_module("vllm")
+        engine.LLM = Holding
         caption.caption_images(
             index, None, PROMPT, settings_for(None), output, store, threads=threads
         )

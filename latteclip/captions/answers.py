@@ -11,12 +11,11 @@ import operator
 import os
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -208,8 +207,12 @@ class AnswersMetadata:
     tokens_read: int = 0
     tokens_written: int = 0
     requests: int = 0
-    not_asked: int = 0  # images or groups that `max_images` leaves out
-    refused: int = 0  # images or groups about which a server refuses to answer
+    # Rows, which are images or groups.
+    asked: int = 0
+    not_asked: int = 0  # those that `max_images` leaves out
+    failed: int = 0
+    refused: int = 0  # those about which a server refuses to answer
+    empty: int = 0  # those with an empty caption
 
     @property
     def in_words(self) -> str:
@@ -218,6 +221,38 @@ class AnswersMetadata:
         left = f", {self.not_asked:,} images left out" if self.not_asked else ""
         refused = f", {self.refused:,} refused" if self.refused else ""
         return f"{self.requests:,} requests to {self.model}, {tokens}{refused}{left}"
+
+    def count(self, columns: Mapping[str, Any], answers: Sequence[Response]) -> None:
+        """Count a row and its answers; without answers it was not asked about."""
+        if not answers:
+            self.not_asked += 1
+            return
+        self.asked += 1
+        if any(answer.is_refused for answer in answers):
+            self.refused += 1
+        elif columns["error"] is not None:
+            self.failed += 1
+        elif columns.get("caption") == "":
+            self.empty += 1
+        for answer in answers:
+            self.requests += answer.digest is not None
+            self.tokens_read += answer.n_read or 0
+            self.tokens_written += answer.n_tokens or 0
+
+    @classmethod
+    def joined(cls, shards: Sequence[Self]) -> Self:
+        """Return the metadata of several tables together."""
+        engines = {name for shard in shards for name in shard.engine.split(", ") if name}
+        return replace(
+            shards[0],
+            engine=", ".join(sorted(engines)),
+            date=max(shard.date or "" for shard in shards) or None,
+            **{name: sum(getattr(shard, name) for shard in shards) for name in COUNTS},
+        )
+
+
+# The fields of AnswersMetadata that are numbers.
+COUNTS = tuple(field.name for field in fields(AnswersMetadata) if field.default == 0)
 
 
 @dataclass(kw_only=True)
@@ -263,69 +298,45 @@ def write_rows(
     The metadata get who answered, the date and the tokens of the answers. UserError: no row has an
     answer, or more lack one than captioner.max_failed, without those that a server refuses.
     """
-    count = Counter[str]()
-    errors: list[str] = []
-    refusals: list[str] = []
+    reason: str | None = None
     engines, dates = {""}, {""}
     rows = iter(rows)
     with tables.writing(output, metadata.schema, metadata) as add:
         while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
             for columns, answers in piece:
-                error = columns["error"]
-                if error is not None:
-                    is_refused = any(answer.is_refused for answer in answers)
-                    (refusals if is_refused else errors).append(error)
-                count.update(
-                    asked=bool(answers),
-                    not_asked=not answers,
-                    requests=sum(answer.digest is not None for answer in answers),
-                    empty=bool(answers) and error is None and columns.get("caption") == "",
-                    cut=columns.get("finish_reason") == "length",
-                    read=sum(answer.n_read or 0 for answer in answers),
-                    written=sum(answer.n_tokens or 0 for answer in answers),
-                )
+                metadata.count(columns, answers)
+                reason = reason or columns["error"]
                 engines |= {answer.engine for answer in answers}
                 dates |= {answer.date for answer in answers}
             add(pa.Table.from_pylist([columns for columns, _ in piece], metadata.schema))
-        _refuse_too_few(metadata.unit, captioner, file, count, errors, refusals)
         metadata.file = file
         if file is None:
             metadata.model, metadata.revision = captioner.model, captioner.revision
         metadata.engine = ", ".join(sorted(engines - {""}))
         metadata.date = max(dates) or None
-        metadata.tokens_read, metadata.tokens_written = count["read"], count["written"]
-        metadata.requests, metadata.not_asked = count["requests"], count["not_asked"]
-        metadata.refused = len(refusals)
+        _refuse_too_few(metadata, captioner.max_failed, reason)
     log.info(
-        "Wrote %s for %d images or groups: %d without an answer, %d empty, %d cut.",
+        "Wrote %s for %d images or groups: %d failed, %d refused, %d empty.",
         metadata.unit,
-        count["asked"],
-        len(errors),
-        count["empty"],
-        count["cut"],
+        *(metadata.asked, metadata.failed, metadata.refused, metadata.empty),
     )
     if file is None:
         log.info("Asked %s.", metadata.in_words, extra={"is_due": True})
 
 
-def _refuse_too_few(
-    unit: str,
-    captioner: CaptionerSection,
-    file: str | None,
-    count: Counter[str],
-    errors: Sequence[str],
-    refusals: Sequence[str],
-) -> None:
+def _refuse_too_few(metadata: AnswersMetadata, allowed: float, reason: str | None) -> None:
     """Raise UserError where there is no answer, or more are missing than the user allows."""
-    missing = len(errors) + count["empty"]
-    is_none = 0 < count["asked"] == missing + len(refusals)
-    if file is not None and is_none:
-        raise UserError(f"{file} has no {unit} for any of the {missing} images or groups.")
-    if file is None and (is_none or missing > captioner.max_failed * count["asked"]):
+    missing = metadata.failed + metadata.empty
+    are_all = 0 < metadata.asked == missing + metadata.refused
+    if metadata.file is not None and are_all:
         raise UserError(
-            f"{captioner.model} has no {unit} for {len(errors) + len(refusals)} of "
-            f"{count['asked']} images or groups {[*errors, *refusals][:1]} and empty ones for "
-            f"{count['empty']}, more than captioner.max_failed ({captioner.max_failed:.0%}). The "
-            "others are cached: run again to ask for these, allow more of them, or try another "
-            "prompt, captioner.model or scores.kind."
+            f"{metadata.file} has no {metadata.unit} for any of the {missing} images or groups."
+        )
+    if metadata.file is None and (are_all or missing > allowed * metadata.asked):
+        raise UserError(
+            f"{metadata.model} has no {metadata.unit} for {metadata.failed + metadata.refused} of "
+            f"{metadata.asked} images or groups ({reason}) and empty ones for {metadata.empty}, "
+            f"more than captioner.max_failed ({allowed:.0%}). The others are cached: run again to "
+            "ask for these, allow more of them, or try another prompt, captioner.model or "
+            "scores.kind."
         )

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.captions.answers import (
-    AnswersMetadata,
     CaptionsMetadata,
     Row,
     read_metadata,
@@ -198,25 +197,11 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
     row_of_image = pc.index_in(index["image_id"], rows[schema.names[0]])
     order = row_of_image.combine_chunks().drop_null()
     n_at_once = tables.CAPTION_ROWS
-    with tables.writing(output, schema, _joined(metadata)) as add:
+    with tables.writing(output, schema, metadata[0].joined(metadata)) as add:
         for start in range(0, max(1, len(order)), n_at_once):
             piece = rows.take(order[start : start + n_at_once])
             piece = piece.combine_chunks()
             add({name: piece[name] for name in schema.names})
-
-
-def _joined(shards: Sequence[AnswersMetadata]) -> AnswersMetadata:
-    engines = {name for shard in shards for name in shard.engine.split(", ") if name}
-    return replace(
-        shards[0],
-        engine=", ".join(sorted(engines)),
-        date=max(shard.date or "" for shard in shards) or None,
-        tokens_read=sum(shard.tokens_read for shard in shards),
-        tokens_written=sum(shard.tokens_written for shard in shards),
-        requests=sum(shard.requests for shard in shards),
-        not_asked=sum(shard.not_asked for shard in shards),
-        refused=sum(shard.refused for shard in shards),
-    )
 
 
 def clean(text: str) -> str:

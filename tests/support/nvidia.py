@@ -7,12 +7,14 @@ SHELL = shutil.which("sh", path=os.defpath)
 
 
 def nvidia_smi(folder, uuids, memory=()):
-    """Put the program into a folder of PATH. `memory`: MiB in use on the first GPUs."""
+    """Put the program into a folder of PATH: of 24 GiB each; `memory`: MiB in use on the first."""
     listed = "\n".join(f"echo {uuid}" for uuid in uuids)
     used = "\n".join(f"echo '{uuid}, {n}'" for uuid, n in zip(uuids, memory, strict=False))
+    total = "echo 24564\n" * len(uuids)
     write(
         folder,
         f'case "$1" in\n--query-gpu=uuid) :\n{listed}\n;;\n'
+        f"--query-gpu=memory.total) :\n{total};;\n"
         f"--query-gpu=uuid,memory.used) :\n{used}\n;;\n*) exit 6 ;;\nesac\n",
     )
 

@@ -30,11 +30,6 @@ MAX_NUMBER = 2**31  # of tokens, say
 TOLERANCE = 0.02  # largest error of a sum of probabilities
 
 
-def make(settings: CaptionerSection, *_: object) -> "DecisionsEngine":
-    """Connect to the server."""
-    return DecisionsEngine(settings)
-
-
 class DecisionsEngine(ServerEngine):
     """Asks which option a picture shows, and reads the probabilities of all options."""
 
@@ -43,7 +38,7 @@ class DecisionsEngine(ServerEngine):
     url = DECISIONS_URL
     key = DECISIONS_KEY
 
-    def __init__(self, settings: CaptionerSection) -> None:
+    def __init__(self, settings: CaptionerSection, *_: object) -> None:
         super().__init__(settings)
         # The SDK takes both from variables that are meant for another service.
         self._client.organization = None
@@ -88,6 +83,9 @@ class DecisionsEngine(ServerEngine):
             f"{self._where} has none of the paths, or does not know the model "
             f"({'; '.join(reasons)}); check {self.url} and captioner.model."
         )
+
+
+make = DecisionsEngine
 
 
 def read_reply(text: str, questions: Mapping[str, Any]) -> Response:

@@ -22,11 +22,6 @@ REFUSABLE = {"max_tokens", "temperature"}
 TOP_LOGPROBS = 20  # tokens that a server names at most
 
 
-def make(settings: CaptionerSection, *_: object) -> "OpenaiEngine":
-    """Connect to the server."""
-    return OpenaiEngine(settings)
-
-
 class OpenaiEngine(ServerEngine):
     """Asks for a caption, or for the log-probabilities of the first token."""
 
@@ -35,7 +30,7 @@ class OpenaiEngine(ServerEngine):
     url = URL
     key = KEY
 
-    def __init__(self, settings: CaptionerSection) -> None:
+    def __init__(self, settings: CaptionerSection, *_: object) -> None:
         super().__init__(settings)
         self._refused = set[str]()
 
@@ -119,3 +114,6 @@ class OpenaiEngine(ServerEngine):
         if None not in usages:
             n_read = sum(usage.prompt_tokens for usage in usages)
         return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows), n_read)
+
+
+make = OpenaiEngine

@@ -24,15 +24,10 @@ TOKENS = 2**16
 TOKENS_OF_CPU = 2**14
 
 
-def make(settings: CaptionerSection, threads: int, *_: object) -> "TransformersEngine":
-    """Load the model."""
-    return TransformersEngine(settings, threads)
-
-
 class TransformersEngine:
     """Answers in batches, each padded to its longest prompt."""
 
-    def __init__(self, settings: CaptionerSection, threads: int) -> None:
+    def __init__(self, settings: CaptionerSection, threads: int, *_: object) -> None:
         if settings.quantization is not None:
             raise UserError(
                 "captioner.quantization is vLLM's; with engine transformers set it to null."
@@ -172,3 +167,6 @@ class TransformersEngine:
             input_ids=tokens[:, :-1], past_key_values=prefix.past_key_values
         ).logits
         return torch.cat([logits, rest], dim=1)
+
+
+make = TransformersEngine

@@ -109,11 +109,6 @@ class _Asked:
     outputs: dict[str, Any] = field(default_factory=dict)  # the keys are these numbers
 
 
-def make(settings: CaptionerSection, threads: int, scoring: bool) -> "VllmEngine":
-    """Start vLLM."""
-    return VllmEngine(settings, threads, scoring)
-
-
 class VllmEngine:
     """Keeps vLLM's scheduler full: each finished prompt makes room for the next one."""
 
@@ -133,7 +128,7 @@ class VllmEngine:
             os.environ |= {**DEFAULTS_OF_CPU, **os.environ}
         elif sentence := gpus.missing_compiler():
             raise UserError(sentence)
-        import vllm
+        import vllm.exceptions
 
         self.version = f"vllm {vllm.__version__}"
         self._tokens = Tokens(processors.load(settings), settings.model)
@@ -275,6 +270,9 @@ class VllmEngine:
             return failed(f"{self.version} returned no log-probability of token {error}")
         first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
         return ChoiceScores(rows, tuple(first)).as_answer(len(outputs), sum(lengths))
+
+
+make = VllmEngine
 
 
 def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ One process starts all engines, for the import of vLLM takes the longest.
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import transformers
@@ -18,6 +19,7 @@ from latteclip.captions.engine import messages
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.questions import Choices, Request
 from latteclip.core import tables
+from latteclip.core.errors import GIB
 
 VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
 ARCHITECTURES = ("llava_next", "qwen3_vl")
@@ -187,8 +189,10 @@ def test_vllm_reads_and_answers_as_transformers_does(architecture, found, textur
 # The machine of the tests has no CUDA. A card is stood in for by an `nvidia-smi`, and all functions
 # of torch.cuda by ones that remember that they were called; vLLM is real but for its class LLM.
 START = """
-import json, os, sys, types
+import json, logging, os, sys, types
 import torch
+
+logging.basicConfig(level="INFO")
 
 torch.version.cuda = "13.0"  # of a build that the driver below can be used with
 called = []
@@ -204,36 +208,72 @@ for name in ("_cuda_init", "_cuda_getDeviceCount", "_cuda_isInBadFork"):
     if hasattr(torch._C, name):
         remember(torch._C, name)
 
-class Started(Exception):
-    pass
+class Held:  # an LLM that answers late, and notes how many pixels it holds
+    def __init__(self, **options):
+        self.options, self.llm_engine = options, self
+        self.environment, self.called = dict(os.environ), [*called]
+        self.waiting, self.most, self.n = [], 0, 0
 
-def started(**options):
-    names = "VLLM_WORKER_MULTIPROC_METHOD", "LATTECLIP_GPUS", "VLLM_CACHE_ROOT"
-    found = [*map(os.environ.get, names), options["limit_mm_per_prompt"], called]
-    raise Started(json.dumps(found))
+    def enqueue(self, asked, sampling, use_tqdm):
+        for each in asked:
+            [picture] = each["multi_modal_data"]["image"]
+            self.waiting.append((str(self.n), picture.width * picture.height))
+            self.n += 1
+        self.most = max(self.most, sum(pixels for _, pixels in self.waiting))
+        return [f"{number}-x" for number, _ in self.waiting[-len(asked):]]
 
-sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=started)
+    def step(self):
+        finished, self.waiting = self.waiting[:4], self.waiting[4:]
+        written = types.SimpleNamespace(text="a", finish_reason="stop", token_ids=[1])
+        return [
+            types.SimpleNamespace(
+                request_id=number, finished=True, outputs=[written], prompt_token_ids=[1]
+            )
+            for number, _ in finished
+        ]
+
+sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=Held)
 from latteclip.captions import engine
 from latteclip.config.keys import CaptionerSection
 
-settings = CaptionerSection(**json.loads(sys.argv[1]))
-try:
-    engine.start(settings, 1)
-except Started as found:
-    print(found)
+from latteclip.captions.questions import Request
+from PIL import Image
+
+captioner = engine.start(CaptionerSection(**json.loads(sys.argv[1])), 1)
+large = Image.new("RGB", (1344, 1344))
+requests = [Request(number, [large], "?") for number in range(150)]
+assert {request.key for request, _ in captioner.answer(iter(requests))} == set(range(150))
+llm = captioner._llm
+print(json.dumps({
+    "called": llm.called,
+    "most": llm.most * 20,
+    **{name: llm.options[name] for name in ("limit_mm_per_prompt", "max_num_seqs")},
+    **{name: llm.environment.get(name) for name in sys.argv[2:]},
+}))
 """
 
 
-def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(
-    tmp_path, monkeypatch
-):
-    nvidia_smi(tmp_path, ["GPU-1"])
-    names = "VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "VLLM_CACHE_ROOT"
+def test_an_engine_starts_and_holds_little_on_a_card_of_a_slurm_job(tmp_path, monkeypatch):
+    """Its workers are spawned, from a process that has not touched CUDA."""
+    nvidia_smi(tmp_path, ["GPU-0", "GPU-1"])
+    names = (
+        "VLLM_WORKER_MULTIPROC_METHOD",
+        "VLLM_CACHE_ROOT",
+        "VLLM_ENGINE_READY_TIMEOUT_S",
+    )
     for name in (*names, "LATTECLIP_GPUS"):
         monkeypatch.delenv(name, raising=False)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    settings = VLLM.model_dump_json()
-    run = python(START, settings, PATH=path, XDG_CACHE_HOME=str(tmp_path))
+    machine = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    machine |= {"XDG_CACHE_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1"}
+    settings = changed(VLLM, batch_size="auto").model_dump_json()
+    run = python(START, settings, *names, **machine)
     found = json.loads(run.stdout.splitlines()[-1])
-    cache = str(tmp_path / "vllm-latteclip" / "GPU-1")  # of the engines of this GPU alone
-    assert found == ["spawn", "GPU-1", cache, {"image": 1, "video": 0, "audio": 0}, []]
+    assert found["called"] == []
+    assert found["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert found["VLLM_ENGINE_READY_TIMEOUT_S"] == "3600"
+    assert "VLLM_ENGINE_READY_TIMEOUT_S" in run.stderr
+    assert found["limit_mm_per_prompt"] == {"image": 1, "video": 0, "audio": 0}
+    assert found["max_num_seqs"] == 95  # of a card of 24 GiB
+    # The engines of this card and model alone; SLURM gives each job a card of the same number.
+    assert Path(found["VLLM_CACHE_ROOT"]).name.startswith("GPU-1-")
+    assert 2 * GIB <= found["most"] < 2.1 * GIB
