@@ -283,7 +283,6 @@ def fuse_labels(place: Place) -> Work:
     names = (
         *("fused_labels.parquet", "fused_labels.json"),
         *("classifiers/image_prototypes.safetensors", "votes.parquet"),
-        "labeller_labels.parquet",
     )
     fuse: Callable[..., None] = stage.fuse_labels
     outputs = [place.file(name) for name in names]
@@ -369,7 +368,6 @@ def report_dataset(place: Place) -> Work:
         image_captions=place.file("captions/images.parquet"),
         fused_labels=place.file("fused_labels.parquet"),
         fusion_report=place.file("fused_labels.json"),
-        labeller_labels=place.file("labeller_labels.parquet"),
     )
     paths = [place.file(name) for name in ("metrics.json", "train_predictions.parquet")]
     run = stage.RunTables("zero_shot", 0, *paths)

@@ -147,9 +147,7 @@ class TeachingSession(QuestionSession):
         if is_foreign(path):
             index = self.folder / "images.parquet"
             written = tables.read_metadata(index, IndexMetadata).written_names
-            ids = list(self.ids)
-            paths = list(self.paths)
-            return Saved(read_foreign(path, ids, paths, self.classnames, written))
+            return Saved(read_foreign(path, list(self.ids), self.classnames, written))
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:

@@ -75,12 +75,8 @@ FUSED_LABELS = _schema(
     lmm_confidence=pa.float32(),
     fused_label=pa.int32(),
     fused_confidence=pa.float32(),
-)
-LABELLER_LABELS = _schema(
-    image_id=pa.string(),  # id of a training image
-    labels=pa.list_(
-        pa.int32()
-    ),  # by each labeller, in the order of the metadata; -1: no vote
+    # By each labeller, in the order of the report; -1: no vote.
+    labeller_labels=pa.list_(pa.int32()),
 )
 IMAGE_FEATURES = _schema(
     image_id=pa.string(),
@@ -202,14 +198,6 @@ class VotesTableMetadata:
 
     classnames: list[str]
     leaked: bool = False  # whether the captioner read the pseudo-labels
-
-
-@dataclass
-class LabellerLabelsMetadata:
-    """The metadata of LABELLER_LABELS."""
-
-    classnames: list[str]
-    labellers: list[str]  # names, in the order of the labels
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -39,6 +40,7 @@ READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".ndjson": lambda path: pd.read_json(path, lines=True, dtype=False),
 }
 
 
@@ -93,6 +95,19 @@ def numbers_of_classes(
     return number_of
 
 
+def class_of(cell: Any, numbers: Mapping[Any, int]) -> int | None:
+    """Return the number of the class that a cell names, None where it names none."""
+    is_name = isinstance(cell, str | int | float) and not isinstance(cell, bool)
+    return numbers.get(cell) if is_name else None
+
+
+def is_empty(cell: Any) -> bool:
+    """Return whether a cell has no value."""
+    if isinstance(cell, str):
+        return not cell
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
 def list_of(cell: Any) -> list[Any]:
     """Return the list of a cell, which CSV and TSV write as JSON."""
     return list(
@@ -100,31 +115,52 @@ def list_of(cell: Any) -> list[Any]:
     )
 
 
+class ImageNames:
+    """Names of images in users' files.
+
+    An image is named by its image_id, by a path that ends so, or by the name of its file where no
+    other image has that name.
+    """
+
+    def __init__(self, image_ids: Sequence[str]) -> None:
+        self._known = set(image_ids)
+        self._of_base: dict[str, list[str]] = defaultdict(list)
+        for image_id in image_ids:
+            self._of_base[PurePosixPath(image_id).name].append(image_id)
+
+    def find(self, name: str) -> str | None:
+        """Return the image_id that a name means, if it means one."""
+        if name in self._known:
+            return name
+        place = name.replace("\\", "/")
+        alike = self._of_base.get(PurePosixPath(place).name, ())
+        ending = [image_id for image_id in alike if f"/{place}".endswith(f"/{image_id}")]
+        if ending:
+            return max(ending, key=len)
+        return alike[0] if len(alike) == 1 and "/" not in place else None
+
+
 def by_image_id(
     row_of: Mapping[str, T], image_ids: Sequence[str], path: str | None, key: str
 ) -> dict[str, T]:
-    """Return the rows of a file by image_id.
+    """Return the rows of a file by image_id, given those by the names of `ImageNames`.
 
-    A row names an image by its image_id, by a path that ends so, or by the name of its file where
-    no other image has that name. UserError: two rows name the same image, or no row names any.
+    UserError: two rows name the same image, or no row names any.
     """
-    known = set(image_ids)
-    of_base: dict[str, list[str]] = defaultdict(list)
-    for image_id in image_ids:
-        of_base[PurePosixPath(image_id).name].append(image_id)
+    names = ImageNames(image_ids)
     rows: dict[str, T] = {}
     named: dict[str, str] = {}
     for name, row in row_of.items():
-        meant = name if name in known else _image_id(name, of_base)
-        if meant is None:
+        image_id = names.find(name)
+        if image_id is None:
             continue
-        if meant in rows:
+        if image_id in rows:
             raise UserError(
-                f"{key} {path} has two rows for {meant!r}, called {named[meant]!r} and {name!r}; "
-                "remove one."
+                f"{key} {path} has two rows for {image_id!r}, called {named[image_id]!r} and "
+                f"{name!r}; remove one."
             )
-        rows[meant] = row
-        named[meant] = name
+        rows[image_id] = row
+        named[image_id] = name
     if not rows:
         rows_are = (
             f"its rows are named like {next(iter(row_of))!r}" if row_of else "it is empty"
@@ -133,22 +169,8 @@ def by_image_id(
             f"{key} {path} names none of the {len(image_ids):,} images: {rows_are}, and images "
             f"are named like {image_ids[0]!r}; use the image_id of images.parquet, or its end."
         )
-    if len(rows) < len(image_ids):
+    if missing := len(image_ids) - len(rows):
         log.warning(
-            "%s %s has no row for %d of %d images.",
-            key,
-            path,
-            len(image_ids) - len(rows),
-            len(image_ids),
+            "%s %s has no row for %d of %d images.", key, path, missing, len(image_ids)
         )
     return rows
-
-
-def _image_id(name: str, of_base: Mapping[str, Sequence[str]]) -> str | None:
-    """Return the image that a path or the name of a file means, if it means one."""
-    place = name.replace("\\", "/")
-    alike = of_base.get(PurePosixPath(place).name, ())
-    ending = [image_id for image_id in alike if f"/{place}".endswith(f"/{image_id}")]
-    if ending:
-        return max(ending, key=len)
-    return alike[0] if len(alike) == 1 and "/" not in place else None

@@ -17,7 +17,6 @@ from latteclip.core.holdout import held_out_for_choice
 from latteclip.core.tables import (
     ClassesMetadata,
     IndexMetadata,
-    LabellerLabelsMetadata,
     VotesMetadata,
     VotesTableMetadata,
 )
@@ -61,16 +60,14 @@ def fuse_labels(
     report_output: str,
     prototypes_output: str,
     votes_output: str,
-    labeller_labels_output: str,
     *,
     image_encoders_paths: Sequence[str] = (),
     encoders_prototypes_output: str | None = None,
 ) -> None:
     """Write FUSED_LABELS and VOTES of the images that are not in the test split, and a classifier.
 
-    The report is that of `fusion_report`, and LABELLER_LABELS has the class of each image by each
-    labeller. The dataset's labels are not read. With image encoders, there is also a classifier of
-    the features of all encoders side by side.
+    The report is that of `fusion_report`. The dataset's labels are not read. With image encoders,
+    there is also a classifier of the features of all encoders side by side.
     """
     table, classnames = _training_images(files.images)
     known = LabelInputs.read(
@@ -83,12 +80,6 @@ def fuse_labels(
         joint = model.joint_coef_, model.joint_intercept_
         _save(encoders_prototypes_output, known, *joint, image_encoders=known.encoders)
     labels = {name: one.first.astype(np.int32) for name, one in known.votes.items()}
-    by_labeller = {
-        "image_id": known.image_ids,
-        "labels": tables.list_column(np.stack([*labels.values()], axis=1)),
-    }
-    metadata = LabellerLabelsMetadata(classnames, list(labels))
-    tables.write(labeller_labels_output, by_labeller, tables.LABELLER_LABELS, metadata)
     adapted, _ = load_classifier(str(files.adapted), classnames=classnames)
     features = torch.from_numpy(known.features[0][: known.n])
     adapted_labels = classify(features, adapted, 1)[0][:, 0].numpy()
@@ -106,6 +97,7 @@ def fuse_labels(
         "image_label": np.asarray(model.head_labels_)[: known.n],
         "fused_label": fused,
         "fused_confidence": confidence,
+        "labeller_labels": tables.list_column(np.stack([*labels.values()], axis=1)),
     }
     for one in labellers_files:
         if one.column is not None:

@@ -30,6 +30,8 @@ from latteclip.core.tables import IndexMetadata, VotesTableMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.core.user_tables import (
     by_image_id,
+    class_of,
+    is_empty,
     list_of,
     numbers_of_classes,
     read_table,
@@ -229,12 +231,12 @@ def read_votes_file(path: str | None, key: str, index: IndexMetadata) -> dict[st
     columns = next((some for some in COLUMNS if {*some} <= {*table.columns}), None)
     if columns is None:
         raise UserError(f"{key} {path} has no votes; beside image_id it needs {FORMS}.")
-    class_of = numbers_of_classes(index.classnames, index.written_names)
+    numbers = numbers_of_classes(index.classnames, index.written_names)
     votes: dict[str, Vote] = {}
     for image_id, *cells in rows_of(table, path, key, ["image_id", *columns]):
         row = dict(zip(columns, cells, strict=True))
         try:
-            votes[image_id] = _vote(row, class_of, len(index.classnames))
+            votes[image_id] = _vote(row, numbers, len(index.classnames))
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             reason = error if isinstance(error, _NoVoteError) else f"they are no {FORMS}"
             raise UserError(
@@ -248,18 +250,18 @@ class _NoVoteError(ValueError):
     """Cells that are no vote, with the reason."""
 
 
-def _vote(row: Mapping[str, Any], class_of: Mapping[Any, int], n_classes: int) -> Vote:
+def _vote(row: Mapping[str, Any], numbers: Mapping[Any, int], n_classes: int) -> Vote:
     """Return the vote of a row of a user's file, without classes of probability 0."""
-    if all(map(_is_empty, row.values())):
+    if all(map(is_empty, row.values())):
         return [], []
     if "class" in row:
-        return [_class(row["class"], class_of)], [0.0]
+        return [_class(row["class"], numbers)], [0.0]
     classes = list(range(n_classes))
     if "options" in row:
-        classes = [_class(name, class_of) for name in list_of(row["options"])]
+        classes = [_class(name, numbers) for name in list_of(row["options"])]
     are_logs = "log_probabilities" in row
-    numbers = list_of(row["log_probabilities" if are_logs else "probabilities"])
-    values = [float(value) for value in numbers]
+    cell = row["log_probabilities" if are_logs else "probabilities"]
+    values = [float(value) for value in list_of(cell)]
     if len(values) != len(classes):
         raise _NoVoteError(f"there are {len(classes)} classes and {len(values)} numbers")
     if len({*classes}) < len(classes):
@@ -278,14 +280,9 @@ def _vote(row: Mapping[str, Any], class_of: Mapping[Any, int], n_classes: int) -
     return [label for label, _ in likely], [math.log(value) for _, value in likely]
 
 
-def _is_empty(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return not cell
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
-
-
-def _class(name: Any, class_of: Mapping[Any, int]) -> int:
-    if isinstance(name, bool) or name not in class_of:
+def _class(name: Any, numbers: Mapping[Any, int]) -> int:
+    number = class_of(name, numbers)
+    if number is None:
         hint = "; write names of classes as text" if isinstance(name, int) else ""
         raise _NoVoteError(f"{one_line(repr(name), 60)} is no class of this dataset{hint}")
-    return class_of[name]
+    return number

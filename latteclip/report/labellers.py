@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from latteclip.core import tables
-from latteclip.core.tables import LabellerLabelsMetadata
 from latteclip.core.terminal import counted
 from latteclip.labels.fusion_report import (
     NAME,
@@ -18,7 +17,6 @@ from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 from latteclip.labels.votes import NO_VOTE, ZERO_SHOT
 
 Labels = npt.NDArray[np.int32]
-LABELLER_LABELS = "labeller_labels.parquet"  # beside the report on the labels
 FUSED = "fused"
 
 
@@ -49,14 +47,10 @@ class Labellers:
 
 def read_labellers(folder: Path) -> Labellers:
     """Read who labels the images of a dataset's results."""
-    path = folder / LABELLER_LABELS
     report = read_fusion_report(folder / NAME)
-    names = tables.read_metadata(path, LabellerLabelsMetadata).labellers
-    table = tables.read(path, tables.LABELLER_LABELS)
+    columns = ["image_id", "fused_label", "labeller_labels"]
+    table = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS, columns)
     ids = table["image_id"]
-    fused = tables.lookup_column(
-        folder / "fused_labels.parquet", tables.FUSED_LABELS, "image_id", "fused_label", ids
-    )
     zero_shot = tables.lookup_column(
         folder / "pseudo_labels.parquet",
         tables.PSEUDO_LABELS,
@@ -64,9 +58,10 @@ def read_labellers(folder: Path) -> Labellers:
         "pseudo_label",
         ids,
     )
-    by_labeller = tables.from_list_column(table["labels"]).T
+    names = [one.name for one in report.labellers]
+    by_labeller = tables.from_list_column(table["labeller_labels"]).T
     labels = dict(zip(names, by_labeller, strict=True))
-    labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: fused.to_numpy()}
+    labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: table["fused_label"].to_numpy()}
     rows = [_labeller(one, len(ids)) for one in report.labellers]
     checked = report.answers.checked
     right = checked.right if checked and checked.right.n >= MIN_ANSWERS else None

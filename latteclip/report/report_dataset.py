@@ -58,7 +58,6 @@ class PageFiles:
     fused_labels: str | None = None  # a FUSED_LABELS table
     fusion_report: str | None = None
     discovery: str | None = None  # the proposal of classes
-    labeller_labels: str | None = None  # a LABELLER_LABELS table
     unknown: str | None = None  # an UNKNOWN table
     duplicates: str | None = None  # a DUPLICATES table
     corrupt: str | None = None  # a CSV file of images that cannot be read
@@ -136,7 +135,7 @@ def report_dataset(
         steps=[*_next_steps(settings, lead, fusion_report, audit, discovery)],
         selection=selection,
         without_evidence=fusion_report.without_evidence if fusion_report else [],
-        labellers=_read(_labellers, files.labeller_labels),
+        labellers=_read(_labellers, files.fused_labels),
         labeller_words=in_words,
         unknown=_read(
             gallery.read_unknown, files.unknown, files.images, files.pseudo_labels

@@ -56,7 +56,7 @@ def fuse(taken, encoders=(), *, examples=False, answers=None):
     """The labels by the class scores, as their stage writes them."""
     files = LabelFiles.of(taken.folder, examples=examples)
     adapt_zero_shot(LabelFiles.of(taken.folder), taken.path("adapted"))
-    outputs = ("fused_labels.parquet", NAME, "prototypes", "votes", "labellers")
+    outputs = ("fused_labels.parquet", NAME, "prototypes", "votes")
     scores = taken.path("class_scores.parquet")
     fuse_labels(
         replace(files, adapted=taken.path("adapted"), answers=answers),

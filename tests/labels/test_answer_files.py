@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,6 @@ from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import CLASS, NONE
 
 IDS = ["a/1.png", "a/2.png", "b/2.png"]
-PATHS = [f"photos/{name}" for name in IDS]
 CLASSNAMES = ["dots", "lines"]
 ENTRIES = [("a/1.png", "dots"), ("photos/b/2.png", "lines")]
 
@@ -45,7 +45,7 @@ def path(request, tmp_path):
 
 def read(path):
     assert is_foreign(path)
-    found = read_foreign(path, IDS, PATHS, CLASSNAMES, {})
+    found = read_foreign(path, IDS, CLASSNAMES, {})
     return [(one.image_id, one.classname) for one in found.values()]
 
 
@@ -58,11 +58,29 @@ def test_classes_called_by_numbers_are_named_as_text(tmp_path):
     path = tmp_path / "labels.csv"
     for classes, label, wanted in ((["1", "0"], "0", "0"), (["1", "0"], "1", "1")):
         write(path, [("a/1.png", label)])
-        found = read_foreign(str(path), IDS, PATHS, classes, {})
+        found = read_foreign(str(path), IDS, classes, {})
         assert [one.classname for one in found.values()] == [wanted]
     numbers = write(tmp_path / "labels.jsonl", [("a/1.png", 0)])
     with pytest.raises(UserError, match="'0'"):
-        read_foreign(numbers, IDS, PATHS, ["1", "0"], {})
+        read_foreign(numbers, IDS, ["1", "0"], {})
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_first_class_has_the_number_0(tmp_path, suffix):
+    path = write(tmp_path / f"labels{suffix}", [("a/1.png", 0), ("a/2.png", 1)])
+    assert read(Path(path)) == [("a/1.png", "dots"), ("a/2.png", "lines")]
+    path = write(tmp_path / f"some{suffix}", [("a/1.png", 0), ("a/2.png", None)])
+    assert read(Path(path)) == [("a/1.png", "dots")]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+def test_percent_signs_belong_to_the_name_of_an_image(tmp_path, suffix):
+    image = "a%20b.jpg"
+    path = Path(write(tmp_path / f"labels{suffix}", [(image, "dots")]))
+    if suffix == ".json":
+        [task] = json.loads(path.read_text())
+        path.write_text(json.dumps([task | {"data": {"image_id": image}}]))
+    assert [*read_foreign(str(path), [image, "a b.jpg"], CLASSNAMES, {})] == [image]
 
 
 def test_exported_labels_hold_answers_in_one_column(tmp_path):
@@ -70,7 +88,7 @@ def test_exported_labels_hold_answers_in_one_column(tmp_path):
     path = tmp_path / "labels.csv"
     rows = ["a/1.png,dots,none of these", "a/2.png,lines,", "b/2.png,dots,Big Lines"]
     path.write_text("\n".join(["image_id,label,answered", *rows]))
-    found = read_foreign(str(path), IDS, PATHS, CLASSNAMES, {"lines": "Big Lines"})
+    found = read_foreign(str(path), IDS, CLASSNAMES, {"lines": "Big Lines"})
     kinds = [(one.image_id, one.kind, one.classname) for one in found.values()]
     assert kinds == [("a/1.png", NONE, None), ("b/2.png", CLASS, "lines")]
 
@@ -108,6 +126,10 @@ def test_unknown_classes_and_contradictions_are_named(path, entries, named):
             ("labels.jsonl", text)
             for text in ("[1]", "7", '{"image": 3}', '{"image": ["a"]}')
         ),
+        *(
+            ("labels.jsonl", json.dumps({"image": "a/1.png", "class": label}))
+            for label in (["dots"], True, 0.5)
+        ),
         ("labels.xlsx", "PK"),
     ],
 )
@@ -121,4 +143,4 @@ def test_values_of_other_types_are_one_sentence(tmp_path, name, text):
 def test_a_damaged_file_is_one_sentence(path):
     path.write_bytes(b"[\xff{" if path.suffix == ".json" else b"\xff\x00,{")
     with pytest.raises(UserError, match="labels"):
-        read_foreign(str(path), IDS, PATHS, CLASSNAMES, {})
+        read_foreign(str(path), IDS, CLASSNAMES, {})

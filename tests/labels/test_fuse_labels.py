@@ -18,7 +18,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import (
     EncoderMetadata,
     ExamplesMetadata,
-    LabellerLabelsMetadata,
     VotesMetadata,
     VotesTableMetadata,
 )
@@ -35,7 +34,7 @@ from latteclip.labels.label_inputs import LabelFiles, LabellerTable
 from latteclip.labels.labeller_accuracy import by_answers
 from latteclip.labels.votes import Answers
 
-OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet", "labellers.parquet")
+OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet")
 C = 6
 
 
@@ -156,9 +155,8 @@ def test_labels_are_better_than_votes_and_zero_shot(tmp_path):
 def test_each_labeller_keeps_its_labels_and_an_image_may_have_no_vote(dataset):
     dataset.labellers += [dataset.labeller("more", 0.7, silent=60, seed=1)]
     columns, report = dataset.run()
-    path = dataset.path("labellers.parquet")
-    labels = np.array(tables.read(path, tables.LABELLER_LABELS)["labels"].to_pylist())
-    assert tables.read_metadata(path, LabellerLabelsMetadata).labellers == ["words", "more"]
+    labels = np.array(columns["labeller_labels"])
+    assert [one.name for one in report.labellers] == ["words", "more"]
     assert labels[:, 0].tolist() == columns["caption_label"]
     assert (labels[:60, 1] == -1).all() and (labels[60:, 1] >= 0).all()
     assert [one.votes for one in report.labellers] == [180, 120]

@@ -6,10 +6,9 @@ from support import records
 from support.tiny import write_captions, write_index, write_pseudo_labels
 
 from latteclip.core import tables
-from latteclip.core.tables import LabellerLabelsMetadata
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 from latteclip.labels.guarantees import Interval
-from latteclip.report.labellers import LABELLER_LABELS, in_words, read_labellers
+from latteclip.report.labellers import in_words, read_labellers
 
 CLASSNAMES = ["cat", "dog"]
 NAMES = [f"{number}.png" for number in range(8)]
@@ -33,15 +32,9 @@ def write(folder, labels=TRUTH, **fields):
     )
     write_pseudo_labels(folder / "pseudo_labels.parquet", NAMES, [0] * 8, 0.5)
     columns = {name: [None] * 8 for name in tables.FUSED_LABELS.names}
-    columns |= {"image_id": NAMES[::-1], "fused_label": FUSED[::-1]}
+    pairs = tables.list_column(np.array([WORDS, MINE], np.int32).T)
+    columns |= {"image_id": NAMES, "fused_label": FUSED, "labeller_labels": pairs}
     tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
-    pairs = np.array([WORDS, MINE], np.int32).T
-    tables.write(
-        folder / LABELLER_LABELS,
-        {"image_id": NAMES, "labels": tables.list_column(pairs)},
-        tables.LABELLER_LABELS,
-        LabellerLabelsMetadata(CLASSNAMES, ["words", "mine"]),
-    )
     texts = ["a cat"] * 8
     captions = folder / "captions" / "images.parquet"
     captions.parent.mkdir(exist_ok=True)

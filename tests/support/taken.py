@@ -61,6 +61,7 @@ class Taken(ZeroShotFiles):
             "lmm_confidence": pa.nulls(n, pa.float32()),
             "fused_label": self.fused,
             "fused_confidence": self.confidence,
+            "labeller_labels": self.truth[:, None].tolist(),
         }
         tables.write(self.path("fused_labels.parquet"), columns, tables.FUSED_LABELS)
         self.write_report()

@@ -15,7 +15,7 @@ from support.tiny import DEMO_CLIP
 from latteclip.report.labellers import read_labellers
 
 RESULTS = "results/demo"
-KEPT = ("fused_labels.parquet", "votes.parquet", "labeller_labels.parquet")
+KEPT = ("fused_labels.parquet", "votes.parquet")
 
 
 def run(checkout, *targets, **given):

@@ -214,7 +214,6 @@ rule fuse_labels:
         report="results/{dataset}/fused_labels.json",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
-        labeller_labels="results/{dataset}/labeller_labels.parquet",
     log:
         "results/{dataset}/logs/fuse_labels.log",
     benchmark:
@@ -234,5 +233,4 @@ rule fuse_labels:
         "latteclip fuse-labels --files {params.files:q} --labellers {params.labellers:q}"
         " {params.image_encoders} {params.encoders_prototypes}"
         " --output {output.labels} --report {output.report}"
-        " --prototypes {output.prototypes} --votes {output.votes}"
-        " --labeller-labels {output.labeller_labels} --log {log}"
+        " --prototypes {output.prototypes} --votes {output.votes} --log {log}"

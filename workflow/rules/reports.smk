@@ -14,7 +14,6 @@ PAGE_FILES = {
     "fused_labels": when("results/{dataset}/fused_labels.parquet", READS_FUSED),
     "fusion_report": when("results/{dataset}/fused_labels.json", READS_FUSED),
     "discovery": when("results/{dataset}/discovery.json", jobs.proposes_classes),
-    "labeller_labels": when("results/{dataset}/labeller_labels.parquet", READS_FUSED),
     "unknown": "results/{dataset}/unknown.parquet",
     "duplicates": "results/{dataset}/duplicates.parquet",
     "corrupt": "results/{dataset}/corrupt.csv",
