@@ -29,7 +29,6 @@ UNSURE = "unsure"
 WORDS = {NONE: "none of these", UNSURE: "cannot tell"}  # words of exported labels
 # Phases of answers that teach: chosen images, and drawn ones.
 TEACH, CHECK = "teach", "check"
-VERSION = 3  # version of the format
 # The plan of answers whose images follow from the answers before.
 PLAN_OF_TEACHING = "teach"
 
@@ -91,35 +90,25 @@ class Saved:
         """Log which answers of a file do not count, and why; `folder` is results/<dataset>."""
         n = len(self.answers) + len(self.lapsed) + len(self.gone)
         lapsed = self.lapsed.values()
-        if named := [answer.classname for answer in lapsed if answer.classname is not None]:
-            log.warning(
-                "%s: left out %d of %d answers, because their classes are gone: %s. After renaming "
-                "a class, run latteclip rename-class %s OLD NEW.",
-                path,
+        named = [answer.classname for answer in lapsed if answer.classname is not None]
+        classes = one_line(", ".join(sorted({*named})), 120)
+        images = ", ".join([one_line(answer.image_id, 60) for answer in self.gone][:3])
+        for count, reason in (
+            (
                 len(named),
-                n,
-                one_line(", ".join(sorted({*named})), 120),
-                folder,
-            )
-        if none := sum(answer.kind == NONE for answer in lapsed):
-            log.warning(
-                '%s: left out %d of %d answers "none of these", because a class was added later.',
-                path,
-                none,
-                n,
-            )
-        if self.gone:
-            names = list(
-                dict.fromkeys(one_line(answer.image_id, 60) for answer in self.gone)
-            )
-            log.warning(
-                "%s: left out %d of %d answers, because their images are gone or changed, such as "
-                "%s.",
-                path,
-                len(self.gone),
-                n,
-                ", ".join(names[:3]),
-            )
+                f"their classes are gone: {classes}. After renaming a class, run latteclip "
+                f"rename-class {folder} OLD NEW",
+            ),
+            (
+                len(lapsed) - len(named),
+                'they are "none of these", and a class was added later',
+            ),
+            (len(self.gone), f"their images are gone or changed, such as {images}"),
+        ):
+            if count:
+                log.warning(
+                    "%s: %d of %d answers do not count: %s.", path, count, n, reason
+                )
 
 
 @dataclass(frozen=True)
@@ -132,8 +121,8 @@ class AnswerSchema:
     classnames: tuple[str, ...]
 
     def header(self) -> dict[str, Any]:
-        plan = {"plan": self.plan, "dataset": self.dataset, "version": VERSION}
-        return {**plan, "classes": list(self.classnames)}
+        classes = list(self.classnames)
+        return {"plan": self.plan, "dataset": self.dataset, "classes": classes}
 
     def document(self, answers: Answers) -> dict[str, Any]:
         return {**self.header(), "answers": entries(answers.values())}
@@ -197,9 +186,7 @@ class AnswerSchema:
 
     def read(self, path: Path) -> Saved:
         """Return the answers of a file; none where there is no file."""
-        if not path.exists():
-            return Saved()
-        return self.parse(_read(path), str(path))
+        return self.read_exported(path) if path.exists() else Saved()
 
     def read_exported(self, path: str | Path) -> Saved:
         """Return the answers of a file that the page exported, or raise UserError."""
@@ -273,18 +260,14 @@ def rename_class(path: Path, old: str, new: str) -> int:
             )
             for answer in document.answers
         ]
-        values = {**vars(document), "version": VERSION, "classes": names(document.classes)}
+        values = {**vars(document), "classes": names(document.classes)}
         write_json(path, {**values, "answers": entries(answers)})
     return sum(answer.classname == old for answer in document.answers)
 
 
 def read_classes(path: Path) -> list[str]:
     """Return all classes that a file of answers knows, or raise UserError."""
-    document = _document(_read(path), str(path))
-    named = (
-        answer.classname for answer in document.answers if answer.classname is not None
-    )
-    return list(dict.fromkeys([*document.classes, *named]))
+    return _document(_read(path), str(path)).classes
 
 
 def _document(content: bytes, where: str) -> Document:

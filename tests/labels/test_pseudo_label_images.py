@@ -1,109 +1,78 @@
 import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
 
-from latteclip.clip import classifier
+from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
-from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
+from latteclip.labels import pseudo_label_images as stage
+from latteclip.labels.features import read_features
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
-SETTINGS = ZeroShotSettings(
+SETTINGS = stage.ZeroShotSettings(
     clip=ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None),
     class_texts=ClassTextsSection(template="a photo of a {} texture."),
 )
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """Pictures, and the pseudo-labels that the command wrote for them."""
-    folder = tmp_path_factory.mktemp("zero_shot")
-    files = write_pictures(folder / "pictures", 7)
-    splits = ["train", "test", "val", "train", "train", "test", "train"]
-    index = write_index(folder / "images.parquet", files, splits, [None] * 7, CLASSNAMES)
-    outputs = [str(folder / name) for name in ("out.parquet", "out.safetensors")]
-    pseudo_label_images(index, SETTINGS, *outputs, device="cpu", threads=1)
-    table = tables.read(folder / "out.parquet", tables.PSEUDO_LABELS)
-    metadata = tables.read_metadata(folder / "out.parquet", ClassesMetadata)
-    return (
-        files,
-        splits,
-        table.to_pydict(),
-        metadata,
-        classifier.load_classifier(outputs[1]),
-    )
-
-
-def unit(vector):
-    return vector / vector.norm()
-
-
-@pytest.fixture(scope="module")
-@torch.no_grad()
-def direct(labelled, demo_clip):
-    """Features [N, D], cosines [N, C] and W0 [C, D], one image and one text at a time."""
-    model, tokenizer = demo_clip.model, demo_clip.tokenizer
-    images = [
-        unit(model.encode_image(demo_clip.preprocess(Image.open(file))[None])[0])
-        for file in labelled[0]
-    ]
-    texts = [
-        unit(model.encode_text(tokenizer([f"a photo of a {name} texture."]))[0])
-        for name in CLASSNAMES
-    ]
-    return images, [[(v @ u).item() for u in texts] for v in images], texts
-
-
-def test_the_table_is_that_of_the_direct_computation(labelled, direct, demo_clip):
-    files, splits, columns = labelled[:3]
-    assert columns["image_id"] == [Path(file).name for file in files]
-    assert columns["split"] == splits
-    assert columns["pseudo_label"] == [scores.index(max(scores)) for scores in direct[1]]
-    features = torch.tensor(columns["image_features"])
-    torch.testing.assert_close(features, torch.stack(direct[0]), rtol=1e-4, atol=1e-5)
-    scale = demo_clip.model.logit_scale.exp().item()
-    for i, scores in enumerate(direct[1]):
-        powers = [math.exp(scale * score) for score in scores]
-        assert columns["confidence"][i] == pytest.approx(
-            max(powers) / sum(powers), abs=1e-4
-        )
-        best = columns["topk_labels"][i]
-        assert best == sorted(range(6), key=lambda c, s=scores: -s[c])[:5]
-        assert columns["topk_scores"][i] == pytest.approx(
-            [scores[c] for c in best], abs=1e-5
-        )
-
-
-def test_class_embeddings_have_all_that_scores_need(labelled, direct, demo_clip):
-    *_, metadata, (head, described) = labelled
-    torch.testing.assert_close(head.weights, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
-    names = {"classnames": CLASSNAMES, "model": SETTINGS.clip.model, "pretrained": None}
-    assert metadata.classnames == CLASSNAMES
-    scale = pytest.approx(math.exp(demo_clip.model.logit_scale.item()))
-    assert described == {
-        **names,
-        "template": SETTINGS.class_texts.template,
-        "logit_scale": scale,
-    }
+SPLITS = ["train", "test", "val", "train", "train", "test", "train"]
 
 
 def text_feature(clip, text):
-    return unit(clip.model.encode_text(clip.tokenizer([text]))[0])
+    return F.normalize(clip.model.encode_text(clip.tokenizer([text]))[0], dim=0)
+
+
+@torch.no_grad()
+def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
+    """One image and one text at a time."""
+    files = write_pictures(tmp_path / "pictures", 7)
+    index = tmp_path / "images.parquet"
+    write_index(index, files, SPLITS, [None] * 7, CLASSNAMES)
+    outputs = [str(tmp_path / name) for name in ("out.parquet", "out.safetensors")]
+    stage.pseudo_label_images(str(index), SETTINGS, *outputs, device="cpu", threads=1)
+    model = demo_clip.model
+    pictures = [demo_clip.preprocess(Image.open(file))[None] for file in files]
+    images = torch.stack([F.normalize(model.encode_image(x)[0], dim=0) for x in pictures])
+    texts = torch.stack(
+        [text_feature(demo_clip, f"a photo of a {name} texture.") for name in CLASSNAMES]
+    )
+    columns = tables.read(outputs[0], tables.PSEUDO_LABELS).to_pydict()
+    assert columns["image_id"] == [Path(file).name for file in files]
+    assert columns["split"] == SPLITS
+    features = torch.tensor(columns["image_features"])
+    torch.testing.assert_close(features, images, rtol=1e-4, atol=1e-5)
+    scale = model.logit_scale.exp().item()
+    best, labels = (images @ texts.T).topk(5, dim=1)
+    assert columns["pseudo_label"] == labels[:, 0].tolist()
+    assert columns["topk_labels"] == labels.tolist()
+    found = torch.tensor(columns["topk_scores"])
+    torch.testing.assert_close(found, best, rtol=1e-4, atol=1e-5)
+    confidence = (scale * images @ texts.T).softmax(dim=1).amax(dim=1)
+    assert columns["confidence"] == pytest.approx(confidence.tolist(), abs=1e-4)
+    assert tables.read_metadata(outputs[0], ClassesMetadata).classnames == CLASSNAMES
+    head, described = load_classifier(outputs[1])
+    torch.testing.assert_close(head.weights, texts, rtol=1e-4, atol=1e-5)
+    assert described == {
+        "classnames": CLASSNAMES,
+        "model": SETTINGS.clip.model,
+        "pretrained": None,
+        "template": SETTINGS.class_texts.template,
+        "logit_scale": pytest.approx(math.exp(model.logit_scale.item())),
+    }
 
 
 ENSEMBLE = ["a photo of a {}.", "the {}", "{} seen from above", "a small {} thing"]
 SYNONYMS = {"blue sky": ["heaven", "the blue"], "x": ["cross"]}
 
 
-@pytest.mark.parametrize(
-    "templates", [ENSEMBLE, ENSEMBLE[0]], ids=["ensemble", "one template"]
-)
+@pytest.mark.parametrize("templates", [ENSEMBLE, ENSEMBLE[:1]])
 @torch.no_grad()
 def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(templates):
     clip = tiny_clip()
@@ -111,7 +80,56 @@ def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(temp
     for row, name in zip(found, ["red", "blue sky", "x"], strict=True):
         features = [
             text_feature(clip, template.replace("{}", one))
-            for template in ([templates] if isinstance(templates, str) else templates)
+            for template in templates
             for one in [name, *SYNONYMS.get(name, [])]
         ]
-        torch.testing.assert_close(row, unit(sum(features)), rtol=1e-5, atol=1e-6)
+        wanted = F.normalize(sum(features), dim=0)
+        torch.testing.assert_close(row, wanted, rtol=1e-5, atol=1e-6)
+
+
+# --- in pieces, for datasets of a million images -------------------------------------------------
+
+N = 23
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Features of N images, and a function that writes their pseudo-labels."""
+    draw = torch.Generator().manual_seed(1)
+    images, embeddings = (
+        F.normalize(torch.randn(n, 5, generator=draw), dim=1) for n in (N, 7)
+    )
+    names = [f"{number}.png" for number in range(N)]
+    table = pa.table({"image_id": names, "split": ["train"] * N})
+    encoded = stage.ZeroShot(images, embeddings, 10.0, {"classnames": list("abcdefg")})
+
+    def write(name):
+        path = str(tmp_path / name)
+        stage.write_pseudo_labels(path, table, encoded)
+        return path
+
+    return images, write
+
+
+def test_pseudo_labels_are_written_in_pieces(labelled, monkeypatch):
+    _, write = labelled
+    whole = tables.read(write("whole.parquet"), tables.PSEUDO_LABELS).to_pydict()
+    monkeypatch.setattr(stage, "ROWS", 5)
+    path = write("pieces.parquet")
+    assert pq.ParquetFile(path).num_row_groups == 5
+    pieces = tables.read(path, tables.PSEUDO_LABELS).to_pydict()
+    for column in ("image_id", "split", "pseudo_label", "topk_labels", "image_features"):
+        assert pieces[column] == whole[column]
+    assert pieces["confidence"] == pytest.approx(whole["confidence"])
+
+
+@pytest.mark.parametrize("rows", [4, 100])
+@pytest.mark.parametrize("wanted", [[20, 3, 4, 11, 0, 7, 7], []])
+def test_features_are_read_in_pieces_and_in_the_order_asked_for(
+    labelled, monkeypatch, rows, wanted
+):
+    images, write = labelled
+    monkeypatch.setattr(stage, "ROWS", 6)
+    monkeypatch.setattr("latteclip.labels.features.ROWS", rows)
+    ids = pa.chunked_array([[f"{i}.png" for i in wanted]], pa.string())
+    assert torch.equal(read_features(write("t.parquet"), ids)[:], images[wanted])

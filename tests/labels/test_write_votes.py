@@ -25,11 +25,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import VotesTableMetadata
 from latteclip.labels.label_inputs import read_votes
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
-from latteclip.labels.write_votes import (
-    OPTIONS,
-    VotesSettings,
-    write_votes,
-)
+from latteclip.labels.write_votes import OPTIONS, VotesSettings, write_votes
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 WRITTEN = {"striped": "Striped Cloth"}
@@ -73,18 +69,13 @@ def written(tmp_path, index):
     return write
 
 
-def ids(names=TRAINING):
-    return pa.chunked_array([names], pa.string())
+def read(path, **options):
+    return read_votes(path, pa.chunked_array([TRAINING], pa.string()), **options)
 
 
 def dense(path, n_classes=3, **options):
     """The votes of a table as probabilities [N, C]."""
-    votes = read_votes(path, ids(), **options)
-    table = np.zeros((len(TRAINING), n_classes))
-    for row, (classes, shares) in enumerate(zip(votes.options, votes.shares, strict=True)):
-        for label, share in zip(classes, shares, strict=True):
-            table[row, label] += share if label >= 0 else 0
-    return table
+    return read(path, **options).dense(slice(None), n_classes)
 
 
 # --- a user's file -------------------------------------------------------------------------------
@@ -93,21 +84,21 @@ def dense(path, n_classes=3, **options):
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_classes_are_names_or_numbers_and_empty_cells_are_silent(written, suffix):
     classes = ["dotted", "Striped Cloth", "", "2", "striped"]
-    votes = written({"image_id": TRAINING, "class": classes}, suffix)
+    votes = written(of(classes), suffix)
     assert votes.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
 
 
 def test_names_win_over_numbers_of_classes(written):
     """Classes called by numbers are named alike in CSV and JSON, and have no numbers."""
-    classes = {"image_id": TRAINING, "class": ["2", "1", "10", "2", "1"]}
-    wanted = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    classnames = ["2", "1", "10"]
     for suffix in ("csv", "jsonl", "parquet"):
-        assert written(classes, suffix, ["2", "1", "10"]).tolist() == wanted
-    with pytest.raises(UserError, match=r"0\.png.*text"):
-        written({**classes, "class": [2, 1, 10, 2, 1]}, "jsonl", ["2", "1", "10"])
-    assert written({**classes, "class": [0, 1, 2, 0, 1]}, "jsonl").argmax(1).tolist() == [
-        *(0, 1, 2, 0, 1)
-    ]
+        votes = written(of(["2", "1", "10", "2", "1"]), suffix, classnames)
+        assert votes.argmax(axis=1).tolist() == [0, 1, 2, 0, 1]
+    for suffix in ("jsonl", "parquet"):
+        with pytest.raises(UserError, match=r"0\.png.*text"):
+            written(of([2, 1, 10, 2, 1]), suffix, classnames)
+        votes = written(of([0, 1, 2, 0, 1]), suffix)
+        assert votes.argmax(axis=1).tolist() == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -125,42 +116,38 @@ def test_probabilities_of_all_classes_need_no_options(written):
     assert votes[0].tolist() == pytest.approx([0.5, 0.5, 0])
 
 
-GOOD = {"image_id": TRAINING, "class": ["dotted"] * 5}
+def of(classes=None, ids=TRAINING, **columns):
+    """The columns of a file with classes of its images, "dotted" by default."""
+    return {"image_id": ids, "class": classes or ["dotted"] * len(ids), **columns}
+
+
+def last(values, column="probabilities", options=("woven", "dotted")):
+    """The columns of a file whose last image has other values."""
+    good = [0.5, 0.5] if column == "probabilities" else [-1, -1]
+    lists = [good] * 4 + [values]
+    return {"image_id": TRAINING, "options": [list(options)] * 5, column: lists}
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({**GOOD, "class": ["dotted"] * 4 + ["cat"]}, r"4\.png.*'cat'"),
-        ({**GOOD, "class": ["dotted"] * 4 + ["3"]}, r"4\.png.*'3'"),
-        (
-            {"image_id": [*TRAINING, "0.png"], "class": ["dotted"] * 5 + ["woven"]},
-            r"'0\.png'",
-        ),
-        ({"image_id": TRAINING[:3], "class": ["dotted"] * 3}, r"'3\.png'.*share.*0\.6"),
+        (of(["dotted"] * 4 + ["cat"]), r"4\.png.*'cat'"),
+        (of(["dotted"] * 4 + ["3"]), r"4\.png.*'3'"),
+        (of([""] * 5), "labeller mine"),
+        (of(ids=[*TRAINING, "0.png"]), r"'0\.png'"),
+        (of(ids=TRAINING[:3]), r"'3\.png'.*share.*0\.6"),
         ({"image_id": TRAINING, "label": [0] * 5}, "class"),
         ({"class": ["dotted"] * 5}, "image_id"),
-        ({**GOOD, "class": [""] * 5}, "labeller mine"),
         *(
-            (
-                {
-                    "image_id": TRAINING,
-                    "options": [["woven", "dotted"]] * 5,
-                    "probabilities": [[0.5, 0.5]] * 4 + [values],
-                },
-                r"4\.png",
-            )
+            (last(values), r"4\.png")
             for values in ([1.5, -0.5], [math.nan, 1.0], [1.0, 2.0], [1.0], "a")
         ),
-        ({"image_id": TRAINING, "probabilities": [[0.5, 0.5]] * 5}, r"0\.png"),
-        (
-            {
-                "image_id": TRAINING,
-                "options": [["woven", "woven"]] * 5,
-                "log_probabilities": [[0, -1]] * 5,
-            },
-            r"0\.png.*twice",
+        *(
+            (last(values, "log_probabilities"), r"4\.png")
+            for values in ([1e9, 0], [math.nan, -1], [-math.inf, -math.inf], [-1])
         ),
+        (last([0.5, 0.5], options=("woven", "woven")), r"0\.png.*twice"),
+        ({"image_id": TRAINING, "probabilities": [[0.5, 0.5]] * 5}, r"0\.png"),
     ],
 )
 def test_a_file_that_cannot_vote_is_one_sentence(written, columns, message):
@@ -170,8 +157,14 @@ def test_a_file_that_cannot_vote_is_one_sentence(written, columns, message):
     assert "\n" not in str(caught.value)
 
 
+def test_two_columns_of_one_name_are_refused(written):
+    table = pd.DataFrame(of(other=["woven"] * 5)).rename(columns={"other": "class"})
+    with pytest.raises(UserError, match="two columns 'class'"):
+        written(table)
+
+
 def test_a_file_of_few_images_votes_with_its_share(written):
-    votes = written({"image_id": TRAINING[:3], "class": ["dotted"] * 3}, share=0.6)
+    votes = written(of(ids=TRAINING[:3]), share=0.6)
     assert votes.any(axis=1).tolist() == [True, True, True, False, False]
 
 
@@ -216,11 +209,7 @@ def captioned(tmp_path, index, demo_clip):
     def write(captions, **columns):
         path = tmp_path / "captions.parquet"
         write_captions(path, TRAINING, captions, **columns)
-        settings = VotesSettings(
-            name="words",
-            kind="captions",
-            captions=CLIP,
-        )
+        settings = VotesSettings(name="words", kind="captions", captions=CLIP)
         output = str(tmp_path / "votes.parquet")
         write_votes(
             index(names),
@@ -258,7 +247,7 @@ def test_captions_are_scored_like_images_and_each_is_encoded_once(captioned, mon
     monkeypatch.setattr(encode, "encode_texts", count)
     monkeypatch.setattr(encode, "BATCH", 3)
     captions = ["a dot.", " a dot.  ", "a grid.", "a stripe, wide.", "cracks"]
-    votes = read_votes(write(captions), ids())
+    votes = read(write(captions))
     assert batches == [3, 1]
     found = np.zeros((5, OPTIONS + 4))
     np.put_along_axis(found, votes.options, votes.shares, axis=1)
@@ -270,7 +259,7 @@ def test_captions_are_scored_like_images_and_each_is_encoded_once(captioned, mon
 
 def test_an_empty_caption_votes_for_nothing(captioned):
     write, _ = captioned
-    votes = read_votes(write(["", "  ", None, "a dot.", "a grid."]), ids())
+    votes = read(write(["", "  ", None, "a dot.", "a grid."]))
     assert (votes.first >= 0).tolist() == [False] * 3 + [True] * 2
 
 
@@ -292,4 +281,15 @@ def test_votes_are_normalised_over_the_options_of_an_image(tmp_path):
     path = write_class_scores(tmp_path / "s.parquet", TRAINING, options, logs)
     wanted = [[0.25, 0, 0.75], [0, 0, 0], [0, 1, 0], [0, 1, 0], [0.5, 0.5, 0]]
     np.testing.assert_allclose(dense(path), wanted, atol=1e-6)
-    assert read_votes(path, ids()).first.tolist() == [2, -1, 1, 1, 1]
+    assert read(path).first.tolist() == [2, -1, 1, 1, 1]
+
+
+def test_how_common_an_answer_is_does_not_count_in_likelihoods(tmp_path):
+    """The first class is likelier by 2 for every image, whatever it shows."""
+    shown = np.array([[0, -1, -1], [-1, 0, -1], [-1, -1, 0], [0, -1, -1], [-1, 0, -1]])
+    path = tmp_path / "s.parquet"
+    logs = (shown + np.array([-1.0, -3, -3])).tolist()
+    write_class_scores(path, TRAINING, [[0, 1, 2]] * 5, logs)
+    assert dense(str(path)).argmax(axis=1).tolist() == [0] * 5
+    found = dense(str(path), without_bias=True).argmax(axis=1)
+    assert found.tolist() == shown.argmax(axis=1).tolist()

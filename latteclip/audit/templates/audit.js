@@ -2,7 +2,7 @@ const MAX_SECONDS = 120; // of an answer, for the estimate of the time left
 
 // The answers that this page can undo or export, in their order.
 let answers = [];
-const asDocument = (some) => ({ plan: page.plan, dataset: page.dataset, version: page.version, classes: page.classes, answers: some });
+const asDocument = (some) => ({ plan: page.plan, dataset: page.dataset, classes: page.classes, answers: some });
 
 // The server saves each answer before the next question, beside those of other pages.
 const server = {
