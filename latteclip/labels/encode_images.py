@@ -12,7 +12,6 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import ROWS, parts
 from latteclip.clip.encode import encode_files
 from latteclip.clip.image_encoders import ImageEncoder
-from latteclip.clip.model import Clip
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
@@ -36,7 +35,7 @@ def encode_images(
     """Write IMAGE_FEATURES of every image of every split."""
     table, _ = tables.read_unlabelled(images_path, training=False)
     picked = devices.pick(device, threads)
-    model = _model(settings, picked)
+    model = _encoder(settings.encoder, settings.clip, picked)
     features = encode_files(model, tables.Strings(table["path"]), threads)
     with tables.writing(
         output, tables.IMAGE_FEATURES, image_encoders.metadata_of(model)
@@ -56,10 +55,10 @@ def encode_images(
     log.info("Encoded %s by %s, width %d.", n, model.name, model.width)
 
 
-def _model(settings: EncodingSettings, device: torch.device) -> ImageEncoder:
-    clip = settings.clip
-    if settings.encoder is not None:
-        return image_encoders.load(settings.encoder, device, clip.precision)
+def _encoder(name: str | None, clip: ClipSection, device: torch.device) -> ImageEncoder:
+    """Load an image encoder of the key `image_encoders`, or the image tower of CLIP."""
+    if name is not None:
+        return image_encoders.load(name, device, clip.precision)
     network = clips.load(clip.model, clip.pretrained, device, clip.precision)
     return ImageEncoder(**vars(network), name=clip.model)
 
@@ -81,17 +80,11 @@ def encode_examples(
     examples = find_examples(settings.examples_folder, classnames, settings.replacements)
     paths = [example.path for example in examples]
     picked = devices.pick(device, threads)
-    clip = settings.clip
-    names = [clip.model, *settings.encoders]
     features = []
-    for number, name in enumerate(names):
-        model: Clip = (
-            clips.load(clip.model, clip.pretrained, picked, clip.precision)
-            if number == 0
-            else image_encoders.load(name, picked, clip.precision)
-        )
-        encoded = encode_files(model, paths, threads)
-        features.append(encoded[:])
+    for name in (None, *settings.encoders):
+        model = _encoder(name, settings.clip, picked)
+        features.append(encode_files(model, paths, threads)[:])
+    names = [settings.clip.model, *settings.encoders]
     widths = [table.shape[1] for table in features]
     columns = {
         "path": paths,

@@ -135,7 +135,7 @@ def report_dataset(
         steps=[*_next_steps(settings, lead, fusion_report, audit, discovery)],
         selection=selection,
         without_evidence=fusion_report.without_evidence if fusion_report else [],
-        labellers=_read(_labellers, files.fused_labels),
+        labellers=_labellers(files),
         labeller_words=in_words,
         unknown=_read(
             gallery.read_unknown, files.unknown, files.images, files.pseudo_labels
@@ -151,8 +151,10 @@ def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
     return read(path, *others) if path else None
 
 
-def _labellers(path: str) -> Labellers:
-    return read_labellers(Path(path).parent)
+def _labellers(files: PageFiles) -> Labellers | None:
+    if files.fused_labels and files.fusion_report:
+        return read_labellers(Path(files.fused_labels).parent)
+    return None
 
 
 def _main_run(

@@ -43,12 +43,14 @@ def choose(results, method, seed, **more):
     return str(path)
 
 
-def write_fused(path, results, labels, confidence=None):
+def write_fused(results, labels, confidence=None):
     """Write fused labels of the training images, in reverse order, and return the path."""
+    path = results.folder / "fused_labels.parquet"
     n = results.n_train
     confidence = np.linspace(0, 1, n) if confidence is None else confidence
     columns = {field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS}
     columns |= {"image_id": results.image_ids[:n][::-1], "fused_label": labels[::-1]}
+    columns["labeller_labels"] = labels[::-1, None].tolist()
     columns["fused_confidence"] = confidence[::-1].astype(np.float32)
     tables.write(path, columns, tables.FUSED_LABELS)
     return str(path)
@@ -104,7 +106,7 @@ def test_the_share_of_right_labels_stands_where_the_dataset_knows_it(tmp_path):
     results = Results(tmp_path)
     labels = results.labels[: results.n_train]
     right = np.where(np.arange(len(labels)) < 27, labels, (labels + 1) % 7)
-    page, _ = write(results, fused_labels=write_fused(tmp_path / "fused", results, right))
+    page, _ = write(results, fused_labels=write_fused(results, right))
     assert f"{100 * 27 / 31:.1f}\xa0% of the labels" in page.sections["accuracy"]
     page, _ = write(Results(tmp_path / "none", n_test=0))  # of images that taught
     assert "headline" not in page.tables
@@ -145,7 +147,7 @@ def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_
 def test_labels_on_pictures_say_what_they_come_from(tmp_path):
     results = Results(tmp_path, labelled=False)
     labels = (results.before[: results.n_train] + 1) % len(CLASSNAMES)
-    fused = write_fused(tmp_path / "fused", results, labels)
+    fused = write_fused(results, labels)
     train, chosen = examples_of(results, fused)
     assert list(train.confidence[chosen]) == sorted(train.confidence[chosen])[::-1]
     first, second, *_ = (train.image_ids[i] for i in chosen)
