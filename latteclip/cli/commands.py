@@ -34,7 +34,7 @@ STAGES = {  # by command: the module of its function
     "encode_examples": "latteclip.labels.encode_images",
     "pseudo_label_images": "latteclip.labels.pseudo_label_images",
     "caption_images": "latteclip.captions.caption",
-    "propose_classes": "latteclip.discover.propose_classes",
+    "propose_classes": "latteclip.discover.discover_classes",
     "discover_classes": "latteclip.discover.discover_classes",
     "caption_groups": "latteclip.captions.caption",
     "score_classes": "latteclip.captions.score_classes",

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from latteclip.audit.server import SERVED, PageServer, fill
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import ACTIONS, CLASSES, PROPOSAL, edited_classes, locked
+from latteclip.core.files import ACTIONS, CLASSES, edited_classes, locked
 from latteclip.core.run_options import run_command
 from latteclip.discover.names import Ints
 from latteclip.discover.proposal import (
@@ -53,22 +53,24 @@ class ClassesPage:
         self.folder = Path(results)
         self.dataset = self.folder.absolute().name
         self.path = self.folder / ACTIONS
-        described = self.folder / PROPOSAL
-        if not described.is_file():
+        proposed = self.folder / FILE
+        if not proposed.is_file():
             raise UserError(
-                f"{described} does not exist: no stage has proposed classes. Run the workflow "
+                f"{proposed} does not exist: no stage has proposed classes. Run the workflow "
                 f"with --config dataset={self.dataset} class_names=discover first."
             )
+        self.proposal = read_proposal(proposed)
+        self.actions()
         if edited_classes(self.folder) is not None:
             raise UserError(
                 f"{self.folder / CLASSES} was edited by hand and is used as it is. Go on there, or "
                 "delete it and run the workflow: it returns to the proposal and your actions."
             )
-        self.proposal = read_proposal(self.folder / FILE)
         index = str(self.folder / "unnamed_images.parquet")
         self.paths = tables.read_unlabelled(index, training=True)[0]["path"]
 
     def actions(self) -> list[Action]:
+        """Return what the person did so far, or raise UserError for a damaged file."""
         return read_actions(self.path, self.proposal.about)
 
     def save(self, content: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Write the classes that were proposed for images, after a person's actions."""
+"""The stages that propose classes of images without class names, and write them after a person."""
 
 import logging
 import shlex
@@ -7,10 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
+from latteclip.config.keys import AUTO, DiscoverSection
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record, write_text
 from latteclip.core.terminal import counted, one_line
-from latteclip.discover.proposal import LEFT_OUT, read_actions, read_proposal, replay
+from latteclip.discover.grouping import MIN_IMAGES, Evidence
+from latteclip.discover.names import read_names
+from latteclip.discover.proposal import (
+    LEFT_OUT,
+    propose,
+    read_actions,
+    read_proposal,
+    replay,
+    write_proposal,
+)
+from latteclip.labels.features import read_features
+from latteclip.labels.image_classes import Whitener
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +44,39 @@ class DiscoveryRecord:
     actions: int  # of a person; 0: nobody has looked
     classes: list[DiscoveredClass]
     left_out: list[str]  # images that a person left out of the dataset
+
+
+def propose_classes(
+    images_path: str,
+    names_path: str,
+    features_path: str,
+    settings: DiscoverSection,
+    output: str,
+) -> None:
+    """Write PROPOSED: the class of each image, and the names of each class.
+
+    UserError: the answers of the captioner name fewer than two classes.
+    """
+    index, _ = tables.read_unlabelled(images_path, training=True)
+    ids = index["image_id"]
+    column = tables.lookup_column(names_path, tables.CAPTIONS, "id", "caption", ids)
+    answers = [text or "" for text in column.to_pylist()]
+    if not any(text.strip() for text in answers):
+        raise UserError(
+            f"{names_path} has no answer about any image; see its column error, or set "
+            "captioner.engine to an engine that can name what an image shows."
+        )
+    features = read_features(features_path, ids, tables.IMAGE_FEATURES)[:].numpy()
+    evidence = Evidence.of(Whitener(features)(features), read_names(answers))
+    wanted = None if settings.classes == AUTO else settings.classes
+    proposal = propose(ids.to_pylist(), evidence, wanted)
+    if len(proposal.about.names) < 2:
+        raise UserError(
+            f"The {len(ids)} images have fewer than two classes by their names ({names_path}): at "
+            f"least {MIN_IMAGES} images must share a name that the others lack. Write the names of "
+            "the classes into classes.txt in the folder of the images, or change discover.prompt."
+        )
+    write_proposal(proposal, output)
 
 
 def discover_classes(

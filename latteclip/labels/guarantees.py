@@ -1,16 +1,29 @@
-"""What a person's answers about m images drawn at random guarantee about N other labels."""
+"""Shares, differences and guarantees by a person's answers about images drawn at random.
+
+`share_right` is of a finite population, in which other images were chosen to be asked about.
+`share` and `difference` are of a stratified sample. Their variance is that of sampling without
+replacement (Cochran, Sampling Techniques, 1977, 5.6), with Satterthwaite's degrees of freedom
+(5.4). A small stratum whose few answers are all alike would count as known. So ADDED answers of the
+largest possible variance are added to each stratum. Guarantees are about N other labels.
+
+Letters: N labels, H strata, n or m answers.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, gammaln
+from scipy.special import betaincinv, gammaln, stdtrit
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int_]
 MIN_ANSWERS = 10  # about images drawn at random, for an interval that is stated
 ALPHA = 0.05  # probability that a guarantee or an interval fails
+MANY = 10**6  # images for each of a sample, of which new ones will be
+ADDED = 2  # answers, to the variance of each stratum
 MAX_ANSWERS = 2**62
 TIE_SEED = 0  # seed of the random order of equal confidences
 
@@ -85,6 +98,101 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
 
 def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
+
+
+class Mean(NamedTuple):
+    """The estimated mean over a population, and its variance."""
+
+    value: float
+    variance: float
+    quantile: float  # standard errors that an interval reaches to each side
+
+    @property
+    def reach(self) -> float:
+        """Half the width of the interval around the value."""
+        return self.quantile * math.sqrt(self.variance)
+
+
+def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
+    """Estimate the mean over a population from values [n] of its strata [n].
+
+    Some images of each stratum were drawn at random. A stratum without answers counts as the mean
+    of all others and as one answer. `sizes` [H] are those of the population, and `largest` is the
+    variance that values could have at most.
+    """
+    n_strata = len(sizes)
+    n = np.bincount(strata, minlength=n_strata)
+    n_counted = np.maximum(n, 1)
+    is_answered = n > 0
+    shares = sizes / sizes.sum()
+    sums = np.bincount(strata, weights=values, minlength=n_strata)
+    weights = sizes / n_counted
+    overall = np.average(values, weights=weights[strata])
+    means = np.where(is_answered, sums / n_counted, overall)
+    deviations = (values - means[strata]) ** 2
+    squares = np.bincount(strata, weights=deviations, minlength=n_strata)
+    free = np.maximum(n - 1, 0)
+    free_and_added = free + ADDED
+    variances = (squares + ADDED * largest) / free_and_added
+    of_means = shares**2 * variances
+    sampling = of_means / n_counted
+    census = of_means / np.maximum(sizes, 1)
+    known = np.where(is_answered, census, 0)
+    left = sampling - known
+    # The added variance is no estimate: it has no error of its own.
+    spread = left**2 * free / free_and_added**2
+    n_answered = int(np.count_nonzero(n))
+    freedom = float(max(1, len(values) - n_answered))
+    total_spread = float(spread.sum())
+    if total_spread > 0:
+        satterthwaite = float(left.sum()) ** 2 / total_spread
+        freedom = min(freedom, satterthwaite)
+    return Mean(
+        value=float((shares * means).sum()),
+        variance=max(0.0, float(left.sum())),
+        quantile=float(stdtrit(freedom, 1 - ALPHA / 2)),
+    )
+
+
+def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
+    """Estimate the share of a population with a property, 1 or 0 for each answer [n].
+
+    The interval is Wilson's (1927) with the sample's effective size and Student's quantile.
+    """
+    mean = stratified_mean(hits, strata, sizes, largest=0.25)
+    value = mean.value
+    if mean.variance <= 0:
+        return Interval(value, value, value, len(hits))
+    # Where all or none are hits the variance of a share says nothing: two more answers do.
+    n = len(hits)
+    typical = (value * n + 1) / (n + 2)
+    variance_of_one = typical * (1 - typical)
+    # The squared quantile over the effective size.
+    z2 = mean.quantile**2 * mean.variance / variance_of_one
+    middle = (value + z2 / 2) / (1 + z2)
+    variance = value * (1 - value) + z2 / 4
+    reach = (z2 * variance) ** 0.5 / (1 + z2)
+    low = max(0.0, middle - reach)
+    high = min(1.0, middle + reach)
+    return Interval(value, low, high, n)
+
+
+def difference(leads: Floats, strata: Ints, sizes: Ints, apart: float) -> Interval:
+    """Estimate the difference in accuracy between one classifier and another.
+
+    Where both predict the same there is no difference. So the images on which they differ are a
+    population of their own: the share `apart` of all images, `sizes` [H] of them in each stratum.
+
+    `leads` [n] of the asked images among them are 1 where the first is right, -1 where the second
+    is, and 0 where none is.
+    """
+    n = len(leads)
+    if not n:
+        return Interval(0.0, -apart, apart, n)
+    mean = stratified_mean(leads, strata, sizes, largest=1.0)
+    low = max(-1.0, mean.value - mean.reach)
+    high = min(1.0, mean.value + mean.reach)
+    return Interval(apart * mean.value, apart * low, apart * high, n)
 
 
 def upper_bound(wrong: int, answers: int, alpha: float = ALPHA) -> float:

@@ -66,12 +66,6 @@ def methods(session):
     return {one.method for one in session.score(session.answers()).accuracies}
 
 
-def test_of_the_training_images_those_are_asked_about_that_all_models_judge(training):
-    write_train_predictions(training, "zero_shot/seed0", training.image_ids[:31])
-    write_train_predictions(training, "flyp/seed0", training.image_ids[5:20])
-    assert image_ids(AuditSession(training.folder, 40)) == training.image_ids[5:20]
-
-
 def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_out(training):
     ids = training.image_ids
     for run in ("zero_shot/seed0", "flyp/seed0"):

@@ -1,6 +1,7 @@
 """The page of `latteclip classes`."""
 
 import json
+from threading import Thread
 
 import pytest
 from pydantic import ValidationError
@@ -42,7 +43,29 @@ def test_pictures_are_of_images_of_the_dataset(results):
     assert page.picture(36) is None
 
 
-def test_two_pages_lose_no_action_and_a_refused_one_leaves_no_trace(results):
+def test_a_damaged_file_of_actions_is_named_when_the_workflow_has_refused_it(results):
+    (results / "classes.json").write_text("[")
+    for output in ("classes.txt", "discovery.json"):  # Snakemake removes these
+        (results / output).unlink()
+    with pytest.raises(UserError, match=r"classes\.json"):
+        ClassesPage(results)
+
+
+def test_two_pages_at_once_lose_no_action(results):
+    def rename(page, of):
+        for number in range(8):
+            save(page, do="rename", of=of, name=f"class {of} {number}")
+
+    pages = [ClassesPage(results), ClassesPage(results)]
+    threads = [Thread(target=rename, args=(page, of)) for of, page in enumerate(pages)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(actions(results)) == 16
+
+
+def test_two_pages_follow_each_other_and_a_refused_action_leaves_no_trace(results):
     first, second = ClassesPage(results), ClassesPage(results)
     save(first, do="drop", of=0)
     with pytest.raises(UserError, match=r"classes\.json"):
@@ -66,5 +89,5 @@ def test_classes_edited_by_hand_have_no_page(results):
 
 
 def test_a_dataset_with_classes_of_its_own_has_no_page(tmp_path):
-    with pytest.raises(UserError, match=r"discovery\.json"):
+    with pytest.raises(UserError, match=r"proposed_classes"):
         ClassesPage(tmp_path)

@@ -42,11 +42,6 @@ def test_a_plural_joins_its_singular_only_where_that_is_written():
     assert read_names(answers).terms == ["dog", "scissors"]
 
 
-def test_names_that_differ_in_case_alone_are_one():
-    names = read_names(["Dog", "DOG", "dog "])
-    assert (names.terms, names.images.tolist()) == (["dog"], [3])
-
-
 def test_words_that_features_do_not_predict_carry_no_weight():
     rng = np.random.default_rng(0)
     truth = np.arange(200) % 4

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
 from latteclip.discover.names import read_names
 from latteclip.discover.proposal import Action, propose, replay
@@ -71,31 +70,6 @@ def test_names_that_say_nothing_only_name_what_k_means_groups(world):
     assert {names[0] for names in found.about.names} > {"word0", "word1", "word2"}
 
 
-def test_costs_of_merges_are_those_of_plain_loops(world):
-    _, evidence = world
-    labels = grouping.groups(evidence, evidence.best)
-    first = grouping.merges(evidence, labels)[0]
-    found = {}
-    names = evidence.names.toarray()
-    parts = (
-        (evidence.features, np.ones(len(labels)), 1.0),
-        (names, evidence.reliability, grouping.NAMES),
-    )
-    for i in range(labels.max() + 1):
-        for j in range(i):
-            cost = 0.0
-            for x, weights, factor in parts:
-                a, b = weights[labels == i], weights[labels == j]
-                first_mean = np.average(x[labels == i], axis=0, weights=a)
-                second_mean = np.average(x[labels == j], axis=0, weights=b)
-                half = a.sum() * b.sum() / (a.sum() + b.sum())
-                cost += factor * ((first_mean - second_mean) ** 2).sum() * half**0.5
-            found[j, i] = cost / (len(labels) / (labels.max() + 1) / 2) ** 0.5
-    best = min(found, key=found.__getitem__)
-    assert (first.into, first.taken) == best
-    assert first.cost == pytest.approx(found[best], rel=1e-4)
-
-
 def test_actions_are_replayed_in_their_order(proposed):
     actions = [
         Action(do="merge", of=0, other=1),
@@ -126,12 +100,3 @@ def test_an_action_that_the_classes_do_not_allow_is_named(proposed, action):
     action = {key: number if value == 0 else value for key, value in action.items()}
     with pytest.raises(UserError, match=r"classes\.json"):
         replay(proposed.about, [Action(**action)], "classes.json")
-
-
-@pytest.mark.parametrize(
-    "answers", [[""] * 30, ["thing"] * 30, [f"name{i}" for i in range(30)]]
-)
-def test_images_without_names_that_differ_are_one_group(answers):
-    features = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
-    found = proposal_of(Evidence.of(features, read_names(answers)))
-    assert found.labels.tolist() == [0] * 30

@@ -138,6 +138,7 @@ def saved(results):
 def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
     results = made_audit(tmp_path / "made")
     with Served(results, "--budget", "30") as served:
+        assert served.said.startswith("Preparing")  # before it reads anything
         page = visit(served.address)
         at(page, 0, 30)
         assert not page.locator("#result").is_visible()  # so that it does not lead the eye

@@ -6,9 +6,8 @@ from support.tiny import write_captions, write_index, write_pictures
 from latteclip.config.keys import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.tables import EncoderMetadata
-from latteclip.discover.discover_classes import discover_classes
+from latteclip.discover.discover_classes import discover_classes, propose_classes
 from latteclip.discover.proposal import FILE
-from latteclip.discover.propose_classes import propose_classes
 
 KINDS = ["cup", "dog", "car"]
 N = 36
