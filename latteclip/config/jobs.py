@@ -231,6 +231,18 @@ def encoded_examples(dataset: Dataset) -> Paths:
     return [f"{dataset.results}/examples.parquet"] if dataset.keys.split.examples else []
 
 
+def image_captions(dataset: Dataset) -> Paths:
+    """Return the captions of images, if a method or its labels need them."""
+    has_captions = "image" in dataset.caption_kinds
+    return [f"{dataset.results}/captions/images.parquet"] if has_captions else []
+
+
+def adapted_classifier(method: Method) -> Paths:
+    """Return the adapted zero-shot classifier, if a method trains on its labels."""
+    reads_adapted = method.pseudo_labels == "zero_shot_adapted"
+    return [f"{method.dataset.results}/{registry.ADAPTED}"] if reads_adapted else []
+
+
 def judging_votes(dataset: Dataset) -> Paths:
     """Return the votes that judge models."""
     return [f"{dataset.results}/votes.parquet"] if dataset.can_be_judged else []

@@ -385,11 +385,6 @@ class Method:
         return self.pseudo_labels in registry.FUSED
 
     @property
-    def reads_adapted(self) -> bool:
-        """Whether it uses the labels of the adapted zero-shot classifier."""
-        return self.pseudo_labels == "zero_shot_adapted"
-
-    @property
     def encoders(self) -> dict[str, str]:
         """Image encoders beside CLIP by which it classifies."""
         return self.dataset.run.image_encoders if self.objective.reads_encoders else {}

@@ -5,10 +5,7 @@
 PAGE_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
-    "image_captions": when(
-        "results/{dataset}/captions/images.parquet",
-        lambda dataset: "image" in dataset.caption_kinds,
-    ),
+    "image_captions": of(jobs.image_captions),
     "selection": of(jobs.selection),
     "audit": of(jobs.audit),
     "fused_labels": when("results/{dataset}/fused_labels.parquet", READS_FUSED),

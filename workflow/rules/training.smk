@@ -20,11 +20,7 @@ TRAINING_FILES = {
         "results/{dataset}/fused_labels.parquet", READS_FUSED, "method"
     ),
     "fusion_report": when("results/{dataset}/fused_labels.json", READS_FUSED, "method"),
-    "adapted": when(
-        "results/{dataset}/classifiers/adapted.safetensors",
-        lambda method: method.reads_adapted,
-        "method",
-    ),
+    "adapted": of(jobs.adapted_classifier, "method"),
 }
 
 
