@@ -60,33 +60,17 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "device": {"default": "auto"},
 }
 # Arguments that the documentation of their function leaves out, for commands share most of them.
-# Tables of the option's name need no options. W0 is the classifier of the class texts.
+# Rules call the stages, whose options have the names of files and settings.
 OPTIONS = {
     "answers": "a person's answers about images",
-    "audits": "accuracies by a person's answers, of the datasets that were audited",
-    "captions": "CAPTIONS table",
-    "checkpoint": "folder of the checkpoint, removed at the end",
-    "class_embeddings": "W0",
-    "classifier": "W0, or what a stage made of it",
     "configfile": "as snakemake takes it",
     "device": "auto, cpu, cuda, cuda:<n> or mps (default: auto)",
     "json": "print JSON for programs",
-    "image_encoders": "IMAGE_FEATURES tables of image encoders beside CLIP",
-    "files": "the inputs, by name",
-    "labellers": "the labellers, each with its table",
-    "left_out": "TRAIN_PREDICTIONS of an average, by its trainings",
     "no_browser": "print the address, and open no browser",
     "offline": "write a page that needs no server, to answer on another machine",
-    "others": "folder of earlier results, of which other datasets are added",
-    "plan": "the order in which the images were drawn",
     "port": "port of the page (default: any free port)",
-    "prompt": "the question, with {} for the pseudo-label",
     "results": "a dataset's folder: results/<dataset>",
-    "scores": "which classes are scored, and how",
-    "shard": "which part of how many",
-    "store": "folder of the answers that outlive this run (default: they are not cached)",
     "threads": "CPU threads (default: all)",
-    "labeller": "its name, where captions or scores are those of a labeller",
 }
 
 

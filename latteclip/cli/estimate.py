@@ -82,8 +82,8 @@ def _requests(asking: Asking, images: Counts | None) -> str:
 
 def n_requests(asking: Asking, images: Counts) -> int:
     """Return the requests of a table about so many images, if no answer is cached."""
-    n = images.train
-    return n if asking.max_images is None else min(n, asking.max_images)
+    most = asking.asker.max_images(asking.kind)
+    return images.train if most is None else min(images.train, most)
 
 
 def count_files(dataset: Dataset) -> int | None:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,8 +33,7 @@ run the workflow in any folder, where the results are written:
   latteclip workflow --cores all results/demo/images.parquet  one stage: name a file that it writes
 in the folder of the Snakefile, or with -s SNAKEFILE, "snakemake" does the same
 
-stages, which its rules call (each has --help):
-{stages}
+each stage that its rules call is a command as well: latteclip index-images --help
 
 exit status:
   0    done
@@ -138,11 +136,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the command line: the commands of users, and the stage of the workflow in `given`."""
-    names = textwrap.fill(", ".join(map(_dashed, STAGES)), 76, break_on_hyphens=False)
-    epilog = EPILOG.format(stages=textwrap.indent(names, "  "))
     layout = argparse.RawDescriptionHelpFormatter
     top = Parser(
-        prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=layout
+        prog="latteclip", description=DESCRIPTION, epilog=EPILOG, formatter_class=layout
     )
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     top.add_argument("--debug", **DEBUG)

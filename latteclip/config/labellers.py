@@ -14,7 +14,7 @@ from latteclip.config.keys import (
     PromptsSection,
     ScoresSection,
 )
-from latteclip.config.registry import ENGINES, LABELLERS, EngineRecord, LabellerRecord
+from latteclip.config.registry import ENGINES, LABELLERS, EngineRecord
 from latteclip.core.class_templates import PLACE
 from latteclip.core.files import (
     GROUPS,
@@ -86,11 +86,6 @@ class Asking:
         name = self.asker.name
         return labeller_table(name) if name else TABLES[self.kind]
 
-    @property
-    def max_images(self) -> int | None:
-        """About how many images the captioner is asked about at most; None: about all."""
-        return self.asker.max_images(self.kind)
-
     def is_pending(self, pending: Collection[str]) -> bool:
         """Return whether the table, or a shard of it, is among the files that a run will write."""
         results = self.asker.dataset.folder
@@ -114,13 +109,9 @@ class Labeller:
     share: float | None = None
 
     @property
-    def record(self) -> LabellerRecord:
-        return LABELLERS[self.kind]
-
-    @property
     def asks(self) -> str | None:
         """What it asks a captioner for: captions or scores."""
-        return self.record.asks
+        return LABELLERS[self.kind].asks
 
     @property
     def answers(self) -> str | None:
