@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latteclip.core.files import read_record, write_record
+from latteclip.core.terminal import counted
 from latteclip.labels.guarantees import Interval
 
 NAME = "fused_labels.json"  # the file below the results of a dataset
@@ -49,7 +50,7 @@ class CheckedLabels:
     @property
     def sentence(self) -> str:
         """Return the accuracy of the labels in words."""
-        return f"checked by {self.right.n} answers of yours: {self.right.words}"
+        return f"checked by {counted(self.right.n, 'answer')} of yours: {self.right.words}"
 
 
 @dataclass(frozen=True)

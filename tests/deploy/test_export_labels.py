@@ -237,16 +237,6 @@ def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
     assert remaining == set(taken.ids) - unknown - set(taken.ids[1:3])
 
 
-@pytest.mark.parametrize("form", ["label-studio", "imagefolder", "csv", "parquet"])
-def test_a_folder_with_content_is_never_replaced(taken, tmp_path, form):
-    output = tmp_path / "mine"
-    output.mkdir()
-    (output / "precious").touch()
-    with pytest.raises(UserError, match="mine"):
-        export_labels(str(taken.folder), form, str(output))
-    assert [path.name for path in output.iterdir()] == ["precious"]
-
-
 def test_an_image_that_vanished_leaves_nothing_behind(taken, tmp_path):
     (taken.folder / taken.ids[3]).unlink()
     with pytest.raises(UserError, match=taken.ids[3]):

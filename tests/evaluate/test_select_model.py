@@ -15,13 +15,7 @@ from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import ClassesMetadata, VotesMetadata
 from latteclip.evaluate import select_model as stage
 from latteclip.evaluate.predictions import MISSING
-from latteclip.evaluate.results import (
-    Accuracy,
-    Audit,
-    Comparison,
-    read_audit,
-    read_selection,
-)
+from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
 
 N, C = 120, 4
@@ -307,12 +301,3 @@ def test_answers_that_decide_win_over_votes():
         (audit(named, {**accuracies, "flyp": 0.7}), "flyp"),
     ):
         assert chosen(named, votes, audited) == wanted
-
-
-@pytest.mark.parametrize(
-    ("read", "name"), [(read_selection, "selection.json"), (read_audit, "audit.json")]
-)
-def test_a_damaged_file_is_named(tmp_path, read, name):
-    (tmp_path / name).write_text('{"dataset": 3}')
-    with pytest.raises(UserError, match=re.escape(name)):
-        read(tmp_path / name)

@@ -21,6 +21,7 @@ from support.image_folders import class_folders
 from support.textures import write_textures
 from support.tiny import write_pictures
 
+from latteclip.audit import server
 from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
@@ -94,16 +95,30 @@ def test_a_run_prints_a_line_for_each_long_stage_and_where_the_results_are(finis
     assert planned(finished) == {}
 
 
-def test_commands_that_a_run_and_its_page_print_are_taken(finished):
-    output = (finished.root / "run.txt").read_text()
-    page = (finished.root / RESULTS / "report.html").read_text("utf-8")
+def test_commands_that_a_run_and_its_page_print_work_as_printed(finished_copy, monkeypatch):
+    """Pages of questions are made, but not served, and a run is planned alone."""
+    root = finished_copy.root
+    output = (root / "run.txt").read_text()
+    page = (root / RESULTS / "report.html").read_text("utf-8")
     found = re.findall(
         r"(?:^|: |Run |\s{2})(latteclip [^\n]+?)(?=,? then |\.?$)", output, re.M
     )
-    found += re.findall(r'<pre class="command"[^>]*><code>(latteclip [^<]+)', page)
-    assert len(found) >= 3
-    for command in found:
-        main.parser().parse_args(shlex.split(html.unescape(command))[1:])
+    found += re.findall(r'<pre class="command"[^>]*><code>([^<]+)', page)
+    write_textures(root / "new-photos", 1, gap=0.5, seed=0)
+    served = []
+    monkeypatch.setattr(server, "show", lambda page, *_, **__: served.append(page))
+    monkeypatch.chdir(root)
+    actions = set()
+    for command in dict.fromkeys(map(html.unescape, found)):
+        program, *words = shlex.split(command)
+        if program == "snakemake":  # as it is in a folder with a Snakefile
+            ran(finished_copy, *words, "--dry-run")
+        else:
+            assert main.main(words) == 0, command
+        actions.add(words[0])
+    for each in served:
+        each.server_close()
+    assert actions >= {"predict", "audit"}
 
 
 def test_models_are_stock_open_clip_folders_and_the_chosen_one_predicts(finished, tmp_path):
