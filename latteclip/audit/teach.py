@@ -30,7 +30,6 @@ from latteclip.core import tables
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import counted
-from latteclip.evaluate.results import QUESTIONS
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CHECK,
@@ -67,7 +66,7 @@ ITERATIONS = 20  # iterations of k-means
 def teach(
     results: str,
     /,
-    budget: int = QUESTIONS,
+    budget: int = 120,
     offline: str | None = None,
     answers: str | None = None,
     score: bool = False,

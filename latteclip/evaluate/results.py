@@ -17,7 +17,7 @@ from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 
 Run = tuple[str, int]  # method and seed
 METRICS = ("dataset", "method", "seed", "flags", "images", *FIGURES)
-QUESTIONS = 120  # asked by `latteclip teach` without an option; half of them check
+QUESTIONS = 120  # the default --budget of `latteclip teach`, of which half check
 TEACH = "teach"
 AUDIT = "audit"
 

@@ -92,9 +92,11 @@ def test_the_python_of_the_card_predicts_as_we_do(
 
 
 VARIANTS = {
-    "shortest": ({"resize_mode": "shortest", "interpolation": "bilinear"}, {}),
+    "shortest": (
+        {"resize_mode": "shortest", "interpolation": "bilinear"},
+        {"custom_text": True},
+    ),
     "squash": ({"resize_mode": "squash", "std": [0.2, 0.3, 0.4]}, {"quick_gelu": True}),
-    "custom_text": ({}, {"custom_text": True}),
 }
 
 

@@ -1,12 +1,15 @@
 """What a person's answers state about labels and a run."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 from support import records
 
+from latteclip.audit.teach import teach
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate.results import Accuracy, Audit, largest_error, state
+from latteclip.evaluate.results import QUESTIONS, Accuracy, Audit, largest_error, state
 from latteclip.labels.fusion_report import PersonAnswers
 
 RUN = ("flyp", 0)
@@ -51,5 +54,6 @@ def test_an_audit_of_the_run_comes_first(predictions):
     assert (other.model.n, other.by) == (24, "teach")
 
 
-def test_sixty_answers_give_an_accuracy_to_within_thirteen_points():
-    assert 0.12 < largest_error(60) < 0.13
+def test_the_sixty_checks_of_teach_give_an_accuracy_to_within_thirteen_points():
+    assert signature(teach).parameters["budget"].default == QUESTIONS
+    assert 0.12 < largest_error(QUESTIONS // 2) < 0.13
