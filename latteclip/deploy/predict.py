@@ -157,29 +157,24 @@ class Predictor:
             files = ReadableFiles(paths, models[0].pixels)
             passes.append(encoded(models, files, BATCH, self.threads))
         for (marks, (features, *others)), *beside in zip(*passes, strict=True):
-            indices, errors = zip(*marks, strict=True)
-            for error in filter(None, errors):
-                log.warning("skipped: %s", one_line(error))
-            readable = torch.tensor([not error for error in errors])  # [B]
-            features = torch.cat(
-                [features, *(beside_clip for _, [beside_clip] in beside)], dim=1
-            )
-            named = [
-                paths[i] for i, error in zip(indices, errors, strict=True) if not error
-            ]
-            scores = (
-                self.detector.scores(others[0][readable]).tolist()
-                if self.detector
-                else None
-            )
-            yield from self._predict(named, features[readable], topk, scores)
+            for _, error in marks:
+                if error:
+                    log.warning("skipped: %s", one_line(error))
+            readable = torch.tensor([not error for _, error in marks])  # [B]
+            parts = [features, *(by_encoder for _, [by_encoder] in beside)]
+            features = torch.cat(parts, dim=1)[readable]
+            named = [paths[i] for i, error in marks if not error]
+            unknown_scores: list[Any] = [None] * len(named)
+            if self.detector:
+                unknown_scores = self.detector.scores(others[0][readable]).tolist()
+            yield from self._predict(named, features, topk, unknown_scores)
 
     def _predict(
         self,
         paths: list[str],
         features: torch.Tensor,
         topk: int,
-        unknown_scores: list[Any] | None,
+        unknown_scores: list[Any],
     ) -> Iterator[Prediction]:
         """Yield the predictions of B images from their features [B, D]."""
         scores = self.model.classifier.scores(features)  # [B, C]
@@ -188,15 +183,17 @@ class Predictor:
         probabilities = every.gather(1, labels)  # [B, K]
         names = self.model.class_templates.as_written(self.model.classnames)
         columns = (part.tolist() for part in (labels, best, probabilities))
-        unknown_scores = unknown_scores or [None] * len(paths)
-        for path, own, values, shares, unknown in zip(
-            paths, *columns, unknown_scores, strict=True
-        ):
-            is_unknown = unknown > self.detector.threshold if self.detector else None
-            abstained = None if self.threshold is None else shares[0] < self.threshold
-            own_names = [names[label] for label in own]
+        rows = zip(paths, *columns, unknown_scores, strict=True)
+        for path, topk_labels, topk_scores, shares, unknown_score in rows:
             yield Prediction(
-                path, own, own_names, values, shares, unknown, is_unknown, abstained
+                path,
+                topk_labels,
+                [names[label] for label in topk_labels],
+                topk_scores,
+                shares,
+                unknown_score,
+                unknown_score > self.detector.threshold if self.detector else None,
+                None if self.threshold is None else shares[0] < self.threshold,
             )
 
 

@@ -177,13 +177,13 @@ def _image_processor(preprocessing: dict[str, Any]) -> Any:
 @torch.no_grad()
 def _check_features(clip: Clip, model: Any) -> None:
     """Raise ValueError if the networks give other features of two images and two texts."""
-    own: Any = clip.model
+    network: Any = clip.model
     image = torch.randn(
-        2, 3, *own.visual.image_size, generator=torch.Generator().manual_seed(0)
+        2, 3, *network.visual.image_size, generator=torch.Generator().manual_seed(0)
     )
     tokens = clip.tokenizer(["a", "a photo of a thing."])
-    images = own.encode_image(image), model.get_image_features(image)
-    texts = own.encode_text(tokens), model.get_text_features(tokens)
+    images = network.encode_image(image), model.get_image_features(image)
+    texts = network.encode_text(tokens), model.get_text_features(tokens)
     for ours, theirs in (images, texts):
         if not torch.allclose(ours, theirs.pooler_output, rtol=1e-3, atol=1e-4):
             raise ValueError("it computes other features")

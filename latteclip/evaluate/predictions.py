@@ -130,9 +130,9 @@ def pool_seeds(
     other one counts.
     """
     pooled = []
-    for own, method in zip(predictions, methods, strict=True):
+    for classes, method in zip(predictions, methods, strict=True):
         for others, other_method in zip(predictions, methods, strict=True):
             if other_method == method:
-                own = np.where(own == MISSING, others, own)
-        pooled.append(own)
+                classes = np.where(classes == MISSING, others, classes)
+        pooled.append(classes)
     return pooled

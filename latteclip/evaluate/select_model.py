@@ -99,13 +99,13 @@ class HeldOutVotes:
         pair = self.predictions[[i, j]]
         is_held_out = (pair != MISSING).all(axis=0)
         rows = np.flatnonzero(is_held_out)
-        own, other = pair[:, rows]
-        own_shares = self.shares[rows, own]
-        other_shares = self.shares[rows, other]
-        differ = own != other
-        support = float(own_shares[differ].sum())
-        other_support = float(other_shares[differ].sum())
-        squares = (own_shares - other_shares) ** 2
+        first, second = pair[:, rows]
+        first_shares = self.shares[rows, first]
+        second_shares = self.shares[rows, second]
+        differ = first != second
+        support = float(first_shares[differ].sum())
+        other_support = float(second_shares[differ].sum())
+        squares = (first_shares - second_shares) ** 2
         n = max(1, len(rows))
         return CandidateComparison(
             images=len(rows),
@@ -249,8 +249,8 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: HeldOutVot
     for i in trained:
         lead = pooled.compare(i, start)
         if lead.images >= MIN_HELD_OUT and lead.is_clear:
-            own = votes.compare(i, start).difference
-            ranks[i] = (lead.difference, candidates[i].is_average, own, -i)
+            alone = votes.compare(i, start).difference
+            ranks[i] = (lead.difference, candidates[i].is_average, alone, -i)
     return max(ranks, key=ranks.__getitem__, default=start)
 
 

@@ -99,7 +99,7 @@ def test_the_page_leads_with_the_chosen_model(tmp_path):
     assert "latteclip predict results/made new-photos" in page.sections["next"]
     names = [row[0][0] for row in page.tables["headline"][1:]]
     assert ["★" in name for name in names] == [False, True, False]
-    assert 'class="shown" data-method="flyp"' in text
+    assert 'class="subject" data-method="flyp"' in text
 
 
 def test_the_share_of_right_labels_stands_where_the_dataset_knows_it(tmp_path):
