@@ -156,21 +156,20 @@ def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str
 
 def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
     """Return the accuracies as Markdown, with notes on the flags that follow methods."""
+    star = table["chosen"].map(lambda seed: f" {STAR}" if seed else "")
     flags = table["flags"].map(
         lambda names: f" ({', '.join(names.split())})" if names else ""
     )
     spread = table["acc1_std"].map(
         lambda value: "" if pd.isna(value) else f" +- {value:.1f}"
     )
+    gain = table["acc1_gain"].map("{:+.1f}".format).mask(table["acc1_gain"].isna(), "-")
     columns = {
         "dataset": table["dataset"],
-        "method": _starred(table) + flags,
+        "method": table["method"] + star + flags,
         "seeds": table["seeds"],
         "acc1": table["acc1_mean"].map(_number) + spread,
-        f"over {baseline.replace('_', '-')}": table["acc1_gain"]
-        .map("{:+.1f}".format)
-        .mask(table["acc1_gain"].isna(), "-")
-        .mask(table["method"] == baseline, ""),
+        f"over {baseline.replace('_', '-')}": gain.mask(table["method"] == baseline, ""),
         "acc5": table["acc5_mean"].map(_number),
         "per-class recall": table["mean_per_class_recall"].map(_number),
     }
@@ -178,10 +177,14 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
         low, high = (table[f"audited_{end}"].map(_number) for end in ("low", "high"))
         interval = (" (" + low + " to " + high + ")").mask(table["audited"].isna(), "")
         columns["by answers"] = table["audited"].map(_number) + interval
-    notes = [
-        f"- {mark}: {FLAGS[mark]}." for mark in union(table["flags"].str.split()).split()
-    ]
-    return _with_notes(pd.DataFrame(columns), notes)
+    align = ["left"] * 2 + ["right"] * (len(columns) - 2)
+    # The cells are texts, which tabulate would read as numbers.
+    text = pd.DataFrame(columns).to_markdown(
+        index=False, colalign=align, disable_numparse=True
+    )
+    used = union(table["flags"].str.split()).split()
+    notes = "\n".join(f"- {mark}: {FLAGS[mark]}." for mark in used)
+    return f"{text}\n\n{notes}".rstrip()
 
 
 def _asked(metrics_paths: Sequence[str]) -> Iterator[str]:
@@ -200,20 +203,6 @@ def _checked_labels(path: str) -> str:
     """Return the accuracy of fused labels by a person's answers, or nothing without answers."""
     checked = read_fusion_report(path).answers.checked
     return f"- labels of {Path(path).parent.name}, {checked.sentence}" if checked else ""
-
-
-def _with_notes(table: pd.DataFrame, notes: Sequence[str]) -> str:
-    """Return a Markdown table, its first two columns set to the left, and notes below it."""
-    align = ["left"] * 2 + ["right"] * (len(table.columns) - 2)
-    # The cells are texts, which tabulate would read as numbers.
-    text = table.to_markdown(index=False, colalign=align, disable_numparse=True)
-    if not notes:
-        return text
-    return "\n".join([text, "", *notes])
-
-
-def _starred(table: pd.DataFrame) -> pd.Series:
-    return table["method"].mask(table["chosen"] != "", table["method"] + f" {STAR}")
 
 
 def _number(value: float) -> str:
