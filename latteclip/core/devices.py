@@ -40,7 +40,9 @@ def pick(name: str, threads: int) -> torch.device:
         number = torch.device(name).index if name != "auto" else None
         if gpus.claim(number=number) and number is not None:
             name = "cuda"  # the only one that this process sees now
-        n = torch.cuda.device_count() if sees_gpu() else 0
+        if not torch.cuda.is_available():
+            gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
+        n = torch.cuda.device_count()
         if name == "auto":
             name = "cuda" if n else "mps" if has_mps else "cpu"
         elif (torch.device(name).index or 0) >= n:
@@ -58,14 +60,6 @@ def pick(name: str, threads: int) -> torch.device:
             )
         keep_big_buffers()
     return torch.device(name)
-
-
-def sees_gpu() -> bool:
-    """Return whether torch can use a GPU, or raise UserError if it cannot use a visible one."""
-    if torch.cuda.is_available():
-        return True
-    gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
-    return False
 
 
 def check_precision(device: torch.device, precision: str) -> None:

@@ -33,11 +33,12 @@ PART = 4 * MIB  # bytes of the part of a batch that a process loads at once, or 
 AHEAD = 2  # parts that a process loads ahead
 SHARE = 1 / 4  # share of the free space in /dev/shm for the parts of a job
 Transform = Callable[[Image.Image], torch.Tensor]
+Images = Dataset[tuple[Any, torch.Tensor]]  # keys and pixels, by keys
 Batch = tuple[list[Any], torch.Tensor]
 T = TypeVar("T")
 
 
-class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
+class ImageFiles(Images):
     """N image files under one transform. An item is its key, here the index, and the pixels."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
@@ -57,7 +58,7 @@ def in_order(n: int, batch_size: int) -> list[range]:
 
 
 def batches(
-    files: ImageFiles, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
+    files: Images, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
 ) -> Iterator[Batch]:
     """Yield B keys and images [B, 3, H, W] on a device, decoded ahead of the model."""
     load = by_processes if device.type == "cuda" else _by_threads
@@ -65,7 +66,7 @@ def batches(
 
 
 def _by_threads(
-    files: ImageFiles, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
+    files: Images, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
 ) -> Iterator[Batch]:
     # torch runs each transform in one thread. With more, OpenMP would have more threads than cores,
     # and those of the model would sleep while they wait for each other.
@@ -83,7 +84,7 @@ def _by_threads(
 
 
 def by_processes(
-    files: ImageFiles, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
+    files: Images, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
 ) -> Iterator[Batch]:
     """Yield `batches`, loaded by at most `threads` processes, whose number changes the speed alone.
 

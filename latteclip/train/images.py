@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional
 from latteclip.core.errors import GIB
 from latteclip.core.files import digest, existing, replacing
 from latteclip.data.images import container_of, open_rgb
-from latteclip.data.loader import ImageFiles
+from latteclip.data.loader import Images
 
 log = logging.getLogger(__name__)
 # LatteCLIP, section 4 (implementation details).
@@ -139,7 +139,7 @@ def _has_room(folder: str, size: float) -> bool:
     return os.path.isdir(folder) or FREE * size <= shutil.disk_usage(existing(folder)).free
 
 
-class TrainingImages(ImageFiles):
+class TrainingImages(Images):
     """Augmented images uint8 [3, H, W] by their keys (number of the pass, index) and a seed."""
 
     def __init__(
@@ -150,7 +150,6 @@ class TrainingImages(ImageFiles):
         folder: str | Path | None = None,
     ) -> None:
         """Prepare images for an input of H x W. The folder caches them as they are decoded."""
-        self.paths = paths
         self.images = DecodedImages(folder, paths, round(MARGIN * max(side)))
         self.side = side
         self.seed = seed

@@ -12,11 +12,10 @@ from latteclip.core import gpus
 from latteclip.core.errors import UserError
 
 CLAIM = """
-import logging, sys
+import logging, os, sys
 logging.basicConfig(level=logging.INFO)
 from latteclip.core import gpus
 gpus.claim(int(sys.argv[1]))
-import os
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 sys.stdin.read()
 """
@@ -57,39 +56,28 @@ def job():
         yield lambda n=1: stack.enter_context(Job(n))
 
 
-def test_jobs_side_by_side_see_gpus_of_their_own_and_leave_them_to_the_next(machine, job):
-    machine(3)
-    first = job()
-    assert first.sees == "GPU-0"
-    second = job(2)
-    assert second.sees == "GPU-1,GPU-2"
-    third = job()
-    assert third.has_to_wait
-    second.communicate("")
-    assert third.sees == "GPU-1"
-
-
 @pytest.mark.parametrize(
-    ("given", "names"),
+    ("given", "sizes", "seen", "last"),
     [
-        ("3, 2", ["3", "2"]),
-        ("MIG-4b,GPU-1", ["MIG-4b", "GPU-1"]),
-        ("1,-1,2", ["1"]),  # CUDA sees nothing behind a name that is none
+        (None, (1, 2), ["GPU-0", "GPU-1,GPU-2"], "GPU-1"),
+        ("MIG-4b,GPU-1", (1, 1), ["MIG-4b", "GPU-1"], "GPU-1"),
+        ("1,-1,2", (1,), ["1"], "1"),  # CUDA sees nothing behind a name that is none
     ],
 )
-def test_jobs_share_out_the_gpus_that_a_run_may_use(
-    machine, job, monkeypatch, given, names
+def test_jobs_side_by_side_share_out_the_gpus_and_leave_them_to_the_next(
+    machine, job, monkeypatch, given, sizes, seen, last
 ):
-    machine(4)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    machine(3)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     jobs = []
-    for name in names:
-        jobs.append(job())
-        assert jobs[-1].sees == name
+    for size, wanted in zip(sizes, seen, strict=True):
+        jobs.append(job(size))
+        assert jobs[-1].sees == wanted
     waiting = job()
     assert waiting.has_to_wait
-    jobs[0].communicate("")
-    assert waiting.sees == names[0]
+    jobs[-1].communicate("")
+    assert waiting.sees == last
 
 
 def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
@@ -99,19 +87,14 @@ def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
         gpus.claim(2)
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected", "free"), [(None, "GPU-2", 2), ("0,3,1", "1", 1)]
-)
-def test_the_emptiest_card_comes_first_and_the_log_names_it(
-    machine, job, monkeypatch, visible, expected, free
-):
+def test_the_emptiest_card_comes_first_and_the_log_names_it(machine, job, monkeypatch):
     machine(4, memory=[70_000, 15, 3, 4_000])
-    if visible:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus.free() == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,1")
     first = job()
-    assert first.sees == expected
+    assert first.sees == "1"
     assert "MiB in use" in first.stderr.readline()
-    assert gpus.free() == free
+    assert gpus.free() == 1
 
 
 def test_a_driver_that_does_not_answer_is_an_error_unless_the_cpu_is_asked_for(
@@ -129,17 +112,15 @@ def test_a_driver_that_does_not_answer_is_an_error_unless_the_cpu_is_asked_for(
 
 @pytest.mark.parametrize(
     ("cuda", "sees_none", "message"),
-    [(None, False, "KIND=cuda"), ("13.0", True, r"13\.0.*driver"), ("13.0", False, None)],
+    [(None, False, "KIND=cuda"), ("13.0", True, r"13\.0.*driver")],
 )
 def test_a_build_that_cannot_use_the_gpu_is_one_sentence(
     machine, monkeypatch, cuda, sees_none, message
 ):
     machine(1)
-    refuse = functools.partial(gpus.refuse_unusable, "2.14", cuda, sees_none=sees_none)
-    if message is None:
-        refuse()
-    else:
-        with pytest.raises(UserError, match=message):
-            refuse()
+    refuse = functools.partial(gpus.refuse_unusable, "2.14", sees_none=sees_none)
+    with pytest.raises(UserError, match=message):
+        refuse(cuda)
+    gpus.refuse_unusable("2.14", "13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    refuse()
+    refuse(cuda)

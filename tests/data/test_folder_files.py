@@ -79,3 +79,33 @@ def test_the_index_tells_of_other_bytes_in_a_picture_of_the_same_size(tmp_path):
         contents.add(metadata.content)
         (root / "cat" / "1.jpg").write_bytes(jpeg() + b"\0")
     assert len(contents) == 2
+
+
+# Examples of classes, which are not in the dataset.
+
+
+def test_each_folder_of_examples_is_a_class(tmp_path):
+    images(tmp_path, "big_cat/a.jpg", "big_cat/more/b.jpg", "Dog/c.jpg")
+    found = folder_files.find_examples(tmp_path, ["dog", "big cat", "owl"], {"_": " "})
+    names = [(one.path.removeprefix(f"{tmp_path}/"), one.classname) for one in found]
+    assert names == [
+        ("Dog/c.jpg", "dog"),
+        ("big_cat/a.jpg", "big cat"),
+        ("big_cat/more/b.jpg", "big cat"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no folders"),
+        (["dog/a.jpg", "cta/b.jpg"], "did you mean cat"),
+        (["dog/a.jpg", "cat/readme.txt"], "cat holds no image"),
+        (["dog/a.jpg", "Dog/b.jpg"], "'Dog' and 'dog'"),
+        (["dog/a.jpg", "b.jpg"], r"b\.jpg is in no class folder"),
+    ],
+)
+def test_a_folder_that_shows_no_class_is_named(tmp_path, names, message):
+    images(tmp_path, *names)
+    with pytest.raises(UserError, match=message):
+        folder_files.find_examples(tmp_path, ["dog", "cat"], {"_": " "})

@@ -1,10 +1,15 @@
+"""Archives, shards and images of strangers: inside their folder, whole or refused."""
+
 import io
+import stat
 import tarfile
 import tempfile
 import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 
+import pytest
 from hypothesis import strategies as st
 from PIL import Image
 from support.fuzz import check, damaged, fuzzed
@@ -12,6 +17,7 @@ from support.shards import parquet_bytes
 from support.web import tar, zipped
 
 from latteclip.config.keys import IndexSettings
+from latteclip.core.errors import UserError
 from latteclip.data import download_dataset, images
 from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import read_split
@@ -30,17 +36,125 @@ def unpacked(content):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "deep", "data")
         folder.mkdir(parents=True)
+        mine = Path(place, "outside", "mine.txt")
+        mine.parent.mkdir()
+        mine.write_text("mine")
         archive = folder.parent / "archive"
         archive.write_bytes(content)
         try:
             download_dataset.unpack(archive, folder)
         finally:
-            assert {path.name for path in Path(place).iterdir()} == {"deep"}
+            assert {path.name for path in Path(place).iterdir()} == {"deep", "outside"}
             assert {path.name for path in folder.parent.iterdir()} == {"data", "archive"}
+            assert [*mine.parent.iterdir()] == [mine] and mine.read_text() == "mine"
         paths = list(folder.rglob("*"))
         assert not any(path.is_symlink() for path in paths)
         files = [path for path in paths if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def tar_with(*members):
+    """A tar of TarInfo objects without content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+    return buffer.getvalue()
+
+
+def member(name, kind=tarfile.REGTYPE, target="", size=0):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, size
+    return info
+
+
+def link_in_zip():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "../../outside")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:\\evil", "a\\..\\..\\x"]
+)
+def test_names_do_not_lead_out(pack, name):
+    try:
+        found = unpacked(pack({name: b"evil"}))
+    except UserError as error:
+        assert "archive" in str(error)
+    else:
+        assert list(found.values()) == [b"evil"]
+
+
+LINKS = {
+    "symlink up": [member("link", tarfile.SYMTYPE, "../../outside")],
+    "absolute symlink": [member("link", tarfile.SYMTYPE, "/etc/passwd")],
+    "hard link up": [member("link", tarfile.LNKTYPE, "../../outside/mine.txt")],
+    "absolute hard link": [member("link", tarfile.LNKTYPE, "/etc/passwd")],
+    "links that lead out together": [
+        member("a/b/far", tarfile.SYMTYPE, "near/../../../../outside"),
+        member("a/b/near", tarfile.SYMTYPE, "../.."),
+    ],
+    "a file below a link": [
+        member("link", tarfile.SYMTYPE, "../../outside"),
+        member("link/mine.txt", size=3),
+    ],
+    "a device": [member("link", tarfile.CHRTYPE), member("pipe", tarfile.FIFOTYPE)],
+    "many links": [member(f"{n}", tarfile.SYMTYPE, "x") for n in range(40)],
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_links_and_devices_are_left_out(name):
+    found = unpacked(tar_with(*LINKS[name], member("a.txt", size=1)))
+    assert found.pop("a.txt") == b"x"
+    assert found in ({}, {"link/mine.txt": b"xxx"})
+
+
+def test_a_symlink_in_a_zip_is_no_link():
+    assert unpacked(link_in_zip()) == {"link": b"../../outside"}
+
+
+def damaged_header():
+    content = bytearray(tar(FILES, "w"))
+    content[2048] ^= 1  # of the second file
+    return bytes(content)
+
+
+def with_header(kind, size, n=1):
+    """A tar with headers of any length before its file."""
+    content = b""
+    for number in range(n):
+        text = b"%d %04d=" % (size, number)
+        text += b"x" * (size - len(text) - 1) + b"\n"
+        content += member("h", kind, size=size).tobuf(tarfile.USTAR_FORMAT) + text
+        content += bytes(-size % tarfile.BLOCKSIZE)
+    return content + tar({"a.txt": b"a"}, "w")
+
+
+REFUSED = {
+    "a page": b"<html>not found</html>",
+    "no zip": b"PK\x03\x04 but no zip",
+    "a damaged header": damaged_header(),
+    "a zip cut in two": zipped(FILES)[:200],
+    "a tar.gz without its checksum": tar(FILES)[:-6],
+    "a tar cut between two files": tar(FILES, "w")[:2048],
+    # What tarfile would read into memory.
+    "a long pax header": with_header(tarfile.XHDTYPE, 300_000),
+    "a long global header": with_header(tarfile.XGLTYPE, 300_000),
+    "a long target": with_header(tarfile.GNUTYPE_LONGLINK, 300_000),
+    "many global headers": with_header(tarfile.XGLTYPE, 20, n=101),
+}
+
+
+@pytest.mark.parametrize("content", REFUSED.values(), ids=REFUSED)
+def test_anything_but_a_whole_archive_is_an_error(content):
+    with pytest.raises(UserError, match="archive"):
+        unpacked(content)
 
 
 @fuzzed(content=st.one_of([damaged(content) for content in PACKED.values()]))
