@@ -208,9 +208,10 @@ def test_a_damaged_shard_is_read_or_refused(case):
 def test_no_byte_of_a_parquet_file_ends_the_process():
     """Some of what a footer says makes pyarrow call `abort` when it is asked for it."""
     content = SHARDS["parquet"]
-    for place, value in enumerate(content):
-        other = content[:place] + bytes([(value + 1) % 256]) + content[place + 1 :]
-        check(partial(read_of_shard, "parquet", other))
+    for place in range(0, len(content), 3):
+        other = bytearray(content)
+        other[place] = (content[place] + 1) % 256
+        check(partial(read_of_shard, "parquet", bytes(other)))
 
 
 NAMES = st.sampled_from(

@@ -234,9 +234,9 @@ def test_a_full_disk_under_a_checkpoint_is_one(inputs, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def command(inputs):
-    """Starts a training of 40 epochs by the command line, its parts in a folder."""
+    """Starts a training of 20 epochs by the command line, its parts in a folder."""
     files = TrainingFiles(inputs.index, inputs.labels, *inputs.texts)
-    return lambda folder: start(folder, files, settings(epochs=40))
+    return lambda folder: start(folder, files, settings(epochs=20))
 
 
 @pytest.mark.slow

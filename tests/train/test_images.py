@@ -46,24 +46,24 @@ def test_a_sample_depends_on_seed_pass_and_image_alone(
 
 
 def drawn(folder, width, height):
-    """400 samples of a ramp of colours."""
+    """200 samples of a ramp of colours."""
     row = np.linspace(0, 255, width).astype(np.uint8)
     ramp = np.broadcast_to(row, (height, width))
     Image.fromarray(np.stack([ramp, ramp // 2, 255 - ramp], 2)).save(folder / "ramp.png")
     files = TrainingImages([str(folder / "ramp.png")], SIDE, seed=0)
-    return torch.stack([files[number, 0][1] for number in range(400)])
+    return torch.stack([files[number, 0][1] for number in range(200)])
 
 
 def test_crops_and_colours_are_drawn_as_in_the_paper(tmp_path):
     samples = drawn(tmp_path, 100, 90)
-    assert samples.dtype == torch.uint8 and samples.shape == (400, 3, *SIDE)
-    assert len(samples.unique(dim=0)) > 340
+    assert samples.dtype == torch.uint8 and samples.shape == (200, 3, *SIDE)
+    assert len(samples.unique(dim=0)) > 170
     is_grey = (samples == samples[:, :1]).flatten(1).all(dim=1)
-    assert 50 < is_grey.sum() < 110  # a fifth
+    assert 22 < is_grey.sum() < 60  # a fifth
     # No crop of 3:4 to 4:3 has nine tenths of this area: the largest one in the middle is taken.
     _, counts = drawn(tmp_path, 200, 90).unique(dim=0, return_counts=True)
     *jittered, only_grey, plain = counts.sort().values.tolist()
-    assert 30 < plain < 100 and 4 < only_grey < 40  # 0.2 x 0.8 and 0.2 x 0.2
+    assert 14 < plain < 54 and 1 < only_grey < 22  # 0.2 x 0.8 and 0.2 x 0.2
     assert set(jittered) == {1}
 
 
