@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -170,7 +169,6 @@ def test_name_and_checksum_are_looked_up_on_hugging_face(host, tmp_path):
     assert len(host.requests) == asked
     (downloads / "images.tar.gz").write_bytes(b"broken")
     host.files["/me/photos/resolve/main/OxfordFlowers.zip"] = b"broken"
-    shutil.rmtree(tmp_path / "hf")
     status, log, _ = hub(host, tmp_path, source)
     assert status == 2 and "and not sha256:" in log, log
 
