@@ -232,8 +232,9 @@ class Runner:
 
     def log_rates(self) -> None:
         log.info(
-            "%d answers, not of the cache, took %.1f s: %.1f %s/s.",
+            "Asked %d requests about %d rows in %.1f s: %.1f %s/s.",
             self._n_asked,
+            len(self.questions.order),
             self._seconds,
             self._n_asked / max(self._seconds, 1e-9),
             self.job.unit,

@@ -10,6 +10,7 @@ from support.tiny import write_pictures
 from latteclip.captions.caption import RETRY_PROMPT, gather_captions
 from latteclip.captions.engine import Response
 from latteclip.captions.questions import shard_of
+from latteclip.cli.estimate import WORK
 from latteclip.core.errors import UserError
 
 
@@ -21,6 +22,12 @@ def test_a_deleted_table_is_made_again_byte_by_byte_without_an_engine(dataset, r
     dataset.caption_images()
     assert (recorder.starts, recorder.requests) == (0, [])
     assert dataset.output.read_bytes() == before
+
+
+def test_the_estimate_finds_how_long_a_run_asked(dataset, recorder, caplog):
+    caplog.set_level("INFO")
+    dataset.caption_images()
+    assert len(WORK.findall("\n".join(caplog.messages))) == 1
 
 
 def test_added_and_changed_images_alone_are_asked(dataset, recorder):
