@@ -219,6 +219,17 @@ def test_the_rule_says_what_the_printed_and_scores_a_model_again(
     assert again.accuracy(*worst).value == again.accuracy(*best).value
 
 
+@pytest.mark.parametrize("kind", ["class", "none", "unsure"])
+@pytest.mark.parametrize("n", [0, 1, 9, 10, N_TEST])
+def test_any_number_of_answers_of_any_kind_has_a_sentence(results, label_of, n, kind):
+    session = AuditSession(results.folder, N_TEST)
+    answer_next(session, n, label_of, kind)
+    found = score_again(results)
+    enough = n >= 10 and kind != "unsure"
+    assert bool(found.accuracies) == enough and found.sentence
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in found.accuracies)
+
+
 def test_images_that_a_model_learns_from_later_are_left_out_for_all(
     results, session, label_of
 ):
