@@ -153,7 +153,8 @@ class TeachingSession(QuestionSession):
     def status(self, answers: Answers) -> str:
         if n := sum(answer.phase == CHECK for answer in answers.values()):
             return (
-                f"Images drawn at random check the labels: {counted(n, 'answer')} so far."
+                f"Images drawn at random check the labels: {counted(n, 'answer')} so far. "
+                f"{MIN_ANSWERS} of them that name a class or none give the share of right labels."
             )
         return (
             "The labels learn from every ten answers. The last half of the questions estimates how "
