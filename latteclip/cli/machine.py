@@ -13,7 +13,6 @@ from snakemake.settings.enums import Quietness
 from latteclip.cli import messages
 from latteclip.cli.rules import workflow_errors
 from latteclip.config import checks, jobs, layers
-from latteclip.config.layers import parse_yaml
 from latteclip.config.resolve import Dataset, Run
 from latteclip.core import gpus
 from latteclip.core.terminal import SHORT
@@ -114,10 +113,9 @@ class Machine:
         return limit.value if limit else self.free_gpus
 
     @property
-    def default_resources(self) -> dict[str, int | str]:
-        """The default resources of the profile that are no expressions."""
-        defaults = self._workflow.resource_settings._parsed_default_resources
-        return {name: parse_yaml(str(each.raw), name) for name, each in defaults.items()}
+    def default_resources(self) -> Mapping[str, Any]:
+        """The default resources of the profile, by name."""
+        return dict(self._workflow.resource_settings._parsed_default_resources)
 
     def image_folder(self, dataset: Dataset) -> str:
         """Return the folder that a rule makes, or the link to the user's folder.

@@ -167,15 +167,26 @@ class Rules:
         def number(wildcards: Any) -> int:
             return count(wildcards) if self._machine.has_gpus else 0
 
-        def of_gpu_job(name: str, value: int | str) -> OfJob:
-            return lambda wildcards: value if number(wildcards) else defaults.get(name)
+        def of_gpu_job(name: str) -> OfJob:
+            special, usual = defaults[name], defaults.get(name.removeprefix(GPU_JOB))
+
+            # Snakemake gives a function what it names: here all that an expression may need.
+            def answer(
+                wildcards: Any, input: Any, attempt: int, threads: int, async_run: Any
+            ) -> Any:
+                resource = special if number(wildcards) else usual
+                given = {"attempt": attempt, "threads": threads, "rulename": ""}
+                given |= {"input": input, "async_run": async_run}
+                return resource and resource.evaluate(wildcards, **given).value
+
+            return answer
 
         def cores(wildcards: Any, threads: int) -> int:
             return math.ceil(threads / max(1, number(wildcards)))
 
-        special = {
-            name.removeprefix(GPU_JOB): of_gpu_job(name.removeprefix(GPU_JOB), value)
-            for name, value in defaults.items()
+        gpu_job = {
+            name.removeprefix(GPU_JOB): of_gpu_job(name)
+            for name in defaults
             if name.startswith(GPU_JOB)
         }
         # SLURM gives so many cores to each task of a job, and starts one task for each GPU.
@@ -183,7 +194,7 @@ class Rules:
             "gpu": number,
             "cpus_per_gpu": cores,
             "nodes": lambda wildcards: 1,
-            **special,
+            **gpu_job,
         }
 
     def memory(self, least: int, per_million: int, loads_images: bool = False) -> OfJob:

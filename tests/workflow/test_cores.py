@@ -98,18 +98,21 @@ def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(login_node):
 def test_jobs_that_a_server_or_a_file_answers_ask_for_no_gpu(login_node):
     """Nor do they wait in the partition of GPUs."""
     (login_node.root / "mine.csv").write_text("image_id,class\n")
-    votes = (
+    labellers = (
         "labellers=[{name: words, kind: captions}, {name: a, kind: file, file: mine.csv}]"
     )
     server = "captioner={engine: openai, model: m}"
-    config = ("--config", "dataset=demo", "method=image_prototypes", server, votes)
+    config = ("--config", "dataset=demo", "method=image_prototypes", server, labellers)
     target = "results/demo/votes/a.parquet"
     planned = resources_of(login_node.snakemake(*SLURM, "labels", target, *config))
     for rule in ("caption_images", "fuse_labels"):
         assert planned[rule].get("gpu", "0") == "0", rule
         assert planned[rule]["slurm_partition"] == "cpu", rule
-    alone = resources_of(login_node.snakemake(*SLURM, target, *config))["write_votes"]
-    assert (alone["gpu"], alone["slurm_partition"]) == ("0", "cpu")
+    # A site's own resources, of which one is an expression.
+    own = ("slurm_partition='a' if attempt < 2 else 'b'", "gpu_job_gres='gpu:1'")
+    run = login_node.snakemake(*SLURM, target, *config, "--default-resources", *own)
+    votes = resources_of(run)["write_votes"]
+    assert (votes["gpu"], votes["slurm_partition"], "gres" in votes) == ("0", "a", False)
 
 
 @pytest.mark.parametrize(
