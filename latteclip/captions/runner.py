@@ -134,6 +134,7 @@ class Runner:
             return
         allowed = math.floor(self.job.captioner.max_failed * len(order))
         self._most_failures = max(MAX_CONSECUTIVE_FAILURES, allowed + 1)
+        self._failures = 0
         self.ask_rows([row for row in order if self._has_failed(row)], request_about)
 
     def _has_failed(self, row: int) -> bool:
