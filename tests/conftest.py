@@ -24,11 +24,21 @@ FIRST = (
     "tests/cluster/test_slurm.py",
     "tests/captions/engines/test_vllm.py",
     "tests/workflow/test_workflow.py",
-    "tests/captions/engines/test_vllm_server.py",
+    "tests/workflow/test_labellers.py",
     "tests/project/test_recipes.py",
-    "tests/clip/test_download_models.py",
+    "tests/captions/engines/test_vllm_server.py",
+    "tests/deploy/test_export.py",
+    "tests/workflow/test_walk.py",
+    "tests/captions/test_kills.py",
+    "tests/workflow/test_decisions.py",
+    "tests/labels/test_label_model.py",
+    "tests/data/test_index_images.py",
+    "tests/workflow/test_projects.py",
     "tests/train/test_finetune.py",
+    "tests/clip/test_download_models.py",
+    "tests/workflow/test_storage.py",
     "tests/workflow/test_discover.py",
+    "tests/project/test_browser.py",
 )
 
 
@@ -95,9 +105,10 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def axe(request):
-    """The script of axe-core, fetched once by npm and kept in pytest's cache."""
-    return axe_core.script(request.config.cache.mkdir("axe"))
+def axe(request, tmp_path_factory):
+    """The script of axe-core, which npm fetches once into pytest's cache, if there is one."""
+    cache = getattr(request.config, "cache", None)
+    return axe_core.script(cache.mkdir("axe") if cache else tmp_path_factory.mktemp("axe"))
 
 
 @pytest.fixture
@@ -105,14 +116,6 @@ def checkout(tmp_path):
     from support.checkout import Checkout
 
     return Checkout(tmp_path / "checkout")
-
-
-@pytest.fixture(scope="session")
-def new_checkout(tmp_path_factory):
-    """Makes checkouts that outlive a test."""
-    from support.checkout import Checkout
-
-    return lambda name: Checkout(tmp_path_factory.mktemp(name) / "checkout")
 
 
 @pytest.fixture(scope="session")

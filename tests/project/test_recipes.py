@@ -14,6 +14,8 @@ from support.tiny import ROOT
 pytestmark = pytest.mark.slow
 REGISTRY = "latteclip/config/registry.py"
 COMMANDS = "latteclip/cli/commands.py"
+KEYS = '''    """the reference method: gains are relative to it"""
+'''
 STAGES = "STAGES = {  # by command: the module of its function\n"
 OBJECTIVE = '''"""Images against their captions."""
 
@@ -48,8 +50,8 @@ def make(settings, threads, scoring):
 '''
 KIND = """
     elif settings.kind == "even":  # the first class of images with an even number
-        n = len(index)
-        rows = iter([(index["image_id"], [[i % 2] for i in range(n)], [[0.0]] * n)])
+        votes = [([i % 2], [0.0]) for i in range(len(index))]
+        rows = iter([(index["image_id"], votes)])
 """
 WRITER = """
 
@@ -112,6 +114,22 @@ RECIPES = {
             KIND.lstrip("\n"),
         ),
         REGISTRY: ("LABELLERS = {\n", '    "even": LabellerRecord(),\n'),
+    },
+    "a key": {
+        "latteclip/config/keys.py": (
+            KEYS,
+            '    motto: str = "none"\n    """What the page says."""\n',
+        ),
+    },
+    "a part of the page": {
+        "latteclip/report/report_dataset.py": (
+            '        "report.html",\n',
+            "        motto=settings.table.motto,\n",
+        ),
+        "latteclip/report/templates/report.html": (
+            "</main>\n",
+            '<section id="motto">{{ motto }}</section>\n',
+        ),
     },
     "an export format": {
         "latteclip/deploy/export_labels.py": [
@@ -197,6 +215,8 @@ def test_what_the_recipes_add_runs_with_the_rest(followed):
     assert "toy_trained" in {row["method"] for row in selection["candidates"]}
     captions = pq.read_table(results(followed, "captions/images.parquet"))["caption"]
     assert captions.to_pylist() == [f"Texture number {i}." for i in range(N_TRAIN)]
+    page = results(followed, "report.html").read_text()
+    assert '<section id="motto">none</section>' in page
     colours = json.loads(results(followed, "colours.json").read_text())
     assert colours == {"pictures": N_TRAIN}
 

@@ -77,12 +77,12 @@ class Checkout:
         shutil.copytree(self.root, root, symlinks=True)
         return Checkout(root)
 
-    def snakemake(self, *arguments, path=()):
+    def snakemake(self, *arguments, path=(), cwd=None):
         """The same of `snakemake -j2`, by a process that has imported it (see `warm`).
 
         Its stages too, unless modules are to be others than those of the tests.
         """
-        return self._warm("snakemake", "-j2", *arguments, path=path)
+        return self._warm("snakemake", "-j2", *arguments, path=path, cwd=cwd)
 
     def latteclip(self, *arguments, cwd=None):
         return self._warm("latteclip", *arguments, cwd=cwd)

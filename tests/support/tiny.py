@@ -1,6 +1,5 @@
 """Tiny models and datasets that tests run on, made on the spot from random numbers."""
 
-import importlib.util
 import json
 import zlib
 from pathlib import Path
@@ -37,14 +36,6 @@ FINETUNE = {
     "batch_size": 3,
     "lr": 1e-3,
 }
-
-
-def benchmark(name):
-    """The module of a benchmark, which is a script."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tokenize(texts):

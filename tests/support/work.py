@@ -4,8 +4,6 @@ import os
 import signal
 import time
 
-from latteclip.core.errors import UserError
-
 
 def square(number):
     return number * number
@@ -18,7 +16,3 @@ def die_among_many_bytes(number):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.3)
     return bytes(200_000)
-
-
-def refuse(number):
-    raise UserError(f"Not {number}.")
