@@ -431,10 +431,12 @@ def report_dataset(dataset: Dataset) -> Settings:
     Without a chosen model, the page's main method is the last one that can be chosen.
     """
     run = dataset.run
+    trains = any(method.trained for method in dataset.methods)
     return {
         "dataset": dataset.name,
         "table": {"baseline": run.keys.table.baseline},
         "main": dataset.main_method.name,
+        "training": None if trains else [*dataset.method_names, registry.RECOMMENDED],
         "suffix": run.suffix,
         "overview": overview(run),
         "config": _resolved(dataset),

@@ -460,8 +460,8 @@ class Config(Shared):
     limit: Positive | None = None
     """images of each split that the run takes; null: all"""
     method: Texts | None = None
-    """method names, separated by commas; null: zero_shot, zero_shot_adapted, image_prototypes,
-    recommended, and latteclip except on images in your own folder
+    """method names, separated by commas; null: zero_shot, zero_shot_adapted and image_prototypes,
+    and except on images in your own folder latteclip and recommended
     """
     seeds: (
         Annotated[int, Field(ge=1, le=1000)]

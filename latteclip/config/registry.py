@@ -123,8 +123,10 @@ OBJECTIVES = {
 
 # Methods of config.yaml that run by default: on images in the user's own folder, and on other
 # datasets. Where there are image encoders beside CLIP, ENCODERS follows image_prototypes.
-FOLDER_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes", "recommended")
-BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
+FOLDER_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes")
+# For images of one's own, training is a decision that their page offers.
+RECOMMENDED = "recommended"
+BENCHMARK_METHODS = (*FOLDER_METHODS, "latteclip", RECOMMENDED)
 ENCODERS = "image_prototypes_encoders"
 
 

@@ -46,17 +46,18 @@ def pairs(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def run_command(results: str | Path, target: str = "") -> str:
+def run_command(results: str | Path, target: str = "", **config: str) -> str:
     """Return the command that runs the workflow for a dataset again, or makes a target of it.
 
-    `results` is the folder of the dataset's results. The options are those of its last run.
+    `results` is the folder of the dataset's results. The options are those of its last run, but for
+    those of `config`.
     """
     folder = Path(os.path.abspath(results))
     root = folder.parent.parent if folder.parent.name == "results" else Path.cwd()
-    config = dict(read_options(folder.name, root) or {})
-    config.pop("dataset", None)
+    options = {**(read_options(folder.name, root) or {}), **config}
+    options.pop("dataset", None)
     dataset = folder.name
-    if limit := config.get("limit"):
+    if limit := options.get("limit"):
         dataset = dataset.removesuffix(f"_{limit}")
     words = ["snakemake"] if has_own_workflow(root) else ["latteclip", "workflow"]
     words += CORES.split()
@@ -64,7 +65,7 @@ def run_command(results: str | Path, target: str = "") -> str:
         words += ["--directory", str(root)]
     if target:
         words.append(target)
-    words += ["--config", f"dataset={dataset}", *pairs(config)]
+    words += ["--config", f"dataset={dataset}", *pairs(options)]
     return shlex.join(words)
 
 

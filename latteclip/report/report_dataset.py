@@ -41,6 +41,8 @@ class ReportSettings(Section):
     dataset: str
     table: TableSection  # its `baseline`
     main: str  # the method that the page is about where no model was chosen
+    # The methods with which to train on the labels, None where a method trains already.
+    training: list[str] | None = None
     suffix: str  # ends the names of files that belong to a table of its own
     overview: str  # the page over all datasets, beside the dataset's folder
     config: dict[str, Any]  # the configuration of this dataset
@@ -258,6 +260,12 @@ def _next_steps(
         yield Step(
             "Use the labels in other programs:",
             f"latteclip labels export {quoted} --format csv --output labels.csv",
+        )
+    if settings.training:
+        yield Step(
+            "Train CLIP on the labels too, in minutes on a GPU and hours without. The trained "
+            "model is chosen only if votes of held-out images say that it is better:",
+            run_command(folder, method=",".join(settings.training)),
         )
     model = f"{folder}/{lead.method}/seed{lead.seed}/model"
     if lead.is_chosen:

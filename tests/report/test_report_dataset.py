@@ -112,6 +112,14 @@ def test_the_share_of_right_labels_stands_where_the_dataset_knows_it(tmp_path):
     assert "headline" not in page.tables
 
 
+def test_the_page_offers_a_training_where_no_method_trains(results):
+    page, _ = write(results)
+    assert "method=" not in page.sections["next"]
+    page, _ = write(results, training=["zero_shot", "recommended"])
+    command = "--config dataset=made method=zero_shot,recommended"
+    assert command in page.sections["next"]
+
+
 def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_path):
     results = Results(tmp_path, labelled=False)
     report = str(tmp_path / fusion_report.NAME)

@@ -60,7 +60,14 @@ class Page(HTMLParser):
 
 
 def write(
-    results, *, main="latteclip", baseline="zero_shot", captions=False, config=None, **files
+    results,
+    *,
+    main="latteclip",
+    baseline="zero_shot",
+    captions=False,
+    config=None,
+    training=None,
+    **files,
 ):
     """The page of some results with further files, and its text."""
     if captions:
@@ -68,7 +75,7 @@ def write(
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
         **{"dataset": "made", "main": main, "table": {"baseline": baseline}},
-        **{"suffix": "", "overview": "index.html"},
+        **{"suffix": "", "overview": "index.html", "training": training},
         config={"title": "<u>Made</u>", "methods": methods} | (config or {}),
     )
     output = results.folder / "report.html"
