@@ -25,9 +25,8 @@ class LabellerReport:
     weight: float  # mean weight of a vote in the labels
     # Share of right votes, by answers or else by votes and images. None: unknown
     accuracy: Interval | None
-    answers_needed: (
-        int  # answers about random images from which it would follow, 0 if it is known
-    )
+    # Answers about random images from which it would follow, 0 if it is known.
+    answers_needed: int
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ def test_the_score_is_the_distance_from_the_nearest_class_text(dataset):
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_a_share_of_the_training_images_is_called_unknown(dataset, share):
-    table, told = dataset.run(share)
+    table, described = dataset.run(share)
     unknown = np.array(table["is_unknown"].to_pylist())
     assert unknown[dataset.training].sum() == int(share * len(dataset.training))
-    assert (unknown == (table["score"].to_numpy() > told.threshold)).all()
-    assert told.share == share
+    assert (unknown == (table["score"].to_numpy() > described.threshold)).all()
+    assert described.share == share
 
 
 def test_the_captioner_s_word_counts_where_it_scored_all_classes(dataset):
@@ -76,13 +76,13 @@ def test_the_captioner_s_word_counts_where_it_scored_all_classes(dataset):
     assert table == before
     options = [[1, 3, 0, 2, 4]] * 200 + [[]] * rest
     write_class_scores(path, ids, options, lists + [[]] * rest)
-    table, told = dataset.run(share=0.05, class_scores=path)
+    table, described = dataset.run(share=0.05, class_scores=path)
     found = np.array(table["captioner_score"].to_pylist(), np.float64)
     np.testing.assert_allclose(found[asked], -np.log(total.double().numpy()), atol=1e-5)
     others = [i for i in range(400) if i not in asked]
     assert np.isnan(found[others]).all()
     marked = np.array(table["is_unknown"].to_pylist())
-    assert (marked[asked] == (found[asked] > told.captioner_threshold)).all()
+    assert (marked[asked] == (found[asked] > described.captioner_threshold)).all()
     assert marked[asked].sum() == int(0.05 * n)  # of all that are for training
     assert outside.numpy()[asked][marked[asked]].all()
     assert table["score"] == before["score"]

@@ -58,6 +58,7 @@ rule find_duplicates:
         "results/{dataset}/logs/find_duplicates.log",
     benchmark:
         "results/{dataset}/benchmarks/find_duplicates.jsonl"
+    priority: FIRST
     resources:
         mem_mb=memory(4_000, per_million=4_000),
         runtime=minutes(10, images_per_second=500),
