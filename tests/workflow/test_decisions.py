@@ -1,6 +1,7 @@
 """A run of the demo that asks a decision model about some images, beside a person's answers."""
 
 import json
+import math
 
 import pyarrow.parquet as pq
 from support.captioning import mean_colour
@@ -12,8 +13,8 @@ from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
 from latteclip.report.labellers import read_labellers
 
-SIDE = 64  # pixels of the square that is sent
-TOKENS = (SIDE // 32) ** 2 + 95 + 2 * 92  # of a request
+SIDE = 336  # pixels of the square that is sent: that of the demo's captioner
+TOKENS = math.ceil(SIDE / 32) ** 2 + 95 + 2 * 92  # of a request
 N = 20  # images to ask about
 RESULTS = "results/demo"
 ASKED = "class_scores.parquet"
@@ -61,14 +62,13 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     folder = finished_copy.root / RESULTS
     index = folder / "images.parquet"
     decisions.decide = right_of(index)
-    captioner = {"square_side": SIDE}
     decider = {"name": "decider", "kind": "decisions", "model": DecisionServer.model}
     given = {
         "seeds": 1,
         "method": "zero_shot,image_prototypes",
         "labellers": [
             {"name": "words", "kind": "captions"},
-            {**decider, "captioner": captioner, "max_images": N},
+            {**decider, "max_images": N},
         ],
     }
 
