@@ -18,7 +18,7 @@ def test_a_storage_holds_the_results_that_a_folder_would(finished_copy, tmp_path
     expected = (root / metrics).read_text()
     shutil.rmtree(root / "results")
     storage = ("--default-storage-provider", "fs", "--default-storage-prefix", elsewhere)
-    command = ("--config", "method=zero_shot", *storage)
+    command = ("--config", "method=zero_shot,zero_shot_adapted", *storage)
     run = finished_copy.snakemake(*command)
     assert run.returncode == 0, run.stdout
     assert (elsewhere / metrics).read_text() == expected
