@@ -84,10 +84,7 @@ def fuse_labels(
     features = torch.from_numpy(known.features[0][: known.n])
     adapted_labels = classify(features, adapted, 1)[0][:, 0].numpy()
     has_vote = np.any([one.has for one in known.votes.values()], axis=0)
-    fused, confidence = model.labels_[: known.n], model.confidence_[: known.n]
-    unnamed: list[int] = []
-    if has_vote.mean() > 0.5:
-        fused, confidence, unnamed = labels_with_evidence(known, model, labels, answers)
+    fused = model.labels_[: known.n]
     columns: dict[str, Any] = {
         field.name: pa.nulls(known.n, field.type) for field in tables.FUSED_LABELS
     }
@@ -96,7 +93,7 @@ def fuse_labels(
         "adapted_label": adapted_labels,
         "image_label": np.asarray(model.head_labels_)[: known.n],
         "fused_label": fused,
-        "fused_confidence": confidence,
+        "fused_confidence": model.confidence_[: known.n],
         "labeller_labels": tables.list_column(np.stack([*labels.values()], axis=1)),
     }
     for one in labellers_files:
@@ -124,7 +121,7 @@ def fuse_labels(
         image_encoders=known.encoders,
         answers=_person_answers(known, model, answers),
         examples=len(known.examples),
-        without_evidence=[classnames[label] for label in unnamed],
+        without_evidence=[classnames[label] for label in model.without_evidence_],
     )
     write_fusion_report(report_output, report)
     for sentence in report.sentences(known.n):
@@ -148,26 +145,6 @@ def _save(
     scale = known.described["logit_scale"]
     parts = (torch.from_numpy(np.array(part / scale)) for part in (weights, bias))
     save_classifier(output, Classifier.of(*parts), known.described | described)
-
-
-def labels_with_evidence(
-    known: LabelInputs, model: LabelModel, labels: dict[str, Ints], answers: Answers
-) -> tuple[Ints, Floats, list[int]]:
-    """Return labels and confidences [N] without classes that nothing but class texts names.
-
-    Also return which of these classes had labels.
-    """
-    fused, confidence = model.labels_[: known.n].copy(), model.confidence_[: known.n].copy()
-    named: Bools = np.asarray(answers.shares.any(axis=0))
-    named[known.examples] = True
-    for of_one in labels.values():
-        named[of_one[of_one != NO_VOTE]] = True
-    rows = np.flatnonzero(~named[fused])
-    unnamed = np.unique(fused[rows]).tolist()
-    shares = model.probabilities(rows)[:, named]
-    fused[rows] = np.flatnonzero(named)[shares.argmax(axis=1)]
-    confidence[rows] = np.minimum(confidence[rows], shares.max(axis=1))
-    return fused, confidence, unnamed
 
 
 def _write_votes(

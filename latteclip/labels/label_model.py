@@ -40,6 +40,8 @@ apart,
   votes they are right as often as these say, a_t. Their share in b is smaller by a_t^2, images
   start from the votes, and the weight of texts falls to 1 - t (1 - a_t).
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
+- A class that no vote and no answer names has no images, where most images have a vote, and ten for
+  each class.
 
 **Confidence** is a mean of r and q whose mean is a. Where images are few or say little nothing
 tells how right a labeller is, and confidence is the labeller's own. **New images** are classified
@@ -69,7 +71,7 @@ from latteclip.labels.labeller_accuracy import (
     by_answers,
     by_views,
 )
-from latteclip.labels.posterior import Posterior, Tables, decided
+from latteclip.labels.posterior import FEW, NEVER, Posterior, Tables, decided
 from latteclip.labels.votes import (
     ZERO_SHOT,
     Answers,
@@ -119,6 +121,9 @@ class LabelModel:
     posterior_: TopK
     labellers_: dict[str, Labeller]
     reason_: str  # why the labels are those of a labeller; "" where they are not
+    without_evidence_: (
+        Ints  # classes that class texts alone name, of which no image has the label
+    )
     image_labels_: Ints | None  # [N] by the other images alone
     head_labels_: (
         Ints | None
@@ -166,6 +171,7 @@ class LabelModel:
         self._whiteners = [Whitener(one) for one in self._features]
         self._sample = spaced(self.n, SAMPLE // c, given.rows)
         self._folds = fold_of(self._keys(), groups)
+        self._named = self._classes_with_evidence(given)
         self._model = self._learned(given)
         self._label_all(given)
         self._describe(given)
@@ -189,12 +195,27 @@ class LabelModel:
             keys = np.where(keys < 0, self._zero_shot, keys)
         return keys
 
+    def _classes_with_evidence(self, given: Answers) -> Bools:
+        """Return which classes [C] a vote or an answer names; all, if there are few votes."""
+        named: Bools = np.asarray(given.shares.any(axis=0))
+        has = np.zeros(self.n, dtype=bool)
+        for one in self._votes.values():
+            has |= one.has
+            named[one.first[one.has]] = True
+        if has.mean() <= 0.5 or has.sum() < FEW * self.n_classes:
+            named[:] = True
+        self.without_evidence_ = np.zeros(0, dtype=np.int64)
+        if self._texts is not None:
+            self.without_evidence_ = np.unique(self._zero_shot[~named[self._zero_shot]])
+        return named
+
     def _dense(self, rows: Any) -> list[Floats]:
         """Return the votes [n, C] of all labellers about some rows."""
         tables = [one.dense(rows, self.n_classes) for one in self._votes.values()]
         if self._texts is not None:
             features = np.asarray(self._features[0][rows], dtype=np.float32)
-            tables.insert(0, softmax(SCALE * features @ self._texts.T.astype(np.float32)))
+            scores = SCALE * features @ self._texts.T.astype(np.float32)
+            tables.insert(0, softmax(np.where(self._named, scores, NEVER)))
         return tables
 
     def _learned(self, given: Answers) -> Posterior:
@@ -212,6 +233,7 @@ class LabelModel:
             self.n_classes,
             given.within(rows),
             has_texts=self._texts is not None,
+            named=self._named,
         )
 
     def _scores(self, model: Posterior, rows: Any) -> list[Floats]:

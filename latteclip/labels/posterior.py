@@ -38,6 +38,7 @@ PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
 EVIDENCE = 8.0  # nats by which images make votes likelier, at least, to count
+NEVER = -100.0  # logit of a class that no vote and no answer names
 FEW = 10  # images, or votes, below which nothing is compared
 
 
@@ -173,9 +174,11 @@ class Posterior:
         answers: Answers,
         *,
         has_texts: bool,
+        named: Bools,  # [C] which classes images can have
     ) -> None:
         self.images = list(images)
         self.n_classes = n_classes
+        self.named = named
         self.answers = answers
         self.has_texts = has_texts
         self.lean = lean(log(votes[0])) if has_texts else np.zeros(n_classes)
@@ -328,7 +331,8 @@ class Posterior:
 
     def _offset(self, r: Floats) -> Floats:
         table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes)).astype(np.float32)
-        return np.asarray(table if self.texts_alone else table / 2)
+        table = table if self.texts_alone else table / 2
+        return np.where(self.named, table, np.float32(NEVER))
 
     def _scores(self, r: Floats) -> list[Floats]:
         for one in self.images:

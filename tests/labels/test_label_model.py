@@ -159,6 +159,18 @@ def test_new_images_of_a_class_that_has_most_images_are_known():
     assert np.mean(right) > 0.85
 
 
+def test_a_class_that_no_vote_names_has_no_image_and_no_new_image():
+    planted = Planted(counts=(60, 60, 60, 60, 0), noise=0.4)
+    votes = np.where(planted.votes == 4, 0, planted.votes)
+    zero_shot = (planted.x @ planted.texts.T).argmax(axis=1)
+    model = planted.fit({"a": votes}, planted.texts)
+    assert (zero_shot == 4).any() and model.without_evidence_.tolist() == [4]
+    assert not (model.labels_ == 4).any()
+    assert not (model.predict(planted.images(planted.truth)) == 4).any()
+    few = planted.fit({"a": np.where(np.arange(240) < 100, votes, -1)}, planted.texts)
+    assert few.without_evidence_.size == 0  # most images have no vote
+
+
 def test_class_texts_alone_are_adapted():
     planted = Planted(texts=0.4, noise=0.25, counts=(100,) * C)
     model = planted.fit({}, planted.texts)
