@@ -46,7 +46,7 @@ apart,
 **Confidence** is a mean of r and q whose mean is a. Where images are few or say little nothing
 tells how right a labeller is, and confidence is the labeller's own. **New images** are classified
 by a linear discriminant of the labels (covariance within classes), by texts beside it, and by the
-frequencies of the classes.
+frequencies of the classes, shrunken halfway to equal ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -362,7 +362,7 @@ class LabelModel:
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
         return {
-            fold: (a * w + b * texts, a * bias - b * model.lean + model.offset)
+            fold: (a * w + b * texts, a * bias - b * model.lean + model.frequencies)
             for fold, (w, bias) in heads.items()
         }
 

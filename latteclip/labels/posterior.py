@@ -334,6 +334,13 @@ class Posterior:
         table = table if self.texts_alone else table / 2
         return np.where(self.named, table, np.float32(NEVER))
 
+    @property
+    def frequencies(self) -> Floats:
+        """Return half the log frequencies [C] of new images: the labels', halfway to equal ones."""
+        n = self.r.sum(axis=0)
+        shares = (n / max(n.sum(), TINY) + 1 / self.n_classes) / 2
+        return np.where(self.named, log(shares) / 2, NEVER).astype(np.float32)
+
     def _scores(self, r: Floats) -> list[Floats]:
         for one in self.images:
             one.learn(r)

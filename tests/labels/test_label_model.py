@@ -156,7 +156,7 @@ def test_new_images_of_a_class_that_has_most_images_are_known():
         planted = Planted(seed, (350, 30, 30, 30, 30, 30), noise=0.25)
         of_most = planted.images(np.zeros(200, dtype=int))
         right.append(np.mean(planted.fit().predict(of_most) == 0))
-    assert np.mean(right) > 0.85
+    assert np.mean(right) > 0.8  # 0.77 by directions alone
 
 
 def test_a_class_that_no_vote_names_has_no_image_and_no_new_image():
