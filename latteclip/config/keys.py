@@ -430,8 +430,9 @@ class Shared(ClassNamesSection, ClassTextsSection):
     clip: ClipSection = ClipSection()
     captioner: CaptionerSection = CaptionerSection()
     scores: ScoresSection = ScoresSection()
-    labellers: list[LabellerSection] = []
-    """who labels the training images; none: class scores if there are any, otherwise captions"""
+    labellers: list[LabellerSection] | None = None
+    """who labels the training images beside the class texts; []: nobody; null: class scores if
+    there are any, otherwise captions"""
     selection: SelectionSection = SelectionSection()
     unknown: UnknownSection = UnknownSection()
     groups: GroupsSection = GroupsSection()

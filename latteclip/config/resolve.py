@@ -290,8 +290,9 @@ class Dataset:
     @cached_property
     def labellers(self) -> list[Labeller]:
         """Who labels the training images."""
-        given = self.keys.labellers
-        return [labeller_of(self, each) for each in given] or [default_labeller(self)]
+        if self.keys.labellers is None:
+            return [default_labeller(self)]
+        return [labeller_of(self, each) for each in self.keys.labellers]
 
     def labeller(self, name: str) -> Labeller:
         """Return a labeller by its name."""

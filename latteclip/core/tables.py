@@ -353,7 +353,7 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
     """Return [N, K] as a column of lists."""
-    offsets = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(rows.shape[1])
     return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(rows).reshape(-1))
 
 

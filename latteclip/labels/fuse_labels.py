@@ -83,7 +83,9 @@ def fuse_labels(
     adapted, _ = load_classifier(str(files.adapted), classnames=classnames)
     features = torch.from_numpy(known.features[0][: known.n])
     adapted_labels = classify(features, adapted, 1)[0][:, 0].numpy()
-    has_vote = np.any([one.has for one in known.votes.values()], axis=0)
+    has_vote = np.zeros(known.n, dtype=bool)
+    for voted in known.votes.values():
+        has_vote |= voted.has
     fused = model.labels_[: known.n]
     columns: dict[str, Any] = {
         field.name: pa.nulls(known.n, field.type) for field in tables.FUSED_LABELS
@@ -94,7 +96,9 @@ def fuse_labels(
         "image_label": np.asarray(model.head_labels_)[: known.n],
         "fused_label": fused,
         "fused_confidence": model.confidence_[: known.n],
-        "labeller_labels": tables.list_column(np.stack([*labels.values()], axis=1)),
+        "labeller_labels": tables.list_column(
+            np.array([*labels.values()], np.int32).reshape(len(labels), known.n).T
+        ),
     }
     for one in labellers_files:
         if one.column is not None:
@@ -170,6 +174,8 @@ def _write_votes(
 
 def _why_unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
     """Return why votes cannot compare classifiers, "" where they can."""
+    if not labellers:
+        return "nobody but CLIP labels the images"
     for one in labellers:
         if one.kind != "captions":
             continue
@@ -182,6 +188,8 @@ def _why_unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
 
 def _title(labellers: Sequence[LabellerTable]) -> str:
     """Return what messages call the votes."""
+    if not labellers:
+        return "votes"
     if len(labellers) > 1:
         return f"votes of {len(labellers)} labellers"
     one = labellers[0]

@@ -43,6 +43,11 @@ def test_photographs_in_a_folder_run_without_group_captions(config, tmp_path):
     assert configured(config, **given).datasets[0].method_names == ["latteclip"]
 
 
+def test_an_empty_list_of_labellers_asks_nobody(config):
+    [found] = configured(config, labellers=[], method="image_prototypes").datasets
+    assert found.labellers == [] and found.caption_kinds == []
+
+
 def test_a_folder_replaces_the_source_of_a_dataset_only_if_it_has_the_dataset_s_split(
     config, tmp_path
 ):

@@ -96,6 +96,17 @@ def dataset(tmp_path):
     return Dataset(tmp_path)
 
 
+def test_without_labellers_class_texts_and_images_label(dataset):
+    dataset.labellers = []
+    columns, report = dataset.run()
+    scores = dataset.world.zero_shot()[dataset.training]
+    zero_shot = dataset.right(scores.argmax(dim=1))
+    assert dataset.right(columns["fused_label"]) >= zero_shot
+    assert columns["labeller_labels"] == [[]] * len(dataset.true)
+    votes, about = dataset.votes()
+    assert report.voting == len(votes) == 0 and about.unfit
+
+
 # --- the adapted classifier ----------------------------------------------------------------------
 
 
