@@ -18,7 +18,6 @@ from latteclip.config.resolve import Dataset, Run
 from latteclip.config.resources import Counts
 from latteclip.config.schema import validate
 from latteclip.core import run_options, tables
-from latteclip.core.errors import CORES
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import image_files
@@ -154,7 +153,7 @@ def _lines(name: str, given: Mapping[str, Any]) -> Iterator[str]:
         after = resources.counts(whole)
         yield (
             f"There is no limited run of {name} to estimate hours and disk from; make one: "
-            f"latteclip workflow {CORES} --config dataset={name} limit={limit}"
+            f"{run_options.run_command(RESULTS / name, limit=str(limit))}"
         )
     for asking in askings(whole):
         yield f"  {_requests(asking, after)}"
