@@ -183,7 +183,7 @@ class Demo:
         """End an engine at work by SIGTERM, and let the next run go on."""
         log = self.results / "logs" / "caption_images.log"
         target = self.results / "captions" / "images.parquet"
-        shutil.rmtree(self.folder / "resources" / self.results.name / "captions", True)
+        shutil.rmtree(self.folder / "resources" / "demo" / "captions")  # its answers
 
         def is_at_work() -> bool:
             return log.exists() and " started in " in log.read_text("utf-8")
@@ -208,6 +208,8 @@ class Demo:
         first = self.started("--forcerun", name, "--", name, given=given)
         while first.poll() is None and not is_at_work():
             time.sleep(POLL)
+        if first.poll() is not None:
+            return False, f"{command} ended before the signal"
         signalled = 0
         for process in psutil.Process(first.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
