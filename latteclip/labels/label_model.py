@@ -71,7 +71,7 @@ from latteclip.labels.labeller_accuracy import (
     by_answers,
     by_views,
 )
-from latteclip.labels.posterior import FEW, NEVER, Posterior, Tables, decided
+from latteclip.labels.posterior import FEW, Posterior, Tables, decided
 from latteclip.labels.votes import (
     ZERO_SHOT,
     Answers,
@@ -214,8 +214,7 @@ class LabelModel:
         tables = [one.dense(rows, self.n_classes) for one in self._votes.values()]
         if self._texts is not None:
             features = np.asarray(self._features[0][rows], dtype=np.float32)
-            scores = SCALE * features @ self._texts.T.astype(np.float32)
-            tables.insert(0, softmax(np.where(self._named, scores, NEVER)))
+            tables.insert(0, softmax(SCALE * features @ self._texts.T.astype(np.float32)))
         return tables
 
     def _learned(self, given: Answers) -> Posterior:

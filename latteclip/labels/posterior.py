@@ -219,8 +219,12 @@ class Posterior:
         """Return votes [n, C] of the labellers, those of the class texts without their lean."""
         tables = list(votes)
         if self.has_texts:
-            tables[0] = softmax(log(tables[0]) - self.lean)
+            tables[0] = softmax(self._of_named(log(tables[0]) - self.lean))
         return tables
+
+    def _of_named(self, scores: Floats) -> Floats:
+        """Return scores [..., C] that no image has of a class without evidence."""
+        return np.where(self.named, scores, NEVER).astype(np.float32)
 
     @property
     def known(self) -> tuple[Ints, Ints]:
@@ -331,15 +335,14 @@ class Posterior:
 
     def _offset(self, r: Floats) -> Floats:
         table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes)).astype(np.float32)
-        table = table if self.texts_alone else table / 2
-        return np.where(self.named, table, np.float32(NEVER))
+        return self._of_named(table if self.texts_alone else table / 2)
 
     @property
     def frequencies(self) -> Floats:
         """Return half the log frequencies [C] of new images: the labels', halfway to equal ones."""
         n = self.r.sum(axis=0)
         shares = (n / max(n.sum(), TINY) + 1 / self.n_classes) / 2
-        return np.where(self.named, log(shares) / 2, NEVER).astype(np.float32)
+        return self._of_named(log(shares) / 2)
 
     def _scores(self, r: Floats) -> list[Floats]:
         for one in self.images:

@@ -212,13 +212,13 @@ class VllmEngine:
         """Give a request to vLLM, whole or not at all."""
         choices = request.choices
         split = None
-        shown: Any = request.pictures
-        pictures: dict[str, Any] = {"multi_modal_data": {"image": list(shown)}}
+        images: list[Any] = list(request.pictures)
+        pictures: dict[str, Any] = {"multi_modal_data": {"image": images}}
         prompts = self._tokens.prompts(request)
         texts = [self._ids(prompt) for prompt in prompts]
         sampling: Any = self._sampling
         if choices is not None:
-            names = [next(self._names) for _ in shown]
+            names = [next(self._names) for _ in images]
             pictures["multi_modal_uuids"] = {"image": names}
             if choices.by_letters:
                 ids_of = self._tokens.ids_of_letters(choices.texts)
@@ -233,7 +233,7 @@ class VllmEngine:
         numbers = [
             number.partition("-")[0] for number in numbers
         ]  # vLLM appends characters
-        pixels = sum(math.prod(picture.size) for picture in shown)
+        pixels = sum(math.prod(picture.size) for picture in images)
         return _Asked(request, split, numbers, BYTES_OF_PIXEL * pixels)
 
     def _sampling_among(self, tokens: Sequence[int]) -> Any:
