@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from latteclip.core.errors import UserError
-
 COMMANDS = {  # users' commands: the modules of their functions, in the order of the help
     "workflow": __name__,
     "datasets": "latteclip.data.download_dataset",
@@ -72,47 +70,29 @@ def workflow(arguments: Sequence[str], /) -> None:
 
 
 def labels(
-    action: Literal["show", "export"],
+    action: Literal["export"],
     results: str,
     /,
-    n: int = 6,
-    image: Sequence[str] = (),
-    format: Literal["csv", "parquet", "label-studio", "imagefolder"] | None = None,
-    output: str | None = None,
+    format: Literal["csv", "parquet", "label-studio", "imagefolder"],
+    output: str,
     max_error: float | None = None,
     false_discovery: float | None = None,
     leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
-    json_output: bool = False,
 ) -> str:
-    """Show where labels come from, or export them.
-
-    Without --image, show prints images whose label changed, where signals disagree, and where all
-    agree.
+    """Export the labels of a dataset.
 
     Args:
-        action: show or export
-        n: show: number of images (default: 6), 0 for the summary alone
-        image: show: images by their image_id in images.parquet
-        format: export: the format
-        output: export: a file, or a new folder for the last two formats
-        max_error: export: accept as many labels as possible so that, with 95 % probability, at most
-            this share of all labels is wrong and accepted; needs answers of latteclip teach
-        false_discovery: export: accept labels of which on average at most this share is wrong
-        leave_out: export: leave out images of no class (unknown), or all but one image of each set
-            of duplicates (duplicates)
+        action: export
+        format: the format
+        output: a file, or a new folder for the last two formats
+        max_error: accept as many labels as possible so that, with 95 % probability, at most this
+            share of all labels is wrong and accepted; needs answers of latteclip teach
+        false_discovery: accept labels of which on average at most this share is wrong
+        leave_out: leave out images of no class (unknown), or all but one image of each set of
+            duplicates (duplicates)
     """
-    if action == "show":
-        from latteclip.labels import show
-
-        if json_output:
-            return show.as_json(results, n, image)
-        return show.show(results, n, image)
-    if json_output:
-        raise UserError("--json is for labels show; labels export writes files.")
     from latteclip.deploy import export_labels
 
-    if not format or not output:
-        raise UserError("latteclip labels export needs --format FORMAT and --output PATH.")
     return export_labels.export_labels(
         results,
         format,

@@ -237,7 +237,6 @@ def finished(run: Run, outputs: Collection[str]) -> list[str]:
         elif labels in outputs:
             lines += [
                 f"{dataset.name}: the labels are in {labels}.",
-                f"Next, to look at them: latteclip labels show {results}",
                 _export(results),
                 "Next, to improve them by your answers, and to estimate their accuracy: latteclip "
                 f"teach {results}",

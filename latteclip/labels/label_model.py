@@ -55,6 +55,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from latteclip.labels.confidence import MIN_SIZE, Confidence
+from latteclip.labels.guarantees import Interval
 from latteclip.labels.image_classes import (
     HEAD_FOLDS,
     SCALE,
@@ -65,13 +67,8 @@ from latteclip.labels.image_classes import (
     fit_weights,
     fold_of,
 )
-from latteclip.labels.labeller_accuracy import (
-    Interval,
-    answers_needed,
-    by_answers,
-    by_views,
-)
-from latteclip.labels.posterior import FEW, Posterior, Tables, decided
+from latteclip.labels.labellers import FEW, answers_needed, by_answers, by_views
+from latteclip.labels.posterior import Posterior, decided
 from latteclip.labels.votes import (
     ZERO_SHOT,
     Answers,
@@ -86,8 +83,6 @@ from latteclip.labels.votes import (
 )
 
 SAMPLE = 2**24  # largest table [n, C] of the images from which the model learns
-# Trust in images, and votes of a class, that check a confidence, or answers in their place.
-MIN_FITS, MIN_SIZE, MIN_ANSWERS = 0.3, 3.0, 20
 OPTIONS = 16  # the likeliest classes of an image that are stored
 
 
@@ -431,62 +426,6 @@ class LabelModel:
             return np.asarray(features @ self.coef_.T + self.intercept_)
         x = np.concatenate(list(features), axis=1)
         return np.asarray(x @ self.joint_coef_.T + self.joint_intercept_)
-
-
-class Confidence:
-    """The probability that a label is right: a mean of the posterior and of images alone.
-
-    Where images are few or say little, it is that of the labellers themselves, and unchecked.
-    """
-
-    def __init__(self, model: Posterior) -> None:
-        self.model = model
-        self.factor = 1.0
-        self.share = 0.5
-        self.is_checked = bool(model.fits >= MIN_FITS and model.size >= MIN_SIZE)
-        if model.texts_alone:
-            self.factor = (1 + model.labellers[0].accuracy) / 2
-            self.share = 1.0
-            return
-        if not model.images:
-            others = model.kappa.sum(axis=1) / np.maximum((model.kappa > 0).sum(axis=1), 1)
-            self.is_checked = len(others) > 2 and bool(others.mean() > 0.5)
-            return
-        r, q = model.tables.r, model.tables.q
-        labels, at = r.argmax(axis=1), np.arange(len(r))
-        by_q = float(q[at, labels].mean())
-        space = float(r[at, labels].mean()) - by_q
-        alone = [k for k, one in enumerate(model.labellers) if model.is_bounded(k)]
-        if alone and space > 1e-3 and model.company[alone].max() < 0.5:
-            some = [model.labellers[k] for k in alone]
-            sizes = np.array([one.gain * one.has.sum() for one in some])
-            right = float(sizes @ [one.accuracy for one in some] / sizes.sum())
-            self.share = float(np.clip((right - by_q) / space, 0, 1))
-        rows, classes = model.known
-        best = r[rows].argmax(axis=1)
-        shares = np.linspace(0, 1, 21)[:, None]
-        sure = shares * r[rows, best] + (1 - shares) * q[rows, best]
-        fit = np.log(np.clip(np.where(best == classes, sure, 1 - sure), 1e-3, 1)).sum(
-            axis=1
-        )
-        self.share = float(shares[(fit - 8 * (shares[:, 0] - self.share) ** 2).argmax(), 0])
-        self.is_checked |= len(rows) >= MIN_ANSWERS
-
-    def of(self, tables: Tables, votes: Sequence[Floats], labels: Ints) -> Floats:
-        """Return the confidence [n] of labels."""
-        at = np.arange(len(labels))
-        by_r, by_q = tables.r[at, labels], tables.q[at, labels]
-        if self.model.images and self.is_checked:
-            return np.asarray(self.factor * (self.share * by_r + (1 - self.share) * by_q))
-        speak = np.zeros(len(labels))
-        total = np.zeros(len(labels))
-        for one in votes:
-            speak += one.any(axis=1)
-            total += one[at, labels]
-        by_votes = np.where(speak > 0, total / np.maximum(speak, 1), by_r)
-        if self.model.images or len(votes) == 1:
-            return by_votes
-        return np.asarray((by_r + by_votes) / 2)
 
 
 def _by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Floats:

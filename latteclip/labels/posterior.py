@@ -11,11 +11,11 @@ import numpy as np
 from latteclip.labels.image_classes import (
     TINY,
     ImageClasses,
-    class_sums,
     fit_weights,
     lean,
     pool,
 )
+from latteclip.labels.labellers import ENOUGH, FEW, Labelled
 from latteclip.labels.votes import (
     CELLS,
     Answers,
@@ -30,16 +30,14 @@ from latteclip.labels.votes import (
 )
 
 ROUNDS, STEPS = 6, 3  # of learning images, and of learning the rest in between
-PRIOR, ENOUGH = 6.0, 25.0  # prior votes of each class, and more where it has fewer votes
+PRIOR = 6.0  # prior votes of each class
 SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
-SPREAD = 0.9  # share of the classes that have a probability in soft votes
 PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
 EVIDENCE = 8.0  # nats by which images make votes likelier, at least, to count
 NEVER = -100.0  # logit of a class that no vote and no answer names
-FEW = 10  # images, or votes, below which nothing is compared
 
 
 class Tables(NamedTuple):
@@ -48,119 +46,6 @@ class Tables(NamedTuple):
     r: Floats  # [n, C] by everything
     q: Floats  # [n, C] by images alone
     terms: list[Floats]  # log-likelihoods [n, C] by labeller, weighted
-
-
-class Labelled:
-    """The votes [n, C] of a labeller, and what is learned of it."""
-
-    def __init__(self, votes: Floats, *, is_text: bool) -> None:
-        self.is_text = is_text
-        self.has: Bools = np.asarray(votes.any(axis=1))
-        spread = np.count_nonzero(votes) / max(1, self.has.sum() * votes.shape[1])
-        self.is_soft = is_text or spread > SPREAD
-        self.named = votes.argmax(axis=1)
-        self.first = first(votes)
-        self.votes = votes if self.is_soft else self.first
-        c = votes.shape[1]
-        self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
-        self.theta = (0.9 * np.eye(c) + 0.1 * self.overall).astype(np.float32)
-        self.delta = np.zeros(c)
-        has_lists = not self.is_soft and np.count_nonzero(votes) > self.has.sum()
-        self.lists = Lists(votes, self.named) if has_lists else None
-        self.tells = True  # whether images predict the votes at all
-        self.repeats = False  # whether it repeats the texts
-        self.replaced = 0.0  # share of its weight that images take if they are trusted
-        # Of images that predict the votes:
-        self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
-        self.meant = 0.98  # share of votes that are not random
-
-    def share_meant(self, q: Floats, votes: Floats) -> Floats:
-        """Return the probability [n] that votes [n, C] are not random, given images [n, C]."""
-        named = self.meant * (q * votes).sum(axis=1)
-        random = (1 - self.meant) * (votes @ self.overall)
-        return np.asarray(named / np.maximum(named + random, TINY), dtype=np.float32)
-
-    def targets(self, q: Floats, votes: Floats) -> Floats:
-        """Return the classes [n, C] that votes mean, given images [n, C]."""
-        return np.asarray(self.share_meant(q, votes)[:, None] * normalised(q * votes))
-
-    def confused_targets(self, q: Floats, likelihood: Floats) -> Floats:
-        """Return the same, half as the votes are and half by their log-likelihood [n, C]."""
-        confused = self.share_meant(q, self.votes)[:, None] * softmax(log(q) + likelihood)
-        return np.asarray((self.targets(q, self.votes) + confused) / 2)
-
-    def counts(self, r: Floats) -> Floats:
-        """Return the expected number [C, C] of votes by class, given a posterior [n, C].
-
-        It is 0 where the labeller is silent.
-        """
-        if self.is_soft:
-            ratio = r / np.maximum(self.votes @ self.theta.T, TINY)
-            return np.asarray(self.theta * (ratio.T @ self.votes))
-        return class_sums(self.named, r, r.shape[1]).T
-
-    def likelihood(self, votes: Floats) -> Floats:
-        """Return the log-likelihood [n, C] of votes [n, C]; 0 where the labeller is silent."""
-        if self.is_soft:
-            return log(votes @ self.theta.T)
-        named = votes.argmax(axis=1)
-        at = np.arange(len(votes))
-        table = log(self.theta.T)[named]
-        table[at, named] += self.delta[named].astype(np.float32)
-        if self.lists is not None:
-            table += self.lists.likelihood(votes, named)
-        table[~votes.any(axis=1)] = 0
-        return np.asarray(table)
-
-
-class Lists:
-    """What it tells that a labeller names a class after its first choice.
-
-    Of images of class c whose first choice f is another one, a share lists c, as the second or as a
-    later choice. That is compared with how often f is followed by c whatever the class.
-    """
-
-    def __init__(self, votes: Floats, named: Ints) -> None:
-        c = votes.shape[1]
-        counts = np.bincount(named, minlength=c)[:, None]
-        self.usual = []
-        for listed in self._listed(votes, named):
-            mean = listed.mean(axis=0)
-            share = (class_sums(named, listed, c) + ENOUGH * mean) / (counts + ENOUGH)
-            self.usual.append(share.astype(np.float32))
-        self.shares = [0.1, 0.1]
-
-    @staticmethod
-    def _listed(votes: Floats, named: Ints) -> tuple[Floats, Floats]:
-        """Return the second choices and the later ones [n, C]."""
-        rest = votes.copy()
-        rest[np.arange(len(votes)), named] = 0
-        second = first(rest)
-        return second, (rest > 0) - second
-
-    def learn(self, votes: Floats, named: Ints, r: Floats) -> None:
-        """Learn the shares from a posterior [n, C]."""
-        wrong = r.copy()
-        wrong[np.arange(len(r)), named] = 0
-        total = float(wrong.sum())
-        listed = self._listed(votes, named)
-        self.shares = [(float((wrong * one).sum()) + 1) / (total + FEW) for one in listed]
-
-    def likelihood(self, votes: Floats, named: Ints) -> Floats:
-        """Return log-likelihood ratios [n, C], 0 for the first choice."""
-        table = np.zeros(votes.shape, dtype=np.float32)
-        usual_left = np.ones(votes.shape, dtype=np.float32)
-        left = np.ones(votes.shape, dtype=np.float32)
-        listed = self._listed(votes, named)
-        for one, usual, share in zip(listed, self.usual, self.shares, strict=True):
-            of_row = usual[named]
-            table += one * np.log(np.float32(share) / np.maximum(of_row, 1e-6))
-            usual_left -= of_row
-            left -= one
-        rest = np.float32(max(1e-3, 1 - sum(self.shares)))
-        table += left * np.log(rest / np.maximum(usual_left, 1e-3))
-        table[np.arange(len(table)), named] = 0
-        return table
 
 
 class Posterior:

@@ -67,7 +67,7 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     assert "It is better by 3 points." in text and "latteclip audit" not in text
     assert "71.3 % right, 95 % interval 60.1 to 80.2, by 47 answers of audit" in text
     labels = messages.finished(found, ["results/mine/fused_labels.parquet"])
-    assert "latteclip labels export results/mine" in labels[2]
+    assert "latteclip labels export results/mine" in labels[1]
     assert "latteclip teach results/mine" in labels[-1]
     model = "results/mine/image_prototypes/seed0/model"
     files = ["results/mine/fused_labels.parquet", model]

@@ -31,7 +31,7 @@ from latteclip.labels.fuse_labels import (
 )
 from latteclip.labels.fusion_report import UNCHECKED, read_fusion_report
 from latteclip.labels.label_inputs import LabelFiles, LabellerTable
-from latteclip.labels.labeller_accuracy import by_answers
+from latteclip.labels.labellers import by_answers
 from latteclip.labels.votes import Answers
 
 OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet")

@@ -10,7 +10,7 @@ import pytest
 from latteclip.labels import label_model, votes
 from latteclip.labels.image_classes import fold_of
 from latteclip.labels.label_model import Answers, LabelModel
-from latteclip.labels.labeller_accuracy import by_answers
+from latteclip.labels.labellers import by_answers
 
 ROOT = Path(__file__).parents[2]
 C = 6

@@ -1,0 +1,184 @@
+"""Learn of a labeller how it confuses classes, what its lists say, and how right it is."""
+
+import math
+
+import numpy as np
+
+from latteclip.labels.guarantees import Interval, share_right
+from latteclip.labels.image_classes import TINY, class_sums
+from latteclip.labels.votes import (
+    Answers,
+    Bools,
+    Floats,
+    Ints,
+    first,
+    log,
+    normalised,
+    softmax,
+)
+
+ENOUGH = 25.0  # votes of a class that its prior is worth, and more where it has fewer votes
+SPREAD = 0.9  # share of the classes that have a probability in soft votes
+FEW = 10  # images, or votes, below which nothing is compared
+MIN_DRAWN = 20  # drawn answers about the images of a labeller that state its accuracy
+# Images name a share A of the votes. Two sources of accuracy a that err apart agree on a^2.
+MOST_SHARED = 1.12  # largest A / a^2 at which errors count as apart
+MIN_ACCURACY = 0.8  # below which look-alikes are confused by images and labeller together
+MIN_IMAGES = 10.0  # votes of a class, in the geometric mean
+ERROR = 0.03  # of the estimate by views on real sets, and by the number of votes at most
+WIDTH = 0.05  # half of the 95 % interval that the needed answers promise
+Z = 1.96
+
+
+class Labelled:
+    """The votes [n, C] of a labeller, and what is learned of it."""
+
+    def __init__(self, votes: Floats, *, is_text: bool) -> None:
+        self.is_text = is_text
+        self.has: Bools = np.asarray(votes.any(axis=1))
+        spread = np.count_nonzero(votes) / max(1, self.has.sum() * votes.shape[1])
+        self.is_soft = is_text or spread > SPREAD
+        self.named = votes.argmax(axis=1)
+        self.first = first(votes)
+        self.votes = votes if self.is_soft else self.first
+        c = votes.shape[1]
+        self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
+        self.theta = (0.9 * np.eye(c) + 0.1 * self.overall).astype(np.float32)
+        self.delta = np.zeros(c)
+        has_lists = not self.is_soft and np.count_nonzero(votes) > self.has.sum()
+        self.lists = Lists(votes, self.named) if has_lists else None
+        self.tells = True  # whether images predict the votes at all
+        self.repeats = False  # whether it repeats the texts
+        self.replaced = 0.0  # share of its weight that images take if they are trusted
+        # Of images that predict the votes:
+        self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
+        self.meant = 0.98  # share of votes that are not random
+
+    def share_meant(self, q: Floats, votes: Floats) -> Floats:
+        """Return the probability [n] that votes [n, C] are not random, given images [n, C]."""
+        named = self.meant * (q * votes).sum(axis=1)
+        random = (1 - self.meant) * (votes @ self.overall)
+        return np.asarray(named / np.maximum(named + random, TINY), dtype=np.float32)
+
+    def targets(self, q: Floats, votes: Floats) -> Floats:
+        """Return the classes [n, C] that votes mean, given images [n, C]."""
+        return np.asarray(self.share_meant(q, votes)[:, None] * normalised(q * votes))
+
+    def confused_targets(self, q: Floats, likelihood: Floats) -> Floats:
+        """Return the same, half as the votes are and half by their log-likelihood [n, C]."""
+        confused = self.share_meant(q, self.votes)[:, None] * softmax(log(q) + likelihood)
+        return np.asarray((self.targets(q, self.votes) + confused) / 2)
+
+    def counts(self, r: Floats) -> Floats:
+        """Return the expected number [C, C] of votes by class, given a posterior [n, C].
+
+        It is 0 where the labeller is silent.
+        """
+        if self.is_soft:
+            ratio = r / np.maximum(self.votes @ self.theta.T, TINY)
+            return np.asarray(self.theta * (ratio.T @ self.votes))
+        return class_sums(self.named, r, r.shape[1]).T
+
+    def likelihood(self, votes: Floats) -> Floats:
+        """Return the log-likelihood [n, C] of votes [n, C]; 0 where the labeller is silent."""
+        if self.is_soft:
+            return log(votes @ self.theta.T)
+        named = votes.argmax(axis=1)
+        at = np.arange(len(votes))
+        table = log(self.theta.T)[named]
+        table[at, named] += self.delta[named].astype(np.float32)
+        if self.lists is not None:
+            table += self.lists.likelihood(votes, named)
+        table[~votes.any(axis=1)] = 0
+        return np.asarray(table)
+
+
+class Lists:
+    """What it tells that a labeller names a class after its first choice.
+
+    Of images of class c whose first choice f is another one, a share lists c, as the second or as a
+    later choice. That is compared with how often f is followed by c whatever the class.
+    """
+
+    def __init__(self, votes: Floats, named: Ints) -> None:
+        c = votes.shape[1]
+        counts = np.bincount(named, minlength=c)[:, None]
+        self.usual = []
+        for listed in self._listed(votes, named):
+            mean = listed.mean(axis=0)
+            share = (class_sums(named, listed, c) + ENOUGH * mean) / (counts + ENOUGH)
+            self.usual.append(share.astype(np.float32))
+        self.shares = [0.1, 0.1]
+
+    @staticmethod
+    def _listed(votes: Floats, named: Ints) -> tuple[Floats, Floats]:
+        """Return the second choices and the later ones [n, C]."""
+        rest = votes.copy()
+        rest[np.arange(len(votes)), named] = 0
+        second = first(rest)
+        return second, (rest > 0) - second
+
+    def learn(self, votes: Floats, named: Ints, r: Floats) -> None:
+        """Learn the shares from a posterior [n, C]."""
+        wrong = r.copy()
+        wrong[np.arange(len(r)), named] = 0
+        total = float(wrong.sum())
+        listed = self._listed(votes, named)
+        self.shares = [(float((wrong * one).sum()) + 1) / (total + FEW) for one in listed]
+
+    def likelihood(self, votes: Floats, named: Ints) -> Floats:
+        """Return log-likelihood ratios [n, C], 0 for the first choice."""
+        table = np.zeros(votes.shape, dtype=np.float32)
+        usual_left = np.ones(votes.shape, dtype=np.float32)
+        left = np.ones(votes.shape, dtype=np.float32)
+        listed = self._listed(votes, named)
+        for one, usual, share in zip(listed, self.usual, self.shares, strict=True):
+            of_row = usual[named]
+            table += one * np.log(np.float32(share) / np.maximum(of_row, 1e-6))
+            usual_left -= of_row
+            left -= one
+        rest = np.float32(max(1e-3, 1 - sum(self.shares)))
+        table += left * np.log(rest / np.maximum(usual_left, 1e-3))
+        table[np.arange(len(table)), named] = 0
+        return table
+
+
+def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
+    """Return the share of a labeller's votes [N] that is right, by drawn and taught answers.
+
+    Images that teach are chosen, so they stand for themselves. Drawn ones stand for the others.
+    """
+    rows = answers.rows
+    spoke = has[rows]
+    right = answers.shares[np.arange(len(rows)), labels[rows]] > 0
+    drawn, taught = spoke & answers.drawn, spoke & ~answers.drawn
+    n = int(drawn.sum())
+    if n < MIN_DRAWN:
+        return None
+    return share_right(
+        int(has.sum()),
+        n,
+        int((right & drawn).sum()),
+        right=int((right & taught).sum()),
+        wrong=int((~right & taught).sum()),
+    )
+
+
+def by_views(one: Labelled, is_bounded: bool) -> Interval | None:
+    """Return the accuracy by two halves of the image features, where these err apart from votes."""
+    a, n = one.accuracy, int(one.has.sum())
+    if not is_bounded or not a >= MIN_ACCURACY or one.size < MIN_IMAGES:
+        return None
+    if not 1 / MOST_SHARED <= one.named_share / a**2 <= MOST_SHARED:
+        return None
+    sampling = Z * math.sqrt(a * (1 - a) / n)
+    if sampling > ERROR:
+        return None
+    error = ERROR + sampling
+    return Interval(a, max(0.0, a - error), min(1.0, a + error), n=0)
+
+
+def answers_needed(votes: int) -> int:
+    """Return how many drawn answers would estimate the accuracy of so many votes to 5 points."""
+    wanted = (Z / WIDTH) ** 2 / 4
+    return min(votes, math.ceil(wanted / (1 + (wanted - 1) / max(1, votes))))
