@@ -27,6 +27,7 @@ from latteclip.config.keys import CaptionerSection, GroupsSection
 from latteclip.core import files, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import sqlite_uri
+from latteclip.core.terminal import FOR_RUN
 
 log = logging.getLogger(__name__)
 # Columns of a row, and the answers that they come from; none where nothing was asked.
@@ -321,7 +322,7 @@ def write_rows(
         *(metadata.asked, metadata.failed, metadata.refused, metadata.empty),
     )
     if file is None:
-        log.info("Asked %s.", metadata.in_words, extra={"is_due": True})
+        log.info("Asked %s.", metadata.in_words, extra=FOR_RUN)
 
 
 def _refuse_too_few(metadata: AnswersMetadata, allowed: float, reason: str | None) -> None:

@@ -4,8 +4,8 @@
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ TITLES = {
     NAMES: "names of images",
     SCORES: "class scores",
 }
-# Tokens that LLaVA-1.6 reads of a picture of OVERVIEW pixels with a prompt (docs/models.md).
-LLAVA_TOKENS = 1_200
+# Tokens that LLaVA-1.6 reads: 1,176 of a picture of OVERVIEW pixels, and 40 of a prompt.
+LLAVA_TOKENS = 1_216
 # Rules that ask a captioner, by what they ask for: they grow with their requests.
 ASKING = {
     "caption_images": IMAGES,
@@ -53,8 +53,9 @@ NOTE = """\
 def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     """Yield what a run that will write the pending files would ask about a dataset's images."""
     images = resources.counts(dataset)
-    if images is None and (files := count_files(dataset)) is not None:
-        images = Counts(files, 0)
+    source = dataset.keys.source
+    if images is None and source and source.folder and dataset.keys.split.kind == "folders":
+        images = Counts(len(image_files(source.folder, deep=True)), 0)
     asked = [asking for asking in askings(dataset) if asking.is_pending(pending)]
     if asked:
         yield f"{dataset.name}: to ask, where answers are not cached:"
@@ -70,27 +71,18 @@ def _requests(asking: Asking, images: Counts | None) -> str:
     if images is None:
         return f"{name}: not known before the images are indexed"
     n = n_requests(asking, images)
-    tokens = "tokens not known before a limited run"
-    if known := _tokens(asking):
-        read, written, source = known
-        tokens = (
-            f"about {n * read:,.0f} tokens read and {n * written:,.0f} written ({source})"
-        )
-    return f"{name}: at most {n:,} requests, {tokens}"
+    known = _tokens(asking)
+    if known is None:
+        return f"{name}: at most {n:,} requests, tokens not known before a limited run"
+    read, written, source = known
+    tokens = f"{n * read:,.0f} tokens read and {n * written:,.0f} written ({source})"
+    return f"{name}: at most {n:,} requests, about {tokens}"
 
 
 def n_requests(asking: Asking, images: Counts) -> int:
     """Return the requests of a table about so many images, if no answer is cached."""
     most = asking.asker.max_images(asking.kind)
     return images.train if most is None else min(images.train, most)
-
-
-def count_files(dataset: Dataset) -> int | None:
-    """Return the image files in the folder of a dataset, None where it has another source."""
-    source = dataset.keys.source
-    if source is None or not source.folder or dataset.keys.split.kind != "folders":
-        return None
-    return len(image_files(source.folder, deep=True))
 
 
 def _tokens(asking: Asking) -> tuple[float, float, str] | None:
@@ -107,7 +99,7 @@ def _tokens(asking: Asking) -> tuple[float, float, str] | None:
                 return used.tokens_read / n, used.tokens_written / n, f"as in {folder}"
     is_llava = LLAVA_NEXT.search(captioner.model) is not None
     if is_llava and square(captioner) == OVERVIEW and asking.kind == IMAGES:
-        return LLAVA_TOKENS, captioner.max_new_tokens, "typical, of full length"
+        return LLAVA_TOKENS, captioner.max_new_tokens, "typical"
     return None
 
 
@@ -140,17 +132,14 @@ def _lines(name: str, given: Mapping[str, Any]) -> Iterator[str]:
     whole, limited = (
         Run(layers.defaults(), {**options, "limit": n}).datasets[0] for n in (None, limit)
     )
-    before = after = resources.counts(limited)
     index = folder / "images.parquet"
-    drawn_from = None
-    if index.is_file():
-        drawn_from = tables.read_metadata(index, IndexMetadata).drawn_from
-    if before is not None and drawn_from is not None:
+    drawn_from = index.is_file() and tables.read_metadata(index, IndexMetadata).drawn_from
+    before, after = resources.counts(limited), resources.counts(whole)
+    if before and drawn_from:
         test = drawn_from.get("test", 0)
-        after = Counts(sum(drawn_from.values()) - test, test, before.classes)
+        after = Counts(sum(drawn_from.values()) - test, test)
         yield from _stages(limited, folder, before, after)
     else:
-        after = resources.counts(whole)
         yield (
             f"There is no limited run of {name} to estimate hours and disk from; make one: "
             f"{run_options.run_command(RESULTS / name, limit=str(limit))}"
@@ -160,29 +149,20 @@ def _lines(name: str, given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> Iterator[str]:
-    """Yield the time of each stage in the limited run and in the full run, and the disk."""
+    """Yield the hours of each stage in the full run, and the disk."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
-    only = [seconds for cost, seconds in costs if cost.rule == LOADS_ONLY]
-    shortest = min(only or [seconds for _, seconds in costs], default=0.0)
+    loading = min((s for cost, s in costs if cost.rule == LOADS_ONLY), default=0.0)
     factor = max(after.train / before.train, after.test / max(1, before.test))
-    stages: dict[str, list[float]] = {"in all": [0.0] * 3}
+    hours: dict[str, float] = defaultdict(float)
     for cost, seconds in costs:
-        loading = min(seconds, shortest)
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
-        if log.is_file() and (match := WORK.search(log.read_text("utf-8", "replace"))):
-            loading = max(0.0, seconds - float(match[1]))
+        found = WORK.search(log.read_text("utf-8", "replace")) if log.is_file() else None
+        work = float(found[1]) if found else max(0.0, seconds - loading)
         growth = _growth(dataset, cost, before, after, factor)
-        full = loading + growth * (seconds - loading)
-        times = (seconds, full, full * (cost.gpu_seconds or 0.0) / seconds)
-        for name in (cost.rule, "in all"):
-            before_it = stages.get(name, [0.0] * 3)
-            stages[name] = [a + b for a, b in zip(before_it, times, strict=True)]
+        hours[cost.rule] += (seconds + (growth - 1) * work) / 3600
     yield f"{dataset.whole}, by {folder}: {after.train + after.test:,} images"
-    yield f"  {'':22}{'limited run':>20}{'full run':>20}{'on GPUs':>20}"
-    stages["in all"] = stages.pop("in all")
-    for name, sums in stages.items():
-        row = "".join(f"{timedelta(seconds=round(each))!s:>20}" for each in sums)
-        yield f"  {name:22}{row}"
+    for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
+        yield f"  {name:22}{n_hours:10.2f} h"
     yield f"  disk: {_disk(folder, factor) / 1e9:.1f} GB below {RESULTS / dataset.whole}"
     yield NOTE
 

@@ -163,8 +163,8 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
             checks.refuse_unready(run)
     os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
     if machine.prints:
-        if not workflow.output_settings.verbose:
-            messages.shorten(lambda: workflow.dryrun)
+        if machine.runs_jobs and not workflow.output_settings.verbose:
+            messages.shorten()
         # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
         if machine.is_here and machine.runs_jobs:
             with workflow_errors():

@@ -80,7 +80,6 @@ def start_log(*, debug: bool) -> logging.Logger:
     """Return the package's logger, which writes to stderr."""
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(Formatter(sys.stderr, tracebacks=debug))
-    terminal.addFilter(lambda record: not hasattr(record, "on_terminal"))  # printed already
     logging.basicConfig(level=logging.WARNING, handlers=[terminal], force=True)
     log = logging.getLogger("latteclip")
     log.setLevel(logging.INFO)
@@ -90,40 +89,30 @@ def start_log(*, debug: bool) -> logging.Logger:
 def add_log_file(file: str) -> None:
     """Log to a file as well, with the tracebacks of bugs.
 
-    In a run of the workflow, the terminal gets only what is urgent or due. The file also gets
-    what libraries write to stderr.
+    In a run of the workflow, the file also gets what libraries write to stderr, and the terminal,
+    which all jobs share, only what `_is_for_run`.
     """
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text("")
     if os.environ.get(SHORT):
-        _redirect_stderr(file)
+        stderr = sys.stderr.fileno()
+        terminal = os.fdopen(os.dup(stderr), "w", buffering=1)
+        [handler] = logging.getLogger().handlers
+        handler.setStream(terminal)  # type: ignore[attr-defined]
+        handler.setFormatter(Formatter(terminal, tracebacks=False))
+        handler.addFilter(_is_for_run)
+        with Path(file).open("a") as opened:
+            os.dup2(opened.fileno(), stderr)
     # To append: vLLM closes all handlers when it starts, and only such a one opens again.
-    handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(Formatter(None, tracebacks=True))
-    logging.getLogger().addHandler(handler)
-
-
-def _redirect_stderr(file: str) -> None:
-    """Append to a file what this process and its children write to stderr, but for our messages."""
-    number = sys.stderr.fileno()
-    terminal = os.fdopen(os.dup(number), "w", buffering=1)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(terminal)
-            handler.setFormatter(Formatter(terminal, tracebacks=False))
-            handler.addFilter(_is_for_run)
-    with Path(file).open("a") as opened:
-        os.dup2(opened.fileno(), number)
+    log = logging.FileHandler(file, encoding="utf-8")
+    log.setFormatter(Formatter(None, tracebacks=True))
+    logging.getLogger().addHandler(log)
 
 
 def _is_for_run(record: logging.LogRecord) -> bool:
-    """Return whether a message of a job is for the terminal of the run, which all jobs share.
-
-    Warnings of libraries are not.
-    """
+    """Return whether a message is ours, and a warning, an error, or one with FOR_RUN."""
     is_own = record.name.partition(".")[0] == "latteclip"
-    is_urgent = record.levelno >= logging.WARNING
-    return is_own and (is_urgent or getattr(record, "is_due", False))
+    return is_own and (record.levelno >= logging.WARNING or hasattr(record, "is_for_run"))
 
 
 class Parser(argparse.ArgumentParser):

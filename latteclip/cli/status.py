@@ -7,13 +7,11 @@ dry run no finished jobs.
 
 import json
 import logging
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +20,7 @@ from latteclip.cli.commands import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.files import is_running, read_object, write_json
-from latteclip.core.terminal import counted, for_terminal, one_line, paint
+from latteclip.core.terminal import for_terminal, one_line, paint
 
 RESULTS = Path("results")
 SHARED = "all datasets"
@@ -31,10 +28,9 @@ COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
 LOCKS = Path(".snakemake/locks")
-LOCK_NOTE = Path(".snakemake/latteclip_run.json")
 TIMEOUT = 30  # seconds: a busy controller answers slowly
-# Fields of `squeue --format`. The executor writes rule and wildcards into the comment.
-FIELDS = ("%i", "%T", "%r", "%M", "%l", "%Z", "%k")
+# Fields of `squeue --format`. The executor writes rule and wildcards into the last, the comment.
+FIELDS = ("%i", "%T", "%Z", "%k")
 RULE = re.compile(r"(?:rule|group)_(.+?)(?:_wildcards_(.+))?")
 Job = dict[str, Any]  # see `summary`
 log = logging.getLogger(__name__)
@@ -78,35 +74,33 @@ def _options(
     names: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
 ) -> Iterator[list[str]]:
     """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
-    datasets: dict[tuple[str, ...], list[str]] = {} if names else {tuple(config): []}
-    for name in names:
-        pairs, key = tuple(config), name
-        noted = run_options.read_options(name)
-        if noted and not (config or configfiles):
-            noted.pop("dataset", None)
-            pairs = tuple(run_options.pairs(noted))
-            key = name.removesuffix(f"_{noted.get('limit')}")
-        datasets.setdefault(pairs, []).append(key)
     files = ["--configfile", *configfiles] if configfiles else []
+    if not names:
+        yield [*files, "--config", *config] if config else files
+    datasets: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        noted = {} if config or configfiles else run_options.read_options(name) or {}
+        noted.pop("dataset", None)
+        pairs = (*config, *run_options.pairs(noted))
+        datasets.setdefault(pairs, []).append(name.removesuffix(f"_{noted.get('limit')}"))
     for pairs, keys in datasets.items():
-        words = [*pairs, f"dataset={json.dumps(keys)}"] if keys else [*pairs]
-        yield [*files, "--config", *words] if words else files
+        yield [*files, "--config", *pairs, f"dataset={json.dumps(keys)}"]
 
 
 def _lock() -> Iterator[str]:
-    program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
-    if sentence := describe_lock(f"{program} --unlock"):
-        yield f"{paint('lock', 'bold', sys.stdout)}: {sentence}\n"
+    if any(LOCKS.glob("*.lock")):
+        program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
+        yield (
+            "A run works in this folder, or was killed: then remove its lock by "
+            f"{program} --unlock\n"
+        )
 
 
 def _queue() -> Iterator[str]:
-    title = paint("SLURM queue", "bold", sys.stdout)
     try:
-        if jobs := queue():
-            yield f"{title}: {counted(len(jobs), 'job')}"
-        yield from (f"  job {job.id:9}  {job.name:40}  {job.state}" for job in jobs)
+        yield from (f"SLURM job {job.id:9}  {job.name:40}  {job.state}" for job in queue())
     except UserError as error:
-        yield f"{title}: {error}"
+        yield str(error)
 
 
 def _jobs(options: Sequence[str]) -> Iterator[Job]:
@@ -136,18 +130,24 @@ async def summary(dag: Any, detailed: bool = False) -> AsyncIterator[str]:
         rule = job.rule.name
         name = rule.removesuffix("_shard")
         stage = stages.index(name) if name in stages else len(stages)
-        dataset = wildcards.get("dataset", SHARED)
+        dataset = wildcards.pop("dataset", None)
+        run = in_words(wildcards)
         values = {
-            "order": ["dataset" not in wildcards, dataset, stage, str(wildcards)],
-            "dataset": dataset,
+            "order": [dataset is None, dataset or "", stage, run],
+            "dataset": dataset or SHARED,
             "rule": rule,
-            "method": wildcards.get("method", ""),
-            "seed": wildcards.get("seed"),
+            "run": run,
             "outputs": str(job.output),
             "state": ("stale" if reason else "done") if exists else "missing",
             "why": _why(reason, exists=exists),
         }
         yield json.dumps(values)
+
+
+def in_words(wildcards: Mapping[str, str]) -> str:
+    """Return the values of wildcards: flyp, seed 0."""
+    numbers = ("seed", "shard")
+    return ", ".join(f"{k} {v}" if k in numbers else v for k, v in wildcards.items())
 
 
 def _why(reason: Any, *, exists: bool) -> str:
@@ -163,41 +163,16 @@ def _why(reason: Any, *, exists: bool) -> str:
 
 
 def _table(jobs: Sequence[Job]) -> Iterator[str]:
-    """Yield a block per dataset, with a line for the jobs of a rule, method and state."""
-    for name, of_dataset in groupby(jobs, key=lambda job: str(job["dataset"])):
-        lines: dict[tuple[str, ...], list[str]] = {}  # seeds
-        n_done = n = 0
-        for job in of_dataset:
-            n += 1
-            n_done += job["state"] == "done"
-            key = (job["rule"], job["method"], job["state"], job["why"])
-            lines.setdefault(key, []).extend(filter(None, [job["seed"]]))
+    """Yield a block per dataset, with a line for each job."""
+    for name, group in groupby(jobs, key=lambda job: str(job["dataset"])):
+        of_dataset = list(group)
+        n_done = sum(job["state"] == "done" for job in of_dataset)
         title = paint(for_terminal(name), "bold", sys.stdout)
-        yield f"{title}: {n_done} of {n} jobs done"
-        for (rule, run, state, why), seeds in lines.items():
-            if seeds:
-                run += f", {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
-            coloured = paint(f"{state:7}", COLOURS[state], sys.stdout)
-            yield f"  {coloured}  {rule:22}  {run:34}  {why}".rstrip()
+        yield f"{title}: {n_done} of {len(of_dataset)} jobs done"
+        for job in of_dataset:
+            state = paint(f"{job['state']:7}", COLOURS[job["state"]], sys.stdout)
+            yield f"  {state}  {job['rule']:22}  {job['run']:34}  {job['why']}".rstrip()
         yield ""
-
-
-# Other runs in this folder: Snakemake's lock, and jobs in SLURM's queue.
-
-
-def note_run() -> None:
-    """Note which process the lock of the current folder belongs to: the lock itself does not."""
-    write_json(LOCK_NOTE, {"host": socket.gethostname(), "process": os.getpid()})
-
-
-def describe_lock(unlock: str) -> str | None:
-    """Return the sentence on the lock of the current folder, with the command that removes it."""
-    if not any(LOCKS.glob("*.lock")):
-        return None
-    run = read_object(LOCK_NOTE, ("host", "process")) if LOCK_NOTE.is_file() else {}
-    if run.get("host") == socket.gethostname() and is_running(int(run["process"])):
-        return f"A run works in this folder: process {run['process']} on this machine."
-    return f"A run works here from another machine, or was killed: then remove the lock: {unlock}"
 
 
 class QueuedJob(NamedTuple):
@@ -205,29 +180,20 @@ class QueuedJob(NamedTuple):
 
     id: str
     name: str  # rule and wildcards
-    state: str  # waits: Resources
+    state: str
 
 
 def queue() -> list[QueuedJob]:
     """Return the jobs of workflows in this folder, or raise UserError if SLURM does not answer."""
     if shutil.which("squeue") is None:
         return []
+    command = ("squeue", "--me", "--noheader", "--format", "\t".join(FIELDS))
     jobs = []
-    lines = output_of(
-        "squeue",
-        "--me",
-        "--noheader",
-        "--format",
-        "\t".join(FIELDS),
-        remedy="is the cluster up?",
-    )
-    for line in lines:
-        number, state, reason, elapsed, limit, working_folder, comment = line.split("\t")
+    for line in output_of(*command, remedy="is the cluster up?"):
+        number, state, working_folder, comment = line.split("\t")
         rule = RULE.fullmatch(comment)
         if rule and Path(working_folder).resolve() == Path.cwd():
-            runs = f"{state.lower()} for {elapsed} of {limit}"
-            text = f"waits: {reason}" if state == "PENDING" else runs
-            jobs.append(QueuedJob(number, " ".join(filter(None, rule.groups())), text))
+            jobs.append(QueuedJob(number, " ".join(filter(None, rule.groups())), state))
     return jobs
 
 
@@ -239,11 +205,9 @@ def refuse_second_run() -> None:
         log.warning("Jobs of earlier runs were not looked for: %s", error)
         return
     if jobs:
-        number, name, state = jobs[0]
         raise UserError(
-            f"SLURM still has {len(jobs)} jobs of another run in this folder, the first is {name} "
-            f"(job {number}, {state}). Wait for that run; if its snakemake is gone, wait for the "
-            f"jobs or end them: scancel {' '.join(job.id for job in jobs)}"
+            f"SLURM still has jobs of another run in this folder, first {jobs[0].name}; wait for "
+            f"them, or end them: scancel {' '.join(job.id for job in jobs)}"
         )
 
 

@@ -19,12 +19,11 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _LOGIN = re.compile(r"(\b(?:Bearer|Basic)\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I)
-INTERVAL = 5.0  # seconds between two lines of Progress
-# A variable of the environment: jobs of a run print warnings, errors and few lines of Progress.
-# Their log files get all.
+SHORTEST, LONGEST = 10.0, 300.0  # seconds between two lines of Progress
+# A variable of the environment: of what jobs of a run log, the terminal gets warnings, errors and
+# messages with FOR_RUN.
 SHORT = "LATTECLIP_SHORT"
-FIRST = 30.0  # seconds before the first such line
-RAREST = 600.0  # seconds between two such lines, at most
+FOR_RUN = {"is_for_run": True}
 CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
@@ -69,25 +68,22 @@ def paint(text: str, colour: str, stream: TextIO) -> str:
 
 
 class Progress:
-    """Counts finished items and logs a line with rate and time left, every few seconds.
+    """Counts finished items, and logs lines with the rate and the time left, ever less often.
 
-    Jobs of a Snakemake run share the terminal, and log files get the same lines: no bar redraws
-    itself. Items that an earlier run has `done` do not count towards the rate. With `scale`
-    1200000 is 1.2M.
+    Jobs of a run share the terminal, and log files get the same lines: no bar redraws itself. Items
+    that an earlier run has `done` do not count towards the rate.
     """
 
-    def __init__(
-        self, total: int | None, unit: str, *, done: int = 0, scale: bool = False
-    ) -> None:
+    def __init__(self, total: int | None, unit: str, *, done: int = 0) -> None:
         self.total = total
         self.unit = unit
-        self.scale = scale
         self.done = self.initial = done
         self.restart()
 
     def restart(self) -> None:
-        self.started = self.logged = time.monotonic()
-        self.due = self.started + FIRST  # when a line is for the terminal of a run, too
+        """Measure the rate from now on."""
+        self.started = time.monotonic()
+        self.due = self.started + SHORTEST
 
     def skip(self, n: int) -> None:
         """Count `n` items that an earlier run finished, but not towards the rate."""
@@ -98,22 +94,19 @@ class Progress:
         """Count `n` more items. `note` is appended to the line when one is due."""
         self.done += n
         now = time.monotonic()
-        is_last = self.done == self.total and self.logged > self.started
-        if now - self.logged < INTERVAL and not is_last:
+        if now < self.due:
             return
         from tqdm import tqdm  # here: --help does without
 
-        self.logged = now
+        elapsed = now - self.started
+        self.due = now + min(LONGEST, elapsed)
         meter = tqdm.format_meter(
             self.done,
             self.total,
-            now - self.started,
+            elapsed,
             ncols=90,
-            unit=self.unit if self.scale else f" {self.unit}",
-            unit_scale=self.scale,
+            unit=f" {self.unit}",
+            unit_scale=True,
             initial=self.initial,
         )
-        is_due = now >= self.due
-        if is_due:
-            self.due = now + min(RAREST, now - self.started)
-        log.info("%s %s", meter, note, extra={"is_due": is_due})
+        log.info("%s %s", meter, note, extra=FOR_RUN)

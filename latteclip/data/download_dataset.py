@@ -223,7 +223,7 @@ def _continue_url(url: str, path: Path) -> None:
             done = 0
         length = response.headers.get("Content-Length", "")
         total = done + int(length) if length.isdecimal() else None
-        progress = Progress(total, "B", done=done, scale=True)
+        progress = Progress(total, "B", done=done)
         with path.open("ab" if done else "wb") as file:
             # As it comes: an archive that is sent as Content-Encoding gzip stays an archive.
             for piece in response.raw.stream(CHUNK, decode_content=False):

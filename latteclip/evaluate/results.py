@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from latteclip.core.files import read_object, read_record
 from latteclip.evaluate.predictions import FIGURES, MISSING, held_out_predictions
-from latteclip.labels.fusion_report import NAME, FusionReport, read_fusion_report
+from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 
 Run = tuple[str, int]  # method and seed
@@ -185,17 +185,3 @@ def _by_checks(train_predictions: str, report: FusionReport) -> Interval | None:
     if n < MIN_ANSWERS:
         return None
     return wilson(int((predicted == np.array(labels))[known].sum()), n)
-
-
-def read_statement(folder: Path, run: Run, suffix: str = "") -> Statement:
-    """Return the statement about a run in the results of a dataset."""
-    method, seed = run
-    predictions = folder / method / f"seed{seed}" / "train_predictions.parquet"
-    report = folder / NAME
-    audit = folder / f"audit{suffix}.json"
-    return state(
-        run,
-        str(predictions) if predictions.is_file() else None,
-        read_fusion_report(report) if report.is_file() else None,
-        read_audit(audit) if audit.is_file() else None,
-    )
