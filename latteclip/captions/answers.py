@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from latteclip.captions.engine import Response, loads_model
 from latteclip.captions.pictures import Layout
@@ -282,7 +283,7 @@ class ScoresMetadata(AnswersMetadata):
 
 def read_metadata(path: str | Path) -> AnswersMetadata:
     """Read what a table with a captioner's answers says of them."""
-    has_scores = "options" in tables.column_names(path)
+    has_scores = "options" in pq.read_schema(path).names
     record: type[AnswersMetadata] = ScoresMetadata if has_scores else CaptionsMetadata
     return tables.read_metadata(path, record)
 

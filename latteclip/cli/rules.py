@@ -14,7 +14,7 @@ from snakemake.io import local, sourcecache_entry
 
 from latteclip.config import resources
 from latteclip.config.resolve import Run, sections
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, refused_by_system
 
 if TYPE_CHECKING:
     from latteclip.cli.machine import Machine
@@ -25,12 +25,12 @@ OfJob = Callable[..., Any]  # a function of a job's wildcards, as Snakemake take
 
 @contextmanager
 def workflow_errors() -> Iterator[None]:
-    """Raise WorkflowError, which Snakemake prints as a sentence, for UserError."""
+    """Raise WorkflowError, which Snakemake prints as a sentence, for mistakes of a user."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.tracebacklimit = 0  # Snakemake prints the sentence without the stack
-        raise WorkflowError(str(error)) from None
+        raise WorkflowError(refused_by_system(error) or str(error)) from None
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -225,11 +225,10 @@ class Rules:
         if "images" not in input.keys() or self._machine.provider not in (None, "fs"):
             stated = self._run.dataset(wildcards.dataset).keys.split.counts
             return stated.get("train", 0) + stated.get("test", 0)
-        from latteclip.core import tables
+        from pyarrow.parquet import read_metadata
 
         stored = self._machine.provider is not None
         index = input.images.storage_object.query if stored else str(input.images)
         if not os.path.isfile(index):  # Snakemake asks again later
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), index)
-        with workflow_errors():
-            return tables.n_rows(index)
+        return int(read_metadata(index).num_rows)

@@ -96,7 +96,7 @@ class ClassTemplates:
         templates = metadata.get("templates", [metadata.get("template")])
         others = {"synonyms": "class_synonyms", "written": "written_names"}
         values = {field: metadata.get(key, {}) for field, key in others.items()}
-        return from_values(cls, {"templates": templates, **values})
+        return from_values(cls, {"templates": templates, **values}, cls.__name__)
 
     @property
     def template(self) -> str:

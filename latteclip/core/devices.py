@@ -3,7 +3,6 @@
 import ctypes
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -14,7 +13,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
-NAMES = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+NAMES = ("auto", "cpu", "cuda", "mps")
 AUTO = "LATTECLIP_DEVICE"  # variable of the environment: what auto stands for
 # Values of clip.precision, with the type of a GPU's matrix products.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
@@ -28,35 +27,24 @@ def pick(name: str, threads: int) -> torch.device:
     """Set the number of CPU threads, and return a device, or raise UserError if there is none."""
     if name == "auto":
         name = os.environ.get(AUTO, name)
-    if not NAMES.fullmatch(name):
-        raise UserError(
-            f"--device {one_line(name)} is none of auto, cpu, mps, cuda and cuda:<n>."
-        )
+    if name not in NAMES:
+        raise UserError(f"--device {one_line(name)} is none of {', '.join(NAMES)}.")
     torch.set_num_threads(threads)
-    has_mps = torch.backends.mps.is_available()
-    if name == "mps" and not has_mps:
-        raise UserError("--device mps: torch sees no GPU of Apple here; give cpu or auto.")
-    if name in ("auto", "cuda") or name.startswith("cuda:"):
-        number = torch.device(name).index if name != "auto" else None
-        if gpus.claim(number=number) and number is not None:
-            name = "cuda"  # the only one that this process sees now
-        if not torch.cuda.is_available():
+    usable = {"cpu": True, "mps": torch.backends.mps.is_available()}
+    if name in ("auto", "cuda"):
+        gpus.claim()
+        usable["cuda"] = torch.cuda.is_available()
+        if not usable["cuda"]:
             gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
-        n = torch.cuda.device_count()
-        if name == "auto":
-            name = "cuda" if n else "mps" if has_mps else "cpu"
-        elif (torch.device(name).index or 0) >= n:
-            raise UserError(
-                f"--device {name}: torch sees {n} GPUs here; give cpu or auto, or repair what "
-                "latteclip doctor names."
-            )
+    if name == "auto":
+        name = next(each for each in ("cuda", "mps", "cpu") if usable[each])
+    if not usable[name]:
+        raise UserError(f"--device {name}: torch sees no such GPU here; give cpu or auto.")
     if name == "cpu":
         if torch.version.cuda:
             log.warning(
-                "This stage runs on the CPU, though torch is built for CUDA %s: there is no GPU, "
-                "--device is cpu, or %s hides it.",
+                "This stage runs on the CPU, though torch is built for CUDA %s.",
                 torch.version.cuda,
-                gpus.VISIBLE,
             )
         keep_big_buffers()
     return torch.device(name)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import filelock
 
-from latteclip.core.errors import DELETE, DELETE_AND_RERUN, UserError, first_line
+from latteclip.core.errors import DELETE, DELETE_AND_RERUN, UserError
 from latteclip.core.terminal import one_line
 
 SPLITS = ("train", "val", "test")
@@ -78,8 +78,6 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and overwrite:
             _remove(path)
-        elif temporary.is_dir() and path.is_dir() and not path.is_symlink():
-            path.rmdir()  # which is empty: Windows renames a folder to no other that exists
         os.replace(temporary, path)
     finally:
         _remove(temporary)
@@ -110,27 +108,21 @@ def new_folder(path: str | Path) -> Path:
 
 
 def remove_left_over(folder: Path, name: str = "*") -> None:
-    """Remove temporary files that killed processes left over for names that fit a glob.
-
-    A file of this machine goes when its process is gone, another when it is a day old.
-    """
+    """Remove temporary files that killed processes left over for names that fit a glob."""
     for temporary in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            process = temporary.suffixes[-2]
-            own = f".{socket.gethostname()}{process}.tmp"
-            if temporary.name.endswith(own) and process[1:].isdecimal():
-                is_left_over = not is_running(int(process[1:]))
-            else:
-                is_left_over = time.time() - temporary.lstat().st_mtime > DAY
-            if is_left_over:
+            if _is_left_over(temporary):
                 _remove(temporary)
 
 
-def is_running(process: int) -> bool:
-    """Return whether this machine has a process of this number."""
+def _is_left_over(temporary: Path) -> bool:
+    """Return whether its process is gone, or, of another machine, the file is a day old."""
     import psutil  # here: --help does without
 
-    return bool(psutil.pid_exists(process))
+    process = temporary.suffixes[-2]
+    if temporary.name.endswith(f".{socket.gethostname()}{process}.tmp"):
+        return not psutil.pid_exists(int(process[1:]))
+    return time.time() - temporary.lstat().st_mtime > DAY
 
 
 def _remove(path: Path) -> None:
@@ -160,13 +152,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_object(
-    path: str | Path, keys: Collection[str], remedy: str = DELETE_AND_RERUN
+    path: str | Path, keys: Collection[str] = (), remedy: str = DELETE_AND_RERUN
 ) -> dict[str, Any]:
     """Read a JSON object with the keys, and perhaps more, or raise UserError with the remedy."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
     if not isinstance(values, dict) or not values.keys() >= set(keys):
@@ -174,15 +164,15 @@ def read_object(
     return values
 
 
-def from_values(cls: type[T], values: Any, section: str = "", remedy: str = "") -> T:
+def from_values(cls: type[T], values: Any, place: str) -> T:
     """Build a dataclass from a mapping. UserError: a key is missing or unknown, a type is wrong."""
-    return from_json(cls, json.dumps(values), section, remedy)
+    return from_json(cls, json.dumps(values), place)
 
 
-def from_json(cls: type[T], text: str, section: str = "", remedy: str = "") -> T:
+def from_json(cls: type[T], text: str, place: str) -> T:
     """Build a dataclass, or a list of some, from JSON; see `from_values`.
 
-    `section` is its place in the configuration, or its file, of which `remedy` is for damage.
+    `place` is its file, or its section of the configuration.
     """
     from pydantic import ValidationError  # here: --help does without
 
@@ -190,17 +180,16 @@ def from_json(cls: type[T], text: str, section: str = "", remedy: str = "") -> T
         [built] = _list_of(cls).validate_json(f"[{text}]")  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, (section or cls.__name__, *first["loc"][1:])))
-        wrong = f"{key}: {first['msg']}, not {one_line(repr(first['input']))}"
+        key = ".".join(map(str, (place, *first["loc"][1:])))
         raise UserError(
-            f"{wrong}; the file is damaged: {remedy}." if remedy else f"Setting {wrong}."
+            f"{key}: {first['msg']}, not {one_line(repr(first['input']))}."
         ) from None
     return built  # type: ignore[no-any-return]
 
 
 def read_record(cls: type[T], path: str | Path) -> T:
     """Read a dataclass from the JSON file of `write_record`, or raise UserError."""
-    return from_values(cls, read_object(path, ()), str(path), DELETE_AND_RERUN)
+    return from_values(cls, read_object(path), str(path))
 
 
 def write_record(path: str | Path, record: object) -> None:
@@ -226,27 +215,10 @@ def _list_of(cls: type[Any]) -> Any:
     )
 
 
-def csv_separator(head: str) -> str:
-    """Return the character between the columns of a CSV file: many programs write semicolons."""
-    return ";" if head.count(";") > head.count(",") else ","
-
-
 def existing(path: str | Path) -> Path:
     """Return a path, or its nearest parent that exists."""
     path = Path(path).resolve()
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-@contextlib.contextmanager
-def readable() -> Iterator[None]:
-    """Raise UserError for a file or folder that the system does not let the body read."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}); correct its permissions, or take "
-            "it out of its folder."
-        ) from None
 
 
 def sqlite_uri(path: Path) -> str:
@@ -300,20 +272,12 @@ def edited_classes(folder: str | Path) -> list[str] | None:
 
     UserError: it is not UTF-8.
     """
-    path = Path(folder, CLASSES)
+    path, proposal = Path(folder, CLASSES), Path(folder, PROPOSAL)
     if not path.is_file():
         return None
     names = lines_of(path)
-    return None if names == _proposed(folder) else names
-
-
-def _proposed(folder: str | Path) -> list[str] | None:
-    """Return the names of the classes that the stage wrote."""
-    path = Path(folder, PROPOSAL)
-    if not path.is_file():
-        return None
-    classes = read_object(path, ("classes",), DELETE)["classes"]
-    return [row["name"] for row in classes]
+    proposed = read_object(proposal, remedy=DELETE)["classes"] if proposal.is_file() else []
+    return None if names == [row["name"] for row in proposed] else names
 
 
 def digest(*parts: str | bytes) -> str:
@@ -344,11 +308,8 @@ def fingerprint(model: str | Path) -> str:
     """
     root = Path(model)
     parts = list[str | bytes]()
-    try:
-        for name, path in _visible_files(root) if root.is_dir() else [("", root)]:
-            parts += [name, _sampled(path)]
-    except OSError as error:
-        raise UserError(f"Model {model} cannot be read ({first_line(error)}).") from None
+    for name, path in _visible_files(root) if root.is_dir() else [("", root)]:
+        parts += [name, _sampled(path)]
     return f"sha256:{digest(*parts)}"
 
 
@@ -360,23 +321,22 @@ def _visible_files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
-def _sampled(path: Path) -> bytes:
+def _sampled(path: Path) -> str:
     size = path.stat().st_size
     if size <= HASHED_WHOLE:
-        return hashlib.sha256(path.read_bytes()).digest()
-    state = hashlib.sha256(str(size).encode())
+        return sha256(path)
     with path.open("rb") as file:
+        blocks = []
         for number in range(SAMPLES):
             file.seek((size - SAMPLE) * number // (SAMPLES - 1))
-            state.update(file.read(SAMPLE))
-    return state.digest()
+            blocks.append(file.read(SAMPLE))
+    return digest(str(size), *blocks)
 
 
 def write_sums(folder: str | Path) -> None:
     """Write SHA256SUMS of the files below a folder, without hidden files and the README."""
     folder = Path(folder)
-    lines = []
-    for name, path in sorted(_visible_files(folder)):
-        if name not in (SUMS, "README.md"):
-            lines.append(f"{sha256(path)}  {name}\n")
+    files = {name: path for name, path in _visible_files(folder) if name != "README.md"}
+    files.pop(SUMS, None)
+    lines = [f"{sha256(files[name])}  {name}\n" for name in sorted(files)]
     write_text(folder / SUMS, "".join(lines))

@@ -26,47 +26,37 @@ FREE = 1024  # MiB in use on a card that nobody computes on, at most
 _locks: list[IO[str]] = []  # locks of this process, which end with it
 
 
-def claim(n: int = 1, number: int | None = None) -> bool:
+def claim(n: int = 1) -> None:
     """Make n GPUs that no other job has claimed the only ones that this process sees.
 
-    `number` is the only one that will do, counted from 0 among those that this process may use.
-    Waits until so many are free, and raises UserError if this process may use fewer. Returns False
-    without such a GPU, or where this job has claimed before. Call it before CUDA is first used.
+    Waits until so many are free, and raises UserError if this process may use fewer. Does nothing
+    without a GPU, or where this job has claimed before. Call it before CUDA is first used.
     """
-    if CLAIMED in os.environ:
-        return False
-    usable = visible()
-    names = list(usable)
-    is_alone = len(names) == 1 and VISIBLE not in os.environ
-    if number is not None:
-        names = names[number : number + 1]
-    if not names:
-        return False
-    if len(names) < n:
+    usable = {} if CLAIMED in os.environ else visible()
+    if not usable:
+        return
+    if len(usable) < n:
         raise UserError(
-            f"The job needs {n} GPUs, but only {len(names)} can be used ({VISIBLE}="
+            f"The job needs {n} GPUs, but only {len(usable)} can be used ({VISIBLE}="
             f"{os.environ.get(VISIBLE, '')}); set captioner.tensor_parallel_size to fewer."
         )
     in_use = _memory_in_use()
-    names.sort(key=lambda name: in_use.get(usable[name], 0))
+    names = sorted(usable, key=lambda name: in_use.get(usable[name], 0))
     emptiest = {name: usable[name] for name in names}
     if not (chosen := _lock(n, emptiest)):
         log.info(
-            "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
-            n,
-            len(names),
-            CLAIMED,
+            "Waiting for GPUs, which other jobs use; %s=shared does not wait.", CLAIMED
         )
     while not chosen:
         time.sleep(PAUSE)
         chosen = _lock(n, emptiest)
-    uuids = [usable[name] for name in chosen]
-    used = [f"{uuid} ({in_use.get(uuid, '?')} MiB in use)" for uuid in uuids]
+    used = [
+        f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen
+    ]
     log.info("This job uses %s.", ", ".join(used))
     os.environ[CLAIMED] = ",".join(chosen)
-    if not is_alone:
+    if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
-    return True
 
 
 def _lock(n: int, usable: Mapping[str, str]) -> list[str]:

@@ -267,7 +267,7 @@ def read(
 ) -> pa.Table:
     """Read a table, or raise UserError for a file that does not hold it."""
     wanted = list(columns or schema.names)
-    with _opened(path, wanted) as file:
+    with _opened(path) as file:
         return _cast(file.read(columns=wanted), schema, wanted)
 
 
@@ -275,7 +275,7 @@ def read_pieces(
     path: str | Path, schema: pa.Schema, columns: Sequence[str], rows: int
 ) -> Iterator[pa.Table]:
     """Read some columns of a table, at most so many rows at a time."""
-    with _opened(path, columns) as file:
+    with _opened(path) as file:
         # Given all row groups, it would read their bytes beforehand.
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(rows, [group], list(columns)):
@@ -288,42 +288,23 @@ def _cast(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Tabl
 
 def read_metadata(path: str | Path, record: type[Record]) -> Record:
     """Read the metadata of a table, without its rows, into a dataclass, or raise UserError."""
-    with _opened(path, []) as file:
+    with _opened(path) as file:
         stored = file.metadata.metadata or {}
         values = {
             k.decode(): json.loads(v) for k, v in stored.items() if k != b"ARROW:schema"
         }
-    return from_values(record, values, str(path), DELETE_AND_RERUN)
-
-
-def column_names(path: str | Path) -> list[str]:
-    """Return the columns of a table, or raise UserError."""
-    with _opened(path, []) as file:
-        return list(file.schema_arrow.names)
-
-
-def n_rows(path: str | Path) -> int:
-    """Return the number of rows of a table, or raise UserError."""
-    with _opened(path, []) as file:
-        return int(file.metadata.num_rows)
+    return from_values(record, values, str(path))
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
-    """Open a file that has the columns."""
+def _opened(path: str | Path) -> Iterator[pq.ParquetFile]:
+    """Open a table. UserError: it is absent, or damaged, perhaps where the body reads it."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            missing = sorted(set(columns) - set(file.schema_arrow.names))
-            if missing:
-                raise UserError(f"{path} lacks the columns {missing}; {DELETE_AND_RERUN}.")
             yield file
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that writes it.") from None
-    except PermissionError:
-        raise UserError(f"{path} may not be read; change its permissions.") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not a valid Parquet file ({first_line(error)}); {DELETE_AND_RERUN}."
+            f"{path} cannot be read ({first_line(error)}); {DELETE_AND_RERUN}, which writes it."
         ) from None
 
 

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from latteclip.core.errors import UserError
-from latteclip.core.files import csv_separator
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,8 @@ def _read_csv(path: str) -> pd.DataFrame:
     separator = "\t"
     if Path(path).suffix.lower() != ".tsv":
         with Path(path).open(encoding="utf-8-sig") as file:
-            separator = csv_separator(file.readline())
+            head = file.readline()  # many programs write semicolons
+        separator = ";" if head.count(";") > head.count(",") else ","
     lines = pd.read_csv(
         path,
         sep=separator,

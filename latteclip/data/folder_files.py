@@ -14,7 +14,7 @@ from typing import NamedTuple
 from latteclip.config.keys import SplitSection
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import CLASSES, folders_in, is_litter, readable
+from latteclip.core.files import CLASSES, folders_in, is_litter
 from latteclip.core.terminal import one_line
 
 IMAGE_SUFFIXES = frozenset(
@@ -80,11 +80,10 @@ def files(folder: str, kind: str) -> Iterator[File]:
 
     With `split.kind` "folders" these are images and classes.txt, otherwise all files.
     """
-    with readable():
-        for name, suffix, entry in _entries(folder, deep=True, linked=LINKED):
-            counts = suffix in IMAGE_SUFFIXES or name == CLASSES or kind != "folders"
-            if counts and entry.is_file():
-                yield File(name, *size_and_time(entry.stat()))
+    for name, suffix, entry in _entries(folder, deep=True, linked=LINKED):
+        counts = suffix in IMAGE_SUFFIXES or name == CLASSES or kind != "folders"
+        if counts and entry.is_file():
+            yield File(name, *size_and_time(entry.stat()))
 
 
 def image_files(
@@ -95,12 +94,11 @@ def image_files(
     Other files but classes.txt are counted in `skipped` by suffix in lower case, or as OTHER.
     """
     paths = []
-    with readable():
-        for name, suffix, entry in _entries(os.fspath(folder), deep=deep):
-            if suffix in IMAGE_SUFFIXES:
-                paths.append(Path(folder, name))
-            elif skipped is not None and entry.name != CLASSES:
-                skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
+    for name, suffix, entry in _entries(os.fspath(folder), deep=deep):
+        if suffix in IMAGE_SUFFIXES:
+            paths.append(Path(folder, name))
+        elif skipped is not None and entry.name != CLASSES:
+            skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
     return sorted(paths)
 
 
@@ -162,8 +160,7 @@ def class_names(folder: str | Path) -> list[str]:
     """Return the names of the class folders of examples, sorted. UserError: there are none."""
     if not os.path.isdir(folder):
         raise UserError(f"{EXAMPLES} {folder} is not a folder; correct the path.")
-    with readable():
-        names = folders_in(folder)
+    names = folders_in(folder)
     if not names:
         raise UserError(
             f"{EXAMPLES} {folder} has no folders; put the images of each class into a folder with "

@@ -28,7 +28,6 @@ from latteclip.core.files import (
     SPLITS,
     folders_in,
     lines_of,
-    readable,
 )
 from latteclip.data import folder_files, images, shards
 from latteclip.data.folder_files import IMAGE_SUFFIXES, class_names, inside
@@ -78,13 +77,12 @@ def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
     if not root.is_dir():
         raise UserError(f"Dataset folder {root} does not exist.")
     skipped = Counter[str]()
-    with readable():
-        names, rows = READERS[settings.kind](root, settings, skipped)
-        items = _labelled(rows, names, settings.test_fraction, root)
-        split = Split(items, names, dict(skipped.most_common()))
-        _check(split, settings.counts, root)
-        probes = (items[0], items[len(items) // 2], items[-1])
-        return _folder_with(root, settings.images, [item.path for item in probes]), split
+    names, rows = READERS[settings.kind](root, settings, skipped)
+    items = _labelled(rows, names, settings.test_fraction, root)
+    split = Split(items, names, dict(skipped.most_common()))
+    _check(split, settings.counts, root)
+    probes = (items[0], items[len(items) // 2], items[-1])
+    return _folder_with(root, settings.images, [item.path for item in probes]), split
 
 
 def draw(split: Split, limit: int) -> Split:

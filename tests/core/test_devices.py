@@ -1,5 +1,4 @@
 import os
-import tempfile
 
 import pytest
 import torch
@@ -39,32 +38,8 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(
     assert "CPU" in caplog.text
 
 
-@pytest.mark.parametrize("visible", [None, "2,0,1"])
-def test_a_gpu_of_a_number_is_claimed_and_the_only_one(visible, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    nvidia_smi(tmp_path, [f"GPU-{number}" for number in range(3)])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    seen = {"CUDA_VISIBLE_DEVICES": visible, "LATTECLIP_GPUS": None}
-    for variable, value in seen.items():
-        monkeypatch.setenv(variable, value or "")
-        if value is None:
-            monkeypatch.delenv(variable)
-    monkeypatch.setattr(
-        torch.cuda,
-        "device_count",
-        lambda: len(os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2").split(",")),
-    )
-    assert devices.pick("cuda:2", 1) == CUDA
-    wanted = "1" if visible else "GPU-2"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == os.environ["LATTECLIP_GPUS"] == wanted
-
-
-@pytest.mark.parametrize(
-    ("n", "name"), [(0, ""), (0, "cuda:x"), (0, "meta"), (0, "cuda"), (2, "cuda:2")]
-)
-def test_a_device_that_is_not_there_is_refused(n, name, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: n > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+@pytest.mark.parametrize("name", ["", "cuda:1", "meta", "cuda"])
+def test_a_device_that_is_not_there_is_refused(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"--device {name}"):
         devices.pick(name, 1)

@@ -1,11 +1,10 @@
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from support.tiny import write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.tables import IndexMetadata, VotesMetadata
+from latteclip.core.tables import IndexMetadata
 
 SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int32())])
 
@@ -21,19 +20,6 @@ def test_a_table_comes_back_with_its_metadata_and_is_always_the_same_bytes(tmp_p
     assert table.schema.types == SCHEMA.types
     assert tables.read_metadata(tmp_path / "a", IndexMetadata) == metadata
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_a_missing_column_is_named(tmp_path):
-    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t\.parquet.*size"):
-        tables.read(tmp_path / "t.parquet", SCHEMA)
-
-
-@pytest.mark.parametrize("metadata", [None, VotesMetadata(["a"], "captions", "")])
-def test_metadata_of_another_table_are_refused(tmp_path, metadata):
-    tables.write(tmp_path / "t.parquet", {"id": [], "size": []}, SCHEMA, metadata)
-    with pytest.raises(UserError, match=r"t\.parquet.*delete it"):
-        tables.read_metadata(tmp_path / "t.parquet", IndexMetadata)
 
 
 @pytest.mark.parametrize(
