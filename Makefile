@@ -14,7 +14,7 @@ ifeq ($(KIND),cpu)
 export CUDA_VISIBLE_DEVICES :=
 endif
 
-.PHONY: install demo test fuzz bench envs docs site lint format demo-models clean
+.PHONY: install demo test fuzz bench envs docs lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -72,20 +72,9 @@ envs: | .venv/bin/pip
 	python envs/pin.py cpu
 	python envs/pin.py cuda
 
-# config/config.yaml, the tables of docs/configuration.md and docs/schema.json from the sections, and
-# docs/index.md from README.md.
+# The tables of docs/configuration.md and docs/schema.json, from the sections.
 docs: install
 	python tools/generate_docs.py
-
-# The documentation, into site/: strict, so a broken link is an error. Its tools have an environment of
-# their own.
-site: docs .venv-site/.installed
-	.venv-site/bin/mkdocs build --quiet
-
-.venv-site/.installed: envs/site.txt
-	$(PYTHON) -m venv .venv-site
-	.venv-site/bin/pip install --quiet --requirement envs/site.txt
-	@touch $@
 
 lint: install
 	ruff check .

@@ -3,8 +3,7 @@
     python tools/generate_docs.py      # `make docs`
 
 These are the tables in docs/configuration.md, each between a comment `<!-- keys: NAME -->` and the
-next `<!-- end -->`. Not in git are docs/schema.json, by which editors check and complete keys, and
-docs/index.md, which is README.md.
+next `<!-- end -->`. Not in git is docs/schema.json, by which editors check and complete keys.
 """
 
 import json
@@ -23,7 +22,6 @@ from latteclip.train.settings import auto_batch_size, auto_epochs, steps_per_epo
 
 PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
 SCHEMA = PAGE.with_name("schema.json")
-INDEX = PAGE.with_name("index.md")
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
 BOUNDS = {
@@ -149,12 +147,6 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def index() -> str:
-    """Return README.md with the links of the folder docs, and without those out of it."""
-    text = (layers.ROOT / "README.md").read_text("utf-8")
-    return re.sub(r"\[(\w+)\]\(\w+\.md\)", r"\1", text.replace("](docs/", "]("))
-
-
 def files() -> dict[Path, str]:
     """Return the committed files that are written, each with its text."""
     return {
@@ -163,5 +155,5 @@ def files() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for path, text in (files() | {SCHEMA: schema(), INDEX: index()}).items():
+    for path, text in (files() | {SCHEMA: schema()}).items():
         write_text(path, text)

@@ -24,7 +24,7 @@ def test_what_is_written_from_the_sections_is_up_to_date(path):
 
 
 def anchors(page):
-    """Return the anchors of the headings of a page, as the site and GitHub form them."""
+    """Return the anchors of the headings of a page, as GitHub forms them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\s-]", "", heading) for heading in headings)
     return {heading.strip().lower().replace(" ", "-") for heading in plain}
