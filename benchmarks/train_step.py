@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -159,7 +160,8 @@ def data_wait(
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
         clip = setting.clip
-        files = TrainingImages(paths, clip.input_size, 0, f"{folder}/cache")
+        checksums = pa.chunked_array([[path.encode() for path in paths]])
+        files = TrainingImages(paths, checksums, clip.input_size, 0, f"{folder}/cache")
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
         batches = by_processes(files, keys, clip.device, threads)

@@ -176,7 +176,12 @@ class Demo:
         target = run / "model"
         log = run / "logs" / "finetune.log"
         return self.interrupted(
-            target, log, "finetune", lambda: any(run.rglob("step-*.pt")), "Resuming", LONG
+            target,
+            log,
+            "finetune",
+            lambda: any(run.rglob("checkpoint/*.pt")),
+            "Resuming",
+            LONG,
         )
 
     def interrupted_captions(self) -> Finding:

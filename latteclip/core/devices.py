@@ -79,6 +79,12 @@ def autocast(device: torch.device, precision: str = "bf16") -> AbstractContextMa
     return nullcontext()
 
 
+def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Return a scaler of the loss: in fp16 on CUDA, where gradients underflow, else by 1."""
+    is_fp16 = device.type == "cuda" and precision == "fp16"
+    return torch.amp.GradScaler(device.type, enabled=is_fp16)
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Raise torch.OutOfMemoryError, as CUDA does, where the memory of Apple's GPU runs out."""

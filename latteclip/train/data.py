@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,9 @@ from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
-# Share of the training images, at most: more answers are worth more in the training.
-MAX_DRAWN = 0.1
-# The CHECKS of a usual `teach` may be a larger share.
-MAX_OF_CHECKS = 0.2
-CHECKS = 60
+# Share of the training images, at most, that check labels and are left out: more answers are worth
+# more in the training.
+MAX_DRAWN = 0.2
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
 
@@ -49,6 +47,7 @@ class TrainingData:
     """The N images that are not in the test split."""
 
     paths: tables.Strings
+    checksums: pa.ChunkedArray  # of the files
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
@@ -85,7 +84,7 @@ def read(
         )
         is_trained &= confidence.to_numpy() > 0
         checked = read_fusion_report(str(files.fusion_report)).answers.checking
-        drawn = checked if len(checked) <= most_drawn(len(all_ids)) else []
+        drawn = checked if len(checked) <= MAX_DRAWN * len(all_ids) else []
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]
@@ -96,19 +95,13 @@ def read(
         )
     pseudo_labels = labels_of(files, labels, image_ids)
     descriptions = class_texts(template, classnames)
-    nothing = torch.zeros(0, dtype=torch.long)
-    image_texts = nothing
-    group_texts = nothing
-    group_labels = nothing
+    image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
     class_ids = texts.add(descriptions)
     if files.image_captions:
         captions = tables.lookup_column(
-            files.image_captions,
-            tables.CAPTIONS,
-            key="id",
-            column="caption",
-            ids=image_ids,
+            files.image_captions, tables.CAPTIONS, "id", "caption", image_ids
         )
+        captions = tables.Strings(captions)
         image_texts = texts.add(_or_class(captions, pseudo_labels, descriptions))
     if files.group_captions:
         label_of = np.full(len(all_ids), LEFT_OUT)
@@ -116,37 +109,20 @@ def read(
         captions, classes = _groups(files.group_captions, all_ids, label_of)
         group_texts = texts.add(_or_class(captions, classes, descriptions))
         group_labels = torch.from_numpy(classes)
-        del captions
-    pa.default_memory_pool().release_unused()  # Arrow keeps freed memory, here some GiB
     paths = tables.Strings(table["path"])
-    training_texts = TrainingTexts(
-        tokenized=texts,
-        classes=class_ids,
-        images=image_texts,
-        groups=group_texts,
-        group_labels=group_labels,
-    )
-    content = itertools.chain(
-        paths,
-        map(str, pseudo_labels.tolist()),
-        texts.texts,
-        map(str, training_texts.ids()),
-    )
+    numbers = (pseudo_labels, class_ids, image_texts, group_texts, group_labels)
+    content = (np.asarray(each).tobytes() for each in numbers)
     return TrainingData(
         paths=paths,
+        checksums=table["checksum"],
         labels=torch.from_numpy(pseudo_labels),
         classnames=classnames,
-        texts=training_texts,
+        texts=TrainingTexts(texts, class_ids, image_texts, group_texts, group_labels),
         n_scheduled=len(all_ids),
-        digest=digest_of(content),
+        digest=digest_of(itertools.chain(paths, texts.texts, content)),
         written_names=tables.read_metadata(files.images, IndexMetadata).written_names,
         drawn=drawn,
     )
-
-
-def most_drawn(n: int) -> int:
-    """Return how many answered images, of n in training, may be left out to check the model."""
-    return max(int(MAX_DRAWN * n), min(CHECKS, int(MAX_OF_CHECKS * n)))
 
 
 def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.ndarray:
@@ -170,35 +146,29 @@ def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np
 
 def _groups(
     path: str, image_ids: pa.ChunkedArray, label_of: np.ndarray
-) -> tuple[pa.ChunkedArray, np.ndarray]:
+) -> tuple[list[str], np.ndarray]:
     """Return the captions and most frequent classes of groups without images that are left out."""
     table = tables.read(path, tables.CAPTIONS, ["members", "caption"])
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
-    labels = iter(label_of[rows].tolist())
-    sizes = pc.list_value_length(table["members"]).to_pylist()
-    class_of_group = []
-    for n in sizes:
-        members = Counter(itertools.islice(labels, n))
-        # The first of equally frequent ones.
-        [(most_frequent, _)] = members.most_common(1)
-        class_of_group.append(LEFT_OUT if LEFT_OUT in members else most_frequent)
-    classes = np.array(class_of_group, np.int64)
-    is_whole = classes != LEFT_OUT
+    labels = label_of[rows].reshape(len(table), -1)  # [G, 4]
+    is_whole = (labels != LEFT_OUT).all(axis=1)
+    captions = table["caption"].filter(pa.array(is_whole)).to_pylist()
+    classes = []
+    for members in labels[is_whole].tolist():
+        [(most_frequent, _)] = Counter(members).most_common(1)  # the first of equals
+        classes.append(most_frequent)
     # A class of images without a group gets one with an empty caption.
-    lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], classes)
-    captions = table["caption"].filter(pa.array(is_whole))
-    empty = pa.array([""] * len(lacking), pa.string())
-    captions = pa.chunked_array([*captions.chunks, empty])
-    return captions, np.concatenate([classes[is_whole], lacking])
+    lacking = np.setdiff1d(label_of, [*classes, LEFT_OUT])
+    captions += [""] * len(lacking)
+    return captions, np.array([*classes, *lacking], np.int64)
 
 
 def _or_class(
-    captions: pa.ChunkedArray, labels: np.ndarray, descriptions: list[str]
-) -> pa.ChunkedArray:
+    captions: Iterable[str], labels: np.ndarray, descriptions: list[str]
+) -> Iterator[str]:
     """Replace empty captions by the class description of their label."""
-    instead = pa.array(descriptions, pa.string()).take(pa.array(labels))
-    is_empty = pc.fill_null(pc.equal(captions, ""), True)
-    return pc.if_else(is_empty, pa.chunked_array([instead]), captions)
+    for caption, label in zip(captions, labels.tolist(), strict=True):
+        yield caption or descriptions[label]
 
 
 def schedule(

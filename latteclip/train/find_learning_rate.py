@@ -2,21 +2,22 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
+from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.encode import encode_files
+from latteclip.core import devices
 from latteclip.core.files import write_json
-from latteclip.core.signals import Signals, ending_in_order
+from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
+from latteclip.data import loader
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps, recipe_for
-from latteclip.train.training import DivergedError, Keys, Setup, Training
+from latteclip.train.training import DivergedError, Setup, Training
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -35,43 +36,41 @@ FACTORS = torch.logspace(0, 2.5, 51)  # factors of cosines in a softmax
 class _Search:
     """What all short trainings share: the model, the images and the order of their keys."""
 
-    def __init__(
-        self, setup: Setup, recipe: Recipe, images: TrainingImages, signals: Signals
-    ) -> None:
+    def __init__(self, setup: Setup, recipe: Recipe, decoded: str | None) -> None:
         n = len(setup.inputs.paths)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
         m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
-        self.trained = order[m:]
-        self.held_out = order[:m]
+        self.trained = order[m:].tolist()
         self.setup = setup
         self.recipe = recipe
-        self.signals = signals
-        self.images = images
+        self.images = setup.images(SEED, decoded)
+        self.labels = setup.inputs.labels[order[:m]]
+        self.held_out = self._pixels(order[:m].tolist())
         state = setup.clip.model.state_dict()
-        self.pretrained = {
-            name: each.detach().cpu().clone() for name, each in state.items()
-        }
+        self.pretrained = {name: each.cpu().clone() for name, each in state.items()}
+
+    def _pixels(self, rows: list[int]) -> torch.Tensor:
+        """Return images uint8 [m, 3, H, W] under the evaluation transform, on the CPU."""
+        paths = [self.setup.inputs.paths[row] for row in rows]
+        files = loader.ImageFiles(paths, self.setup.clip.pixels)
+        order = loader.in_order(len(paths), encode.BATCH)
+        batches = loader.batches(files, order, torch.device("cpu"), self.setup.threads)
+        return torch.cat([images for _, images in batches])
 
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`, infinite ones if the training diverged."""
         self.setup.clip.model.load_state_dict(self.pretrained)
-        recipe = self.recipe
-        n = len(self.trained)
-        steps = recipe.epochs * recipe.steps_per_epoch(len(self.setup.inputs.paths))
+        steps = self.recipe.epochs * self.recipe.steps_per_epoch(
+            len(self.setup.inputs.paths)
+        )
         total = max(2, steps // MAX_RUNS)
-        short = replace(recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
+        short = replace(self.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
         training = self.training(short)
-        batches = schedule(n, recipe.batch_size, total, SEED)
-        trained = self.trained.tolist()
-
-        def keys() -> Iterator[Keys]:
-            for batch in batches:
-                yield [(number, trained[i]) for number, i in batch]
-
+        order = schedule(len(self.trained), short.batch_size, total, SEED)
+        keys = ([(number, self.trained[i]) for number, i in batch] for batch in order)
+        batches = self.setup.batches(self.images, keys)
         progress = Progress(total, f"steps at {lr:g}")
-        for _ in training.steps(
-            self.setup.batches(self.images, keys()), total, per_epoch=total
-        ):
+        for _ in training.steps(batches, total, per_epoch=total):
             progress.add(1)
         try:
             training.flush_metrics()
@@ -86,18 +85,20 @@ class _Search:
     def training(self, recipe: Recipe) -> Training:
         """Return a training of the model as it is, always with the same random draws."""
         torch.manual_seed(SEED)
-        return self.setup.training(recipe, self.signals, SEED)
+        return self.setup.training(recipe, SEED)
 
+    @torch.no_grad()
     def losses(self, training: Training) -> torch.Tensor:
         """Return squared errors [m] of the held-out images' probabilities, at the best factor."""
         clip = self.setup.clip
-        inputs = self.setup.inputs
         clip.model.eval()
         classifier = Classifier.of(training.objective.classifier())
-        paths = [inputs.paths[row] for row in self.held_out.tolist()]
-        features = encode_files(clip, paths, self.setup.threads)
-        scores = classifier.scores(features[slice(None)])  # [m, C]
-        labels = F.one_hot(inputs.labels[self.held_out], scores.shape[1])
+        features = []
+        for part in self.held_out.split(encode.BATCH):
+            images = clip.normalise(devices.send(part, clip.device))
+            features.append(encode.encode_images(clip, images).cpu())
+        scores = classifier.scores(torch.cat(features))  # [m, C]
+        labels = F.one_hot(self.labels, scores.shape[1])
         errors: list[torch.Tensor] = []
         for factor in FACTORS:
             shares = (factor * scores).softmax(1)  # [m, C]
@@ -119,38 +120,27 @@ def find_learning_rate(
     Each rate trains the pretrained model for a fifth of the steps on four fifths of the images. The
     Brier score of the held-out images' pseudo-labels, at the best temperature, compares the rates:
     unlike the likelihood, it tolerates wrong pseudo-labels. Since the whole training lowers the
-    rate step by step, the highest that is not clearly worse than the best is taken. No label is
-    read.
+    rate step by step, the highest that is not clearly worse than the best is taken, or the lowest
+    if none is better than no training. No label is read.
     """
-    with ending_in_order(
-        "Nothing was found yet: a rerun starts from the beginning."
-    ) as signals:
+    with ending_in_order("Nothing was found yet: a rerun starts from the beginning."):
         setup = Setup(files, settings, device, threads)
         n = len(setup.inputs.paths)
         recipe = recipe_for(settings.method.finetune, n, FALLBACK)
         if n < MIN_IMAGES:
-            why = f"{n} images are too few to compare rates"
-            result = {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []}
-            write_json(output, result)
+            log.warning("%d images are too few to compare learning rates.", n)
+            write_json(output, {"lr": FALLBACK, "runs": []})
             return
-        images = setup.images(SEED, decoded)
-        search = _Search(setup, recipe, images, signals)
+        search = _Search(setup, recipe, decoded)
         pretrained_loss = search.losses(search.training(recipe)).mean().item()
         losses = climb(search.run)
-        scores = {lr: each.mean().item() for lr, each in losses.items()}
-        if min(scores.values()) < pretrained_loss:
-            lr = chosen(losses)
-            why = "the highest that is not clearly worse than the best"
-        else:
-            lr = min(scores)
-            why = "no rate was better than no training"
-        finite = {
-            rate: score if math.isfinite(score) else None for rate, score in scores.items()
-        }
-        runs = [{"lr": rate, "loss": score} for rate, score in finite.items()]
-        result = {"lr": lr, "reason": why, "pretrained_loss": pretrained_loss, "runs": runs}
-        write_json(output, result)
-        log.info("Learning rate %g: %s.", lr, why)
+        means = {lr: each.mean().item() for lr, each in losses.items()}
+        lr = chosen(losses) if min(means.values()) < pretrained_loss else min(means)
+        runs = []
+        for rate, mean in means.items():
+            runs.append({"lr": rate, "loss": mean if math.isfinite(mean) else None})
+        write_json(output, {"lr": lr, "pretrained_loss": pretrained_loss, "runs": runs})
+        log.info("Learning rate %g.", lr)
 
 
 def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:

@@ -98,11 +98,6 @@ class FinetuneSettings(Section):
     def labels(self) -> str:
         return GROUND_TRUTH if self.is_supervised else self.method.pseudo_labels
 
-    def with_recipe(self, recipe: Recipe) -> "FinetuneSettings":
-        """Return the settings with numbers in the section `finetune`."""
-        method = self.method.model_copy(update={"finetune": recipe})
-        return self.model_copy(update={"method": method})
-
 
 @dataclass
 class TrainingMetadata:
@@ -110,11 +105,8 @@ class TrainingMetadata:
 
     model: str  # the name of the CLIP model
     pretrained: str | None
-    objective: str
     labels: str  # as `FinetuneSettings.labels`
     recipe: Recipe
-    found: list[str]  # keys of the recipe that were "auto"
-    seed: int
     flags: list[str]  # keys of `core.tables.FLAGS`
     # Image_ids of answered images that were left out, because they check labels.
     drawn: list[str]

@@ -11,10 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
-from latteclip.config.keys import AUTO
+from latteclip.config.keys import AUTO, Auto
 from latteclip.core import devices
 from latteclip.core.errors import UserError
-from latteclip.core.signals import Signals
 from latteclip.data.loader import by_processes
 from latteclip.train import data
 from latteclip.train.images import TrainingImages
@@ -27,9 +26,6 @@ MAX_LOGIT_SCALE = math.log(100)
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 WEIGHT_DECAY = 0.2
-OUT_OF_MEMORY = (
-    "The GPU's memory does not suffice; lower compute.micro_batch, or take a smaller CLIP."
-)
 Keys = list[tuple[int, int]]  # keys of a batch, see `data.schedule`
 # Rows [B] of the training images, their labels [B], and the images [B, 3, H, W].
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -59,23 +55,24 @@ class Setup:
         picked = devices.pick(device, threads)
         section = settings.clip
         self.clip = clips.load(section.model, section.pretrained, picked, section.precision)
-        self.may_halve = prepare_training(self.clip, settings.compute.micro_batch)
+        set_micro_batch(self.clip, settings.compute.micro_batch)
         texts = base.TokenizedTexts(self.clip)
         template = settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
 
-    def training(self, recipe: Recipe, signals: Signals, seed: int) -> "Training":
+    def training(self, recipe: Recipe, seed: int) -> "Training":
         """Return a training that begins with the model as it is."""
-        method = self.settings.method
         objective = base.make_objective(
-            self.settings.module, self.inputs.texts, method.switches, seed
+            self.settings.module, self.inputs.texts, self.settings.method.switches, seed
         )
-        return Training(objective, recipe, signals, self.may_halve)
+        return Training(objective, recipe)
 
     def images(self, seed: int, folder: str | None) -> TrainingImages:
         """Return the training images, which a folder caches."""
-        side = self.clip.input_size
-        return TrainingImages(self.inputs.paths, side, seed, folder)
+        inputs = self.inputs
+        return TrainingImages(
+            inputs.paths, inputs.checksums, self.clip.input_size, seed, folder
+        )
 
     def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
         """Yield the rows of B images, their labels, and the images on the model's device."""
@@ -84,22 +81,15 @@ class Setup:
             yield rows, self.inputs.labels[rows], self.clip.normalise(pixels)
 
 
-def prepare_training(clip: Clip, micro_batch: int | str | None) -> bool:
-    """Set the micro-batch of both towers, and return whether a step may halve it.
+def set_micro_batch(clip: Clip, micro_batch: int | Auto | None) -> None:
+    """Set the micro-batch of both towers, which a step halves where memory runs out.
 
     Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
     """
-    model: Any = clip.model
-    is_auto = micro_batch == AUTO
-    clip.micro_batch = None if is_auto else micro_batch  # type: ignore[assignment]
-    if is_auto and clip.device.type != "cuda":  # there, a lack of memory ends the process
+    if micro_batch != AUTO:
+        clip.micro_batch = micro_batch
+    elif clip.device.type != "cuda":  # there, a lack of memory ends the process
         clip.micro_batch = encode.fitting_micro_batch(clip)
-    convolutions = sum(isinstance(each, torch.nn.Conv2d) for each in model.visual.modules())
-    # For convolutions on a GPU. A ViT has one, which cuts the patches. On a CPU the backward pass
-    # of torch 2.13 writes past its memory in this format.
-    if convolutions > 1 and clip.device.type == "cuda":
-        model.visual.to(memory_format=torch.channels_last)
-    return is_auto
 
 
 def training_mode(model: torch.nn.Module) -> None:
@@ -122,28 +112,19 @@ def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
 class Training:
     """Everything that a step changes."""
 
-    def __init__(
-        self,
-        objective: base.Objective,
-        recipe: Recipe,
-        signals: Signals,
-        may_halve: bool = False,
-    ) -> None:
+    def __init__(self, objective: base.Objective, recipe: Recipe) -> None:
         clip = objective.clip
         n_classes = len(objective.texts.classes)
         self.clip = clip
         self.objective = objective
         self.recipe = recipe
-        self.signals = signals
-        self.may_halve = may_halve  # the micro-batch when memory runs out
         # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
         groups = parameter_groups(clip.model)
         self.adamw = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
         # int64 [C] how often each class was predicted in the epoch so far
         self.predicted = torch.zeros(n_classes, dtype=torch.long, device=clip.device)
         self.history: list[dict[str, Any]] = []  # a row of numbers for each step
-        fp16 = clip.device.type == "cuda" and clip.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(clip.device.type, enabled=fp16)
+        self.scaler = devices.loss_scaler(clip.device, clip.precision)
         # A pretrained scale may lie above the bound: SigLIP's does.
         self.max_logit_scale = max(MAX_LOGIT_SCALE, self.logit_scale.item())
         # Rows whose tensors are still on the device.
@@ -166,7 +147,9 @@ class Training:
             try:
                 logs = self.step(next(batches), rate)
             except torch.OutOfMemoryError as error:
-                raise UserError(OUT_OF_MEMORY) from error
+                raise UserError(
+                    "The GPU's memory does not suffice; take a smaller clip.model."
+                ) from error
             self._pending.append(
                 {"step": step, "epoch": step // per_epoch, "lr": rate, **logs}
             )
@@ -210,13 +193,13 @@ class Training:
                     return self._gradients(batch)
             except torch.OutOfMemoryError:  # which holds memory until the handler is left
                 size = self.clip.micro_batch or len(batch[2])
-                if size == 1 or not self.may_halve:
+                if size == 1:
                     raise
             self.objective.restore(objective)
             self._restore_random(random)
-            self.clip.micro_batch = 1 << ((size - 1).bit_length() - 1)  # a power of two
+            self.clip.micro_batch = size // 2
             log.info(
-                "compute.micro_batch: %d do not fit, %d at once.",
+                "compute.micro_batch: %d do not fit, trying %d.",
                 size,
                 self.clip.micro_batch,
             )
@@ -235,18 +218,14 @@ class Training:
 
         A loss that is not finite raises DivergedError.
         """
-        rows = self._pending
+        for row in self._pending:
+            numbers = {name: float(value) for name, value in row.items()}
+            if not math.isfinite(numbers["loss"]):
+                raise DivergedError(
+                    f"The loss became {numbers['loss']} at step {row['step']}"
+                )
+            self.history.append({**numbers, "step": row["step"], "epoch": row["epoch"]})
         self._pending = []
-        scalars = [
-            (row, name) for row in rows for name in row if torch.is_tensor(row[name])
-        ]
-        values = torch.stack([row[name].float() for row, name in scalars]).tolist()
-        for (row, name), value in zip(scalars, values, strict=True):
-            row[name] = value
-        for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise DivergedError(f"The loss became {row['loss']} at step {row['step']}")
-            self.history.append(row)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state, torch's random generators included."""
@@ -270,12 +249,12 @@ class Training:
         self.history = state["history"]
         self._restore_random(state)
 
-    def _random_state(self) -> dict[str, torch.Tensor | None]:
+    def _random_state(self) -> dict[str, Any]:
         on_gpu = self.clip.device.type == "cuda"
-        cuda = torch.cuda.get_rng_state() if on_gpu else None
+        cuda = [torch.cuda.get_rng_state()] if on_gpu else []
         return {"torch": torch.get_rng_state(), "cuda": cuda}
 
     def _restore_random(self, state: dict[str, Any]) -> None:
         torch.set_rng_state(state["torch"])
-        if self.clip.device.type == "cuda" and state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"])
+        for cuda in state["cuda"]:
+            torch.cuda.set_rng_state(cuda)

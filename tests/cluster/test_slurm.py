@@ -321,7 +321,7 @@ def test_a_requeued_training_continues_to_what_one_machine_trains(run, finished)
         file.write(WAITING)
     # Signals of SLURM reach the stages, which are no children of warm processes.
     process = run.start(sys.executable, f"{TRAINING}/history.parquet")
-    wait(lambda: [*folder.glob("checkpoint/step-*.pt")], "a checkpoint")
+    wait(lambda: [*folder.glob("checkpoint/*.pt")], "a checkpoint")
     run.slurm.requeue(run.slurm.jobs()["finetune"][-1]["JobId"])
     run.finish(process)
     log = (folder / "logs" / "finetune.log").read_text()

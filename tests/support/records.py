@@ -11,15 +11,8 @@ RECIPE = Recipe(epochs=1, warmup_steps=0, batch_size=64, lr=3e-5)
 
 
 def training_metadata(**fields):
-    usual = {"model": "m", "pretrained": None, "objective": "flyp", "labels": "zero_shot"}
-    usual |= {
-        "recipe": RECIPE,
-        "found": [],
-        "seed": 0,
-        "flags": [],
-        "drawn": [],
-        "identity": "i",
-    }
+    usual = {"model": "m", "pretrained": None, "labels": "zero_shot", "recipe": RECIPE}
+    usual |= {"flags": [], "drawn": [], "identity": "i"}
     return TrainingMetadata(**usual | fields)
 
 

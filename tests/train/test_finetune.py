@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny import FINETUNE, write_captions
+from support.tiny import DEMO_CLIP, FINETUNE, write_captions
 from support.trainings import CLASSNAMES, Inputs, settings, start
 
 from latteclip.clip import model as clips
@@ -21,7 +21,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError, full_disk
 from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
-from latteclip.train.finetune import CheckpointManager, finetune
+from latteclip.train.finetune import Checkpoint, finetune
 from latteclip.train.settings import Recipe, TrainingMetadata
 
 LABELS = [2, 0, 2, 1, 0, 2, 1]
@@ -74,7 +74,7 @@ def test_a_training_writes_prototypes_of_length_one_and_a_row_a_step(tuned, demo
     cosines = (head.weights * start).sum(dim=1)
     assert (cosines > 0.9).all() and (cosines < 1).all()  # momentum: alpha is 0.01
     metadata = tables.read_metadata(tuned[1], TrainingMetadata)
-    assert (metadata.seed, metadata.recipe) == (3, Recipe(**FINETUNE))
+    assert metadata.recipe == Recipe(**FINETUNE)
     table = pq.read_table(tuned[1]).to_pandas()
     assert table["step"].tolist() == [0, 1, 2, 3, 4, 5]
     assert table["epoch"].tolist() == [0, 0, 0, 1, 1, 1]
@@ -109,6 +109,18 @@ def test_training_has_the_first_template_and_the_classes_own_names(inputs):
     assert heads[1][1]["written_names"] == written
 
 
+def test_a_training_that_diverges_at_a_rate_that_was_found_leaves_the_model(
+    inputs, tmp_path
+):
+    rate = tmp_path / "learning_rate.json"
+    rate.write_text('{"lr": 1e30}')
+    chosen = settings("flyp", lr="auto", warmup_steps=0)
+    model, history, _ = inputs.finetune("found", chosen, 3, learning_rate=str(rate))
+    before, after = load_file(DEMO_CLIP / WEIGHTS), state(model)
+    assert all(torch.equal(after[name], before[name].float()) for name in before)
+    assert flags(history) == ["diverged"]
+
+
 def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
     with pytest.raises(UserError, match=r"finetune\.lr"):
         inputs.run("explodes", lr=1e30, epochs=3, warmup_steps=0)
@@ -126,28 +138,20 @@ def unbroken(inputs):
 
 
 @pytest.fixture
-def broken_after(inputs, monkeypatch):
-    """Interrupts a run after so many steps and returns the folder of its checkpoint."""
+def broken(inputs, monkeypatch, tmp_path):
+    """The folder of a run that was interrupted after three steps."""
 
-    def broken_after(steps, name, **settings):
-        save = CheckpointManager.save
+    def save_and_break(self, training):
+        save(self, training)
+        raise KeyboardInterrupt
 
-        def save_and_break(self, training):
-            save(self, training)
-            if len(training.history) == steps:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(CheckpointManager, "save", save_and_break)
-        with pytest.raises(KeyboardInterrupt):
-            inputs.run(name, epochs=EPOCHS, **settings)
-        monkeypatch.setattr(CheckpointManager, "save", save)
-        assert not (inputs.folder / name / "model").exists()
-        folder = inputs.folder / name / "checkpoint"
-        [name] = names(folder)
-        assert name.startswith(f"step-{steps:08d}-")
-        return folder
-
-    return broken_after
+    save = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", save_and_break)
+    with pytest.raises(KeyboardInterrupt):
+        inputs.run(tmp_path.name, epochs=EPOCHS)
+    monkeypatch.setattr(Checkpoint, "save", save)
+    assert names(inputs.folder / tmp_path.name) == ["checkpoint"]
+    return inputs.folder / tmp_path.name
 
 
 def assert_same_run(first, second):
@@ -160,41 +164,23 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("is_damaged", [False, True])
-def test_a_broken_run_goes_on_to_the_same_bytes(
-    inputs, unbroken, broken_after, caplog, is_damaged
-):
-    name = f"broken {is_damaged}"
-    folder = broken_after(3, name)
-    [file] = folder.iterdir()
-    if is_damaged:  # then it starts again
-        file.write_bytes(file.read_bytes()[:-7])
+def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken, caplog):
     torch.rand(3)
     with caplog.at_level("INFO"):
-        resumed = inputs.run(name, epochs=EPOCHS)
-    assert (str(file) if is_damaged else "Resuming after step 3,") in caplog.text
+        resumed = inputs.run(broken.name, epochs=EPOCHS)
+    assert "Resuming after step 3," in caplog.text
     assert_same_run(resumed, unbroken)
-    assert not folder.exists()
+    assert names(broken) == ["history.parquet", "model"]
 
 
-def test_a_checkpoint_of_another_training_stays_until_this_one_is_finished(
-    inputs, broken_after, monkeypatch, caplog
+def test_a_checkpoint_of_another_training_is_not_resumed(
+    inputs, broken, monkeypatch, caplog
 ):
-    folder = broken_after(6, "other captions")
-    [other] = folder.iterdir()
     blue = write_captions(inputs.folder / "b.parquet", inputs.names, ["blue"] * 7)
     monkeypatch.setattr(inputs, "texts", (blue, inputs.texts[1]))
-    found, train = [], finetuning._train
-
-    def train_and_look(*args):
-        train(*args)
-        found.append(other.exists())
-
-    monkeypatch.setattr(finetuning, "_train", train_and_look)
-    inputs.run("other captions", epochs=EPOCHS)
-    assert str(folder) in caplog.text and "Resuming" not in caplog.text
-    assert found == [True]
-    assert not folder.exists()
+    with caplog.at_level("INFO"):
+        inputs.run(broken.name, epochs=EPOCHS)
+    assert "Resuming" not in caplog.text
 
 
 # --- kills and signals ---------------------------------------------------------------------------
@@ -228,7 +214,7 @@ def test_a_full_disk_under_a_checkpoint_is_one(inputs, monkeypatch, tmp_path):
     monkeypatch.setattr(finetuning, "replacing", lambda path: contextlib.nullcontext(FULL))
     training = SimpleNamespace(history=[], state_dict=lambda: {"a": torch.ones(10**6)})
     with pytest.raises(OSError) as caught:
-        CheckpointManager(str(tmp_path), "x").save(training)
+        Checkpoint(str(tmp_path), "x").save(training)
     assert full_disk(caught.value)
 
 
@@ -245,41 +231,37 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
 ):
     """At random moments after it has written a checkpoint, through the command line."""
     assert command(inputs.folder / "whole").wait() == 0
-    numbers = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
     delays = random.Random(0)
-    folder, kept = tmp_path / "checkpoint", None
-    ends = 0
-    while True:
-        before = set(folder.glob("step-*"))
+    checkpoint, kept = tmp_path / "checkpoint", None
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None):
+        before = written(checkpoint)
         process = command(tmp_path)
-        while (
-            process.poll() is None
-        ):  # until it has done an epoch more, then a little longer
-            if set(folder.glob("step-*")) - before:
-                time.sleep(delays.uniform(0, 0.4))
+        while process.poll() is None and number:
+            if written(checkpoint) > before:  # an epoch more, then a little longer
+                time.sleep(delays.uniform(0, 0.1))
+                process.send_signal(number)
                 break
             time.sleep(0.005)
-        is_last = ends == len(numbers) or process.poll() is not None
-        if not is_last:
-            process.send_signal(numbers[ends])
         process.communicate()
-        status = process.returncode
         log = (tmp_path / "log").read_text()
         if kept:  # a signal costs no step
             assert f"Resuming after step {kept}," in log
-        if is_last:
+        if process.returncode == 0:
             break
-        if numbers[ends] != signal.SIGKILL:
-            assert status == 128 + numbers[ends]
-            kept = int(re.search(r"Step (\d+) is saved", log)[1])
-            assert names(folder)[-1].startswith(f"step-{kept:08d}-")
-        ends += 1
-    assert status == 0
-    assert ends >= 1
+        if number != signal.SIGKILL:
+            assert process.returncode == 128 + number
+            kept = re.search(r"Step (\d+) is saved", log)[1]
+    assert process.returncode == 0
+    assert kept
     assert_same_run(
         *((run / "model", run / "history") for run in (inputs.folder / "whole", tmp_path))
     )
-    assert not folder.exists()
+    assert not checkpoint.exists()
+
+
+def written(folder):
+    """When the last checkpoint was written."""
+    return max((file.stat().st_mtime_ns for file in folder.glob("*.pt")), default=0)
 
 
 # --- how it is computed --------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The set-up of a training, on kinds of CLIP that open_clip builds, and its steps."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,13 +15,9 @@ from latteclip.clip import model as clips
 from latteclip.config.keys import FinetuneSection
 from latteclip.core import devices
 from latteclip.core.errors import UserError
-from latteclip.core.signals import Signals
 from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.settings import Recipe, recipe_for
-from latteclip.train.training import (
-    Training,
-    prepare_training,
-)
+from latteclip.train.training import Training, set_micro_batch
 
 # --- settings ------------------------------------------------------------------------------------
 
@@ -43,20 +41,12 @@ def test_auto_follows_from_the_number_of_images(n):
 # --- set-up --------------------------------------------------------------------------------------
 
 
-def load(backbones, kind):
-    return clips.load(backbones[kind], None, CPU)
-
-
-def prepare(clip, micro_batch=None):
-    return prepare_training(clip, micro_batch)
-
-
 def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monkeypatch):
-    clip = load(backbones, "vit")
+    clip = clips.load(backbones["vit"], None, CPU)
     sizes = []
     for bound in (2**20, 2**22):
         monkeypatch.setattr(encode, "ACTIVATIONS", bound)
-        assert prepare(clip, micro_batch="auto")
+        set_micro_batch(clip, "auto")
         sizes.append(clip.micro_batch)
     assert sizes[1] == 4 * sizes[0]
     kept = []
@@ -67,7 +57,7 @@ def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monk
     activations = [t for address, t in storages.items() if address not in weights]
     n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in activations)
     assert 2**19 < n_bytes <= 2**20
-    assert not prepare(clip, micro_batch=2)
+    set_micro_batch(clip, 2)
     assert clip.micro_batch == 2
 
 
@@ -124,10 +114,10 @@ def move(model):
                 module._parameters[name] = torch.nn.Parameter(send(parameter.data, None))
 
 
-def a_training(case, objective, may_halve=False):
+def a_training(case, objective):
     """A training of the case's model on a device that notices when it is waited for."""
     recipe = Recipe(**FINETUNE | {"batch_size": len(case.index)})
-    training = Training(OBJECTIVES[objective](case), recipe, Signals(), may_halve)
+    training = Training(OBJECTIVES[objective](case), recipe)
     training.predicted = training.predicted.as_subclass(OnDevice)
     return training
 
@@ -163,12 +153,12 @@ def test_micro_batches_give_every_objective_its_gradients(objective, shape, size
 
 
 @pytest.mark.parametrize(
-    ("classes", "rows", "chosen"), [(4, 6, None), (4, 5, 4), (4, 1, 1), (9, 6, 4)]
+    ("classes", "rows", "chosen"), [(4, 6, None), (4, 5, 3), (4, 1, 1), (9, 6, 3)]
 )
 def test_a_step_halves_its_micro_batches_until_they_fit(classes, rows, chosen, monkeypatch):
     """With nine classes the images fit at first and the texts do not."""
     case = Case(6, classes, 9)
-    training = a_training(case, "latteclip", may_halve=True)
+    training = a_training(case, "latteclip")
     limit_memory(monkeypatch, case.clip, rows)
     take(training, case)
     assert case.clip.micro_batch == chosen
@@ -179,13 +169,40 @@ def test_a_step_halves_its_micro_batches_until_they_fit(classes, rows, chosen, m
     assert torch.equal(training.objective.prototypes, from_the_start.objective.prototypes)
 
 
-@pytest.mark.parametrize(("rows", "may_halve"), [(0, True), (5, False)])
-def test_what_does_not_fit_is_one_sentence(rows, may_halve, monkeypatch):
+def test_one_image_that_does_not_fit_is_one_sentence(monkeypatch):
     case = Case(6, 4, 9)
-    training = a_training(case, "latteclip", may_halve)
-    limit_memory(monkeypatch, case.clip, rows)
-    with pytest.raises(UserError, match=r"compute\.micro_batch"):
+    training = a_training(case, "latteclip")
+    limit_memory(monkeypatch, case.clip, 0)
+    with pytest.raises(UserError, match=r"clip\.model"):
         take(training, case)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_fp16_on_cuda_is_autocast_with_a_scaled_loss(monkeypatch):
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: (device, enabled))
+    cuda = torch.device("cuda")
+    assert devices.autocast(cuda, "fp16").fast_dtype == torch.float16
+    assert devices.loss_scaler(cuda, "fp16") == ("cuda", True)
+    assert devices.loss_scaler(cuda, "bf16") == ("cuda", False)
+    assert devices.loss_scaler(CPU, "fp16") == ("cpu", False)
+
+
+@pytest.mark.parametrize("objective", ["flyp", "latteclip"])
+def test_a_training_in_fp16_has_almost_the_losses_of_float32(objective, monkeypatch):
+    """In fp16 as CUDA computes it, here on a CPU."""
+    losses = []
+    for is_half in (False, True):
+        case = Case(6, 4, 9)
+        training = a_training(case, objective)
+        if is_half:
+            half = partial(torch.autocast, "cpu", torch.float16)
+            monkeypatch.setattr(devices, "autocast", lambda *_, half=half: half())
+            training.scaler = torch.amp.GradScaler("cpu")
+        take(training, case, 4)
+        training.flush_metrics()
+        losses.append([row["loss"] for row in training.history])
+    assert training.scaler.get_scale() > 1
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 @pytest.mark.parametrize(

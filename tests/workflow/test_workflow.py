@@ -275,7 +275,7 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     command += ["finetune={'epochs': 20}"]  # of three steps
     options = {"start_new_session": True, "preexec_fn": hear_interrupts}
     run = finished_copy.start("snakemake", *command, **options)
-    while not [*folder.glob("checkpoint/step-*.pt")] and run.poll() is None:
+    while not [*folder.glob("checkpoint/*.pt")] and run.poll() is None:
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGINT)
     output, _ = run.communicate()

@@ -4,13 +4,10 @@ Letters: N images, B batch, C classes, D width, G groups, T texts, U distinct te
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
@@ -18,9 +15,7 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import parts
 from latteclip.config.keys import SwitchesSection
-from latteclip.core import devices, tables
-
-TEXTS_AT_ONCE = 2**14  # texts tokenised at once
+from latteclip.core import devices
 
 
 class TokenizedTexts:
@@ -28,38 +23,21 @@ class TokenizedTexts:
 
     def __init__(self, clip: clips.Clip) -> None:
         self.clip = clip
-        self._texts = pa.chunked_array([], pa.large_string())  # no limit of 2 GiB
-        self._tokens: torch.Tensor | None = None
+        self.texts: dict[
+            str, int
+        ] = {}  # id of each of the U distinct texts, in their order
 
-    def add(self, texts: Sequence[str] | pa.ChunkedArray) -> torch.Tensor:
+    def add(self, texts: Iterable[str]) -> torch.Tensor:
         """Return the ids [T] of the texts. The same text always has the same id."""
-        if not isinstance(texts, pa.ChunkedArray):
-            texts = pa.chunked_array([texts], pa.string())
-        texts = texts.cast(pa.large_string())
-        n_known = len(self._texts)
-        # Numbered by first occurrence, so that known texts keep their ids.
-        both = pa.chunked_array([*self._texts.chunks, *texts.chunks], texts.type)
-        encoded = pc.dictionary_encode(both).combine_chunks()
-        self._texts = pa.chunked_array([encoded.dictionary])
-        self._tokens = None
-        new_ids = encoded.indices.to_numpy()[n_known:]
-        return torch.from_numpy(new_ids.astype(np.int64))
+        ids = [self.texts.setdefault(text, len(self.texts)) for text in texts]
+        return torch.tensor(ids, dtype=torch.long)
 
-    @property
-    def texts(self) -> tables.Strings:
-        """The U distinct texts, in the order of their ids."""
-        return tables.Strings(self._texts)
-
-    @property
+    @cached_property
     def tokens(self) -> torch.Tensor:
-        """int32 [U, L] of all texts added so far."""
-        if self._tokens is None:  # filled part by part: `cat` would hold all twice
-            texts = self.texts
-            length = self.clip.tokenizer([""]).shape[1]
-            self._tokens = torch.empty(len(texts), length, dtype=torch.int32)
-            for rows in parts(len(texts), TEXTS_AT_ONCE):
-                self._tokens[rows] = self.clip.tokenizer(list(texts[rows]))
-        return self._tokens
+        """int32 [U, L] of all texts, of which none is added any more."""
+        texts = list(self.texts)
+        tokens = [self.clip.tokenizer(texts[rows]).int() for rows in parts(len(texts))]
+        return torch.cat(tokens)
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
         """Return L2-normalised features [*ids.shape, D]. Each distinct text is encoded once."""
@@ -77,13 +55,6 @@ class TrainingTexts:
     images: torch.Tensor  # [N] image descriptions; empty if the method has none
     groups: torch.Tensor  # [G] group descriptions; empty if the method has none
     group_labels: torch.Tensor  # [G] the pseudo-label that each group was drawn from
-
-    def ids(self) -> Iterator[list[Any]]:
-        """Yield the ids of each kind of texts as lists."""
-        yield self.classes.tolist()
-        yield self.images.tolist()
-        yield self.groups.tolist()
-        yield self.group_labels.tolist()
 
 
 @dataclass(frozen=True)

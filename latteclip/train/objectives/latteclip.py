@@ -1,6 +1,6 @@
 """LatteCLIP (arXiv 2410.08211), section 3: prototypes move towards mixed descriptions.
 
-Letters: B batch, C classes, D width, G group descriptions, K kinds of text, M targets.
+Letters: B batch, C classes, D width, G group descriptions, K kinds of text, M losses or targets.
 """
 
 import torch
@@ -11,7 +11,6 @@ from latteclip.core import devices
 from latteclip.train.objectives import base
 
 MARGIN_FLOOR = 1e-6
-KINDS = ("class", "image", "group")  # of texts
 
 
 def make(texts: base.TrainingTexts, switches: SwitchesSection, seed: int) -> "LatteClip":
@@ -49,8 +48,6 @@ class LatteClip(base.Objective):
         self.start = self.prototypes
         self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
-        are_used = [getattr(switches, f"{kind}_description") for kind in KINDS]
-        self.used = torch.tensor(are_used, device=self.prototypes.device)[:, None]  # [3, 1]
         # Labels [B] and targets [B, D] of this step, for each loss.
         self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -60,8 +57,12 @@ class LatteClip(base.Objective):
             self.prototypes = super().classifier()
         zero_shot = devices.send(batch.pseudo_labels, batch.features.device)  # [B]
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
-        labels = torch.stack([zero_shot, scores.argmax(dim=1)])  # [2, B]
-        classes, described = self._encode(batch, labels)
+        labels = {}
+        if switches.zero_shot_loss:
+            labels["zero_shot"] = zero_shot
+        if switches.finetuned_loss:
+            labels["finetuned"] = scores.argmax(dim=1)
+        classes, described = self._encode(batch, torch.stack([*labels.values()]))
         against = self.prototypes
         if switches.mixer_prototypes == "epoch":
             against = self.epoch_prototypes
@@ -69,57 +70,42 @@ class LatteClip(base.Objective):
         logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
         self._moves = []
         all_weights = []
-        losses = {
-            "zero_shot": switches.zero_shot_loss,
-            "finetuned": switches.finetuned_loss,
-        }
-        for row, (name, used) in enumerate(losses.items()):
-            if not used:
-                continue
-            features = torch.cat([classes[row][None], described])  # [3, B, D]
-            weights = self._weights(features, against)  # [3, B]
+        for (name, of_loss), of_classes in zip(labels.items(), classes, strict=True):
+            kinds = {"class": of_classes} if switches.class_description else {}
+            features = torch.stack([*kinds.values(), *described.values()])  # [K, B, D]
+            weights = torch.ones_like(features[..., 0])  # [K, B]
+            if switches.mixer_weights:
+                weights = margins(features, against)
             target = mix(features, weights)  # [B, D]
             if switches.prototypes:
-                target = targets(self.prototypes, labels[row], target, switches.alpha)
+                target = targets(self.prototypes, of_loss, target, switches.alpha)
             part = base.contrastive(batch.features, target, batch.scale)
             total = total + part
             logs[f"loss_{name}"] = part.detach()
-            self._moves.append((labels[row], target.detach()))
+            self._moves.append((of_loss, target.detach()))
             all_weights.append(weights)
-        weights = torch.cat(all_weights, dim=1)  # [3, B or 2 B]
+        weights = torch.cat(all_weights, dim=1)  # [K, B or 2 B]
         shares = (weights / weights.sum(dim=0)).mean(dim=1)
-        for name, share in zip(KINDS, shares, strict=True):
+        for name, share in zip([*kinds, *described], shares, strict=True):
             logs[f"weight_{name}"] = share
         return total, scores, logs
 
-    def _weights(self, features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-        """Return the weight [3, B] of each text of features [3, B, D], 0 of a kind that is off."""
-        if self.switches.mixer_weights:
-            return self.used * margins(features, prototypes)
-        return self.used * torch.ones_like(features[..., 0])
-
     def _encode(
         self, batch: base.TrainingBatch, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class features of two rows of labels [2, B], and descriptions: [2, B, D] each."""
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return class features [M, B, D] of labels [M, B], and those of descriptions [B, D]."""
         n = len(self.texts.classes)
         # To look for the classes that occur would wait for the GPU.
         classes = torch.arange(n) if n <= labels.numel() else labels.unique().cpu()
-        ids = [self.texts.classes[classes]]
+        ids = {"class": self.texts.classes[classes]}
         if self.switches.image_description:
-            ids.append(self.texts.images[batch.index])
+            ids["image"] = self.texts.images[batch.index]
         if self.switches.group_description:
-            ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
-        encoded = self.texts.tokenized.encode(torch.cat(ids))
-        of_classes, *described = encoded.split([*map(len, ids)])
-        places = torch.searchsorted(devices.send(classes, labels.device), labels)  # [2, B]
-        of_labels = of_classes[places]
-        # A description that is off has the features of the class, and weight 0.
-        if not self.switches.image_description:
-            described.insert(0, of_labels[0])
-        if not self.switches.group_description:
-            described.append(of_labels[0])
-        return of_labels, torch.stack(described)
+            ids["group"] = self.texts.groups[self.groups.draw(batch.pseudo_labels)]
+        encoded = self.texts.tokenized.encode(torch.cat([*ids.values()]))
+        features = dict(zip(ids, encoded.split([*map(len, ids.values())]), strict=True))
+        places = torch.searchsorted(devices.send(classes, labels.device), labels)  # [M, B]
+        return features.pop("class")[places], features
 
     def after_step(self) -> None:
         if self.switches.prototypes:
