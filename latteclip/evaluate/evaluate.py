@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from pydantic import Field
 
 from latteclip.clip import finetuned
@@ -12,13 +12,14 @@ from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, held_out_for_choice, left_out_images
-from latteclip.evaluate import predictions
+from latteclip.evaluate.predictions import (
+    read_evaluated_images,
+    read_held_out,
+    write_run,
+)
 from latteclip.labels.features import read_all_features
 from latteclip.train.assemble_model import PretrainedClip, assemble_model
 from latteclip.train.settings import TrainingMetadata
-
-# The best classes of N images and their scores, both [N, K].
-Ranked = tuple[npt.NDArray[np.int_], npt.NDArray[np.float32]]
 
 
 class EvaluateSettings(Section):
@@ -55,34 +56,28 @@ def evaluate(
     The training images that were left out of training are classified as well. For an average, they
     have the classes that its trainings predicted.
     """
-    table, names = predictions.read_evaluated_images(images_path)
+    table, names = read_evaluated_images(images_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
-
-    def rank(images: pa.Table, k: int) -> Ranked:
-        labels, scores = model.classify(tables.Strings(images["path"]), k, threads)
-        return labels.numpy(), scores.numpy()
-
-    predictions.write_tested(
-        table,
-        names,
-        *rank(table, tables.TOPK),
-        history.flags,
-        (dataset, method, seed),
-        predictions_output,
-        metrics_output,
-    )
+    tested = model.classify(tables.Strings(table["path"]), tables.TOPK, threads)
+    predicted: npt.ArrayLike = []
     if left_out_path:
-        left_out = predictions.read_held_out(left_out_path, names)
-        predicted = left_out["prediction"].to_numpy()
+        left_out = read_held_out(left_out_path, names)
+        predicted = left_out["prediction"]
     else:
         left_out = left_out_images(images_path, settings.fold)
-        predicted = np.empty(0, np.int_)
         if len(left_out):
-            predicted = rank(left_out, 1)[0][:, 0]
-    predictions.write_held_out(
-        train_predictions_output, left_out["image_id"], predicted, names
+            best, _ = model.classify(tables.Strings(left_out["path"]), 1, threads)
+            predicted = best[:, 0]
+    write_run(
+        table,
+        names,
+        tested,
+        (left_out["image_id"], predicted),
+        history.flags,
+        (dataset, method, seed),
+        (predictions_output, metrics_output, train_predictions_output),
     )
 
 
@@ -102,31 +97,29 @@ def evaluate_classifier(
     image_encoders_paths: Sequence[str] = (),
 ) -> None:
     """Write the model of a classifier without training, its predictions and its metrics."""
-    table, names = predictions.read_evaluated_images(images_path)
+    table, names = read_evaluated_images(images_path)
     classifier, _ = load_classifier(classifier_path, classnames=names)
 
-    def rank(ids: pa.ChunkedArray, k: int) -> Ranked:
+    def rank(ids: pa.ChunkedArray, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         features = read_all_features(pseudo_labels_path, image_encoders_paths, ids)
-        labels, scores = classify(features, classifier, k)
-        return labels.numpy(), scores.numpy()
+        return classify(features, classifier, k)
 
-    predictions.write_tested(
-        table,
-        names,
-        *rank(table["image_id"], tables.TOPK),
-        settings.flags,
-        (dataset, method, seed),
-        predictions_output,
-        metrics_output,
-    )
     if votes_path is None:
         ids = tables.read_unlabelled(images_path, training=True)[0]["image_id"]
         held_out = ids.filter(pa.array(held_out_for_choice(tables.Strings(ids))))
-        predicted = rank(held_out, 1)[0][:, 0]
+        predicted: npt.ArrayLike = rank(held_out, 1)[0][:, 0]
     else:
         head = "joint_head" if image_encoders_paths else "head"
         votes = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
         held_out = votes["image_id"]
-        predicted = votes[head].to_numpy()
-    predictions.write_held_out(train_predictions_output, held_out, predicted, names)
+        predicted = votes[head]
+    write_run(
+        table,
+        names,
+        rank(table["image_id"], tables.TOPK),
+        (held_out, predicted),
+        settings.flags,
+        (dataset, method, seed),
+        (predictions_output, metrics_output, train_predictions_output),
+    )
     assemble_model(classifier_path, settings, model_output)

@@ -3,6 +3,8 @@
 Predictions for the test split give its accuracy. A dataset without a test split has predictions for
 its training images instead, and no accuracy. Models compare by their predictions for training
 images that they did not learn from.
+
+Letters: N images, K best classes of an image.
 """
 
 import logging
@@ -46,57 +48,47 @@ def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
     return pa.concat_tables([tests, unlabelled], promote_options="default"), classnames
 
 
-def write_tested(
+def write_run(
     images: pa.Table,
-    classnames: Sequence[str],
-    ranked: npt.NDArray[np.int_],
-    scores: npt.NDArray[np.float32],
+    classnames: list[str],
+    tested: tuple[npt.ArrayLike, npt.ArrayLike],
+    held_out: tuple[pa.ChunkedArray, npt.ArrayLike],
     flags: Sequence[str],
     run: tuple[str, str, int],
-    predictions_output: str,
-    metrics_output: str,
+    outputs: tuple[str, str, str],
 ) -> None:
-    """Write the predictions of a run, and its metrics where the images have labels.
+    """Write PREDICTIONS, metrics, and TRAIN_PREDICTIONS of a run: dataset, method and seed.
 
-    Images are those of `read_evaluated_images`, with their best classes, best first, and the scores
-    of these, both [N, K]. Flags are keys of `FLAGS`. A run is dataset, method and seed.
+    Images are those of `read_evaluated_images`, tested with their best classes, best first, and the
+    scores of these, both [N, K]. Training images that were held out come as ids and classes. Flags
+    are keys of `FLAGS`. Without labels of the images, the metrics have no figures.
     """
-    tables.write(
-        predictions_output,
-        {
-            "image_id": images["image_id"],
-            "label": images["label"],
-            "prediction": ranked[:, 0].astype(np.int32),
-            "topk_labels": tables.list_column(ranked.astype(np.int32)),
-            "topk_scores": tables.list_column(scores.astype(np.float32)),
-        },
-        tables.PREDICTIONS,
-        ClassesMetadata(list(classnames)),
-    )
-    names = ("dataset", "method", "seed")
-    result: dict[str, object] = dict(zip(names, run, strict=True))
-    result |= {"flags": list(flags), "images": len(images)}
-    result |= dict.fromkeys(FIGURES)
+    predictions_output, metrics_output, train_predictions_output = outputs
+    classes = ClassesMetadata(classnames)
+    ids, predicted = held_out
+    columns = {"image_id": ids, "prediction": np.asarray(predicted, np.int32)}
+    tables.write(train_predictions_output, columns, tables.TRAIN_PREDICTIONS, classes)
+    ranked = np.asarray(tested[0])
+    columns = {
+        "image_id": images["image_id"],
+        "label": images["label"],
+        "prediction": ranked[:, 0].astype(np.int32),
+        "topk_labels": tables.list_column(ranked.astype(np.int32)),
+        "topk_scores": tables.list_column(np.asarray(tested[1], np.float32)),
+    }
+    tables.write(predictions_output, columns, tables.PREDICTIONS, classes)
+    metrics: dict[str, object] = dict(zip(("dataset", "method", "seed"), run, strict=True))
+    metrics |= {"flags": list(flags), "images": len(images)}
+    metrics |= dict.fromkeys(FIGURES)
     if images["label"].null_count:
         log.warning("No labels to test with in %s: predictions only.", run[0])
     else:
         labels = images["label"].to_numpy()
         is_right = ranked == labels[:, None]
-        result |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
-        result["mean_per_class_recall"] = mean_recall(ranked[:, 0], labels)
-        log.info("%s, %s, seed %d: acc1 %.4f", *run, result["acc1"])
-    write_json(metrics_output, result)
-
-
-def write_held_out(
-    path: str,
-    image_ids: pa.ChunkedArray,
-    classes: npt.NDArray[np.integer],
-    classnames: Sequence[str],
-) -> None:
-    """Write TRAIN_PREDICTIONS from image ids and the classes [N] of the images."""
-    columns = {"image_id": image_ids, "prediction": classes.astype(np.int32)}
-    tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(list(classnames)))
+        metrics |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
+        metrics["mean_per_class_recall"] = mean_recall(ranked[:, 0], labels)
+        log.info("%s, %s, seed %d: acc1 %.4f", *run, metrics["acc1"])
+    write_json(metrics_output, metrics)
 
 
 def read_held_out(path: str, classnames: Sequence[str]) -> pa.Table:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from latteclip.core.files import read_object, read_record
 from latteclip.evaluate.predictions import FIGURES, MISSING, held_out_predictions
 from latteclip.labels.fusion_report import FusionReport
-from latteclip.labels.guarantees import MIN_ANSWERS, Interval
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval, share_of_new
 
 Run = tuple[str, int]  # method and seed
 METRICS = ("dataset", "method", "seed", "flags", "images", *FIGURES)
@@ -131,17 +130,9 @@ def read_audit(path: str | Path) -> Audit:
     return read_record(Audit, path)
 
 
-def wilson(right: int, n: int) -> Interval:
-    """Return the share of right predictions with Wilson's 95 % interval for new images."""
-    from scipy.stats import binomtest  # it takes half a second to import
-
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
-    return Interval(right / n, float(low), float(high), n)
-
-
 def largest_error(n: int) -> float:
     """Return how far the end of an interval by n answers may lie from its middle."""
-    widest = wilson(n // 2, n)
+    widest = share_of_new(n // 2, n)
     return (widest.high - widest.low) / 2
 
 
@@ -178,10 +169,9 @@ def _by_checks(train_predictions: str, report: FusionReport) -> Interval | None:
     answers = report.answers
     ids = pa.chunked_array([answers.checking], pa.string())
     predicted = held_out_predictions(train_predictions, ids, report.classnames)
-    number = {name: label for label, name in enumerate(report.classnames)}
-    labels = [number.get(str(answers.images[name]), MISSING) for name in answers.checking]
-    known = predicted != MISSING
-    n = int(known.sum())
-    if n < MIN_ANSWERS:
-        return None
-    return wilson(int((predicted == np.array(labels))[known].sum()), n)
+    hits = [
+        report.classnames[label] == answers.images[name]
+        for name, label in zip(answers.checking, predicted, strict=True)
+        if label != MISSING
+    ]
+    return share_of_new(sum(hits), len(hits)) if len(hits) >= MIN_ANSWERS else None

@@ -177,6 +177,12 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     return Interval(value, low, high, n)
 
 
+def share_of_new(right: int, n: int) -> Interval:
+    """Estimate the share of new images that are right, from n images like them."""
+    hits = (np.arange(n) < right).astype(float)
+    return share(hits, np.zeros(n, np.int_), np.array([MANY]))
+
+
 def difference(leads: Floats, strata: Ints, sizes: Ints, apart: float) -> Interval:
     """Estimate the difference in accuracy between one classifier and another.
 

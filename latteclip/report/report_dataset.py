@@ -26,7 +26,7 @@ from latteclip.labels.fusion_report import (
     PersonAnswers,
     read_fusion_report,
 )
-from latteclip.labels.guarantees import Interval
+from latteclip.labels.guarantees import Interval, share_of_new
 from latteclip.report import gallery, provenance, render
 from latteclip.report.labellers import Labellers, in_words, read_labellers
 from latteclip.report.summarize import summary
@@ -188,7 +188,7 @@ def _lead(
         seeds=len(of_method),
         words=OBJECTIVES[objective].words,
         is_chosen=selection is not None and selection.run == run.run,
-        accuracy=None if share is None else results.wilson(round(share * n_test), n_test),
+        accuracy=None if share is None else share_of_new(round(share * n_test), n_test),
     )
 
 

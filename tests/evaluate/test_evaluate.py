@@ -82,24 +82,42 @@ def test_test_images_get_the_class_of_the_nearest_prototype(
     index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
     predictions, found, held_out = evaluate(tmp_path, index, demo_clip, classifier)
     tests = [i for i, split in enumerate(splits) if split == "test"]
-    hits = 0
+    hits = []
     for row, i in zip(predictions, tests, strict=True):
         scores = scores_of(demo_clip, files[i], classifier)
         order = sorted(range(7), key=lambda c, s=scores: -s[c])
         assert (row["image_id"], row["label"]) == (Path(files[i]).name, labels[i])
         assert (row["prediction"], row["topk_labels"]) == (order[0], order[:5])
         assert row["topk_scores"] == pytest.approx(sorted(scores)[::-1][:5], abs=1e-5)
-        hits += order[0] == labels[i]
+        hits.append([order[0] == labels[i], labels[i] in order[:5]])
     assert held_out == []
-    wanted = {
-        "dataset": "set",
-        "method": "latteclip",
-        "seed": 4,
-        "images": 4,
-        "acc1": hits / 4,
+    acc1, acc5 = np.mean(hits, axis=0)
+    recalls = {labels[i]: [] for i in tests}
+    for i, (hit, _) in zip(tests, hits, strict=True):
+        recalls[labels[i]].append(hit)
+    recall = np.mean([np.mean(own) for own in recalls.values()])
+    assert found == {
+        **{
+            "dataset": "set",
+            "method": "latteclip",
+            "seed": 4,
+            "flags": ["ours"],
+            "images": 4,
+        },
+        **{"acc1": acc1, "acc5": acc5, "mean_per_class_recall": pytest.approx(recall)},
     }
-    wanted["flags"] = ["ours"]
-    assert found.items() >= wanted.items()
+
+
+def test_without_a_test_split_all_images_are_predicted_and_no_label_is_read(
+    tmp_path, pictures, demo_clip, classifier
+):
+    files, _, labels = pictures
+    splits = ["train", "val"] * 3
+    index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
+    predictions, found, _ = evaluate(tmp_path, index, demo_clip, classifier)
+    assert [row["label"] for row in predictions] == [None] * 6
+    assert found["acc1"] is found["acc5"] is found["mean_per_class_recall"] is None
+    assert found["images"] == 6
 
 
 def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(

@@ -98,16 +98,18 @@ class Results:
         c = len(self.classnames)
         ranked = np.stack([(after[test] + k) % c for k in range(5)], axis=1)
         scores = np.sort(self.rng.random(ranked.shape))[:, ::-1]
-        files = (str(folder / name) for name in ("metrics.json", "predictions.parquet"))
-        run = MadeRun(method, seed, *files)
+        names = ("metrics.json", "predictions.parquet", "train_predictions.parquet")
+        metrics, tested, held_out = (str(folder / name) for name in names)
+        run = MadeRun(method, seed, metrics, tested)
         index, _ = predictions.read_evaluated_images(self.images)
-        predictions.write_tested(
+        predictions.write_run(
             index,
             self.classnames,
-            ranked,
-            scores.astype(np.float32),
+            (ranked, scores),
+            (index["image_id"][:0], []),
             ["ours"] if method.endswith("_fused") else [],
-            *((self.dataset, method, seed), run.predictions, run.metrics),
+            (self.dataset, method, seed),
+            (tested, metrics, held_out),
         )
         return run
 
