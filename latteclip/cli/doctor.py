@@ -129,9 +129,8 @@ def gpu() -> Iterator[Finding]:
 def torch() -> Iterator[Finding]:
     """Report whether torch imports, and whether it sees the GPUs."""
     build_info = _import(TORCH)
-    gpus.refuse_unusable(
-        build_info["version"], build_info["cuda"], sees_none=not build_info["gpus"]
-    )
+    if not build_info["gpus"]:
+        gpus.refuse_unusable(build_info["version"], build_info["cuda"])
     build = f"CUDA {build_info['cuda']}" if build_info["cuda"] else "CPU build"
     seen = "Apple's GPU (mps)" if build_info["mps"] else f"{build_info['gpus']} GPUs"
     yield "ok", f"torch {build_info['version']} ({build}), which sees {seen}"

@@ -64,11 +64,8 @@ class ClassTemplates:
     def __post_init__(self) -> None:
         if not self.templates or not all(PLACE in template for template in self.templates):
             raise UserError(f"template {self.templates} needs {PLACE} for the class name.")
-        names: list[str] = []
-        for others in self.synonyms.values():
-            names += others or [""]
-        is_repeated = len(set(names)) < len(names)
-        if is_repeated or not all(names):
+        names = [name for others in self.synonyms.values() for name in others or [""]]
+        if "" in names or len(set(names)) < len(names):
             raise UserError(
                 f"class_synonyms has an empty name, or a name twice: {self.synonyms}."
             )
@@ -80,23 +77,22 @@ class ClassTemplates:
         synonyms: Mapping[str, Sequence[str]] | None = None,
     ) -> Self:
         """Build them from a dataset's `template` and `class_synonyms`, or raise UserError."""
-        cleaned: dict[str, list[str]] = {}
-        for written, others in (synonyms or {}).items():
-            name = clean_classname(str(written))
-            if name in cleaned:
-                raise UserError(
-                    f"class_synonyms names {name!r} twice; join its names in a list."
-                )
-            cleaned[name] = [*map(clean_classname, others)]
-        return cls([template] if isinstance(template, str) else list(template), cleaned)
+        templates = [template] if isinstance(template, str) else list(template)
+        cleaned = {
+            clean_classname(name): [*map(clean_classname, others)]
+            for name, others in (synonyms or {}).items()
+        }
+        return cls(templates, cleaned)
 
     @classmethod
     def described_by(cls, metadata: Mapping[str, Any]) -> Self:
         """Build them from the metadata of a file (`described`), or raise UserError."""
-        templates = metadata.get("templates", [metadata.get("template")])
-        others = {"synonyms": "class_synonyms", "written": "written_names"}
-        values = {field: metadata.get(key, {}) for field, key in others.items()}
-        return from_values(cls, {"templates": templates, **values}, cls.__name__)
+        values = {
+            "templates": metadata.get("templates", [metadata.get("template")]),
+            "synonyms": metadata.get("class_synonyms", {}),
+            "written": metadata.get("written_names", {}),
+        }
+        return from_values(cls, values, cls.__name__)
 
     @property
     def template(self) -> str:
@@ -105,13 +101,12 @@ class ClassTemplates:
 
     @property
     def described(self) -> dict[str, Any]:
-        """Return them as metadata, without empty entries."""
-        several = {"templates": self.templates} if len(self.templates) > 1 else {}
-        names = {"class_synonyms": self.synonyms, "written_names": self.written}
+        """Return them as metadata."""
         return {
             "template": self.template,
-            **several,
-            **{k: v for k, v in names.items() if v},
+            "templates": self.templates,
+            "class_synonyms": self.synonyms,
+            "written_names": self.written,
         }
 
     def as_written(self, classnames: Sequence[str]) -> list[str]:

@@ -35,7 +35,7 @@ def pick(name: str, threads: int) -> torch.device:
         gpus.claim()
         usable["cuda"] = torch.cuda.is_available()
         if not usable["cuda"]:
-            gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
+            gpus.refuse_unusable(torch.__version__, torch.version.cuda)
     if name == "auto":
         name = next(each for each in ("cuda", "mps", "cpu") if usable[each])
     if not usable[name]:

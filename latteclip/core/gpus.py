@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
@@ -63,11 +63,10 @@ def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
     """Lock the first n GPUs that are free, all at once. If they are fewer, lock none."""
     from filelock import lock_descriptor  # here: --help does without
 
-    user = os.getuid() if hasattr(os, "getuid") else "user"
     locked: dict[str, IO[str]] = {}
     with contextlib.ExitStack() as files:
         for name, uuid in usable.items():
-            lock = f"latteclip-{user}-{uuid.replace('/', '-')}.lock"
+            lock = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"
             # Appending, for another user may have made a link of this name.
             file = files.enter_context(Path(tempfile.gettempdir(), lock).open("a"))
             if lock_descriptor(file.fileno(), blocking=False):
@@ -118,47 +117,36 @@ def query(fields: str) -> list[list[str]]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    repair = (
-        "repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for a "
-        "run on the CPU"
-    )
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TIMEOUT}
     try:
-        run = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=TIMEOUT
+        lines = subprocess.run(command, check=True, **options).stdout.splitlines()
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        if getattr(error, "returncode", None) == NOT_FOUND:
+            return []
+        raise UserError(
+            f"nvidia-smi fails ({one_line(f'{error} {error.stdout!s}')}); repair the driver (after a "
+            f"kernel update, reboot), or export {VISIBLE}= for a run on the CPU."
+        ) from None
+    return [line.split(", ", fields.count(",")) for line in lines]
+
+
+def refuse_unusable(torch_version: str, cuda: str | None) -> None:
+    """Raise UserError for a GPU that torch, built for `cuda` or the CPU, cannot use."""
+    if visible():
+        raise UserError(
+            f"torch {torch_version}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}, cannot use "
+            "the GPU of nvidia-smi; update the NVIDIA driver, run make install KIND=cuda, or "
+            f"export {VISIBLE}= for a run on the CPU."
         )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"nvidia-smi does not answer; {repair}.") from None
-    if run.returncode in (0, NOT_FOUND):
-        lines = run.stdout.splitlines() if run.returncode == 0 else []
-        return [line.split(", ", fields.count(",")) for line in lines]
-    reason = one_line(f"{run.stdout} {run.stderr}").rstrip(".")
-    raise UserError(f"nvidia-smi fails with status {run.returncode} ({reason}); {repair}.")
-
-
-def refuse_unusable(
-    torch_version: str, cuda: str | None, *, sees_none: bool = False
-) -> None:
-    """Raise UserError where torch, built for `cuda` or the CPU, cannot use a visible GPU."""
-    if (cuda is not None and not sees_none) or not visible():
-        return
-    remedy = "run make install KIND=cuda"
-    if cuda is not None:
-        remedy = "update the NVIDIA driver, or install a build of torch for its CUDA"
-    raise UserError(
-        f"torch {torch_version}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}, cannot use the "
-        f"GPU that nvidia-smi shows; {remedy}, or export {VISIBLE}= for a run on the CPU."
-    )
 
 
 def missing_compiler() -> str | None:
     """Return a sentence where Triton lacks a C compiler or Python's headers."""
-    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    headers = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
-    if any(map(shutil.which, compilers)) and headers.is_file():
+    compiler = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")
+    if compiler and Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").is_file():
         return None
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return (
-        f"vLLM and torch.compile need a C compiler ({' or '.join(compilers)}) and Python's headers "
-        f"on a GPU; run apt install gcc {python}-dev (Debian, Ubuntu) or dnf install gcc "
-        f"{python}-devel (Fedora, RHEL)."
+        "vLLM and torch.compile need a C compiler and Python's headers on a GPU; run apt install "
+        f"gcc {python}-dev, or dnf install gcc {python}-devel."
     )

@@ -13,8 +13,8 @@ from latteclip.core.files import digest
 
 # Images that a training leaves out: with three trainings at least about 100, and at most so many
 # that the standard error of a share is half a point.
-FEWEST = 34
-MOST = 3_333
+MIN_LEFT_OUT = 34
+MAX_LEFT_OUT = 3_333
 MIN_HELD_OUT = 100  # images that compare trainings
 MAX_HELD_OUT = 10_000  # images that compare classifiers
 Mask = npt.NDArray[np.bool_]
@@ -40,14 +40,15 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
     """Return the mask [N] of the training images that a training leaves out.
 
     The first images of `held_out_for_choice` are cut into parts of one size, whatever the number of
-    trainings: the share of N, from FEWEST to MOST images and at most a third. A training whose part
-    would lie behind their end leaves out none, and none does where N is less than three parts.
+    trainings: the share of N, from MIN_LEFT_OUT to MAX_LEFT_OUT images and at most a third. A
+    training whose part would lie behind their end leaves out none, and none does where N is less
+    than three parts.
     """
     n = len(image_ids)
-    size = min(MOST, n // 3, max(FEWEST, round(fold.share * n)))
+    size = min(MAX_LEFT_OUT, n // 3, max(MIN_LEFT_OUT, round(fold.share * n)))
     first = size * fold.number
     end = first + size
-    if not fold.share or n < 3 * FEWEST or end > min(n, MAX_HELD_OUT):
+    if not fold.share or n < 3 * MIN_LEFT_OUT or end > min(n, MAX_HELD_OUT):
         return np.zeros(n, dtype=bool)
     ranks = _ranks(image_ids)
     return (first <= ranks) & (ranks < end)

@@ -18,7 +18,7 @@ def note_options(datasets: Mapping[str, str], config: Mapping[str, Any]) -> None
     """Note `config` of a run. `datasets` maps names below results to those configured."""
     whole = {**config, "dataset": list(datasets.values())}
     for dataset in datasets:
-        write_json(NOTES / f"{dataset}.json", {"config": whole})
+        write_json(NOTES / f"{dataset}.json", whole)
 
 
 def read_options(dataset: str, root: Path = Path()) -> dict[str, Any] | None:
@@ -26,8 +26,7 @@ def read_options(dataset: str, root: Path = Path()) -> dict[str, Any] | None:
     path = root / NOTES / f"{dataset}.json"
     if not path.is_file():
         return None
-    values: dict[str, Any] = read_object(path, ("config",), DELETE)["config"]
-    return values
+    return read_object(path, remedy=DELETE)
 
 
 def noted_datasets() -> list[str]:

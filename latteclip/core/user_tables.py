@@ -46,18 +46,17 @@ READERS: dict[str, Callable[[str], pd.DataFrame]] = {
 
 def read_table(path: str | None, key: str, suffix: str = "") -> pd.DataFrame:
     """Read the file that a key names, by its suffix or the given one, or raise UserError."""
-    reader = READERS.get(suffix or Path(path or "").suffix.lower())
-    if path is None or reader is None:
+    reader = READERS.get(suffix or Path(str(path)).suffix.lower())
+    if reader is None:
         raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
     try:
-        table = reader(path)
+        table = reader(str(path))
     except Exception as error:  # readers fail in many ways on broken files
         raise UserError(
             f"{key} {path} cannot be read: {one_line(error).rstrip('.')}."
         ) from None
     if not table.columns.is_unique:
-        twice = one_line(table.columns[table.columns.duplicated()][0], 60)
-        raise UserError(f"{key} {path} has two columns {twice!r}; remove one.")
+        raise UserError(f"{key} {path} has two columns of one name; remove one.")
     return table
 
 
@@ -66,10 +65,9 @@ def rows_of(
 ) -> list[tuple[Any, ...]]:
     """Return columns by rows. The first is an image_id, of which each has one row."""
     if missing := set(columns) - set(table.columns):
-        present = one_line(", ".join(map(str, table.columns)), 120)
         raise UserError(
-            f"{key} {path} lacks the columns {', '.join(sorted(missing))}: it has {present}. An "
-            "image_id is the path of an image below the folder of images, such as cat/1.jpg."
+            f"{key} {path} lacks the columns {', '.join(sorted(missing))}. An image_id is the path "
+            "of an image below the folder of images, such as cat/1.jpg."
         )
     image_ids = table[columns[0]].astype(str)
     repeated = image_ids[image_ids.duplicated()]
@@ -149,25 +147,18 @@ def by_image_id(
     """
     names = ImageNames(image_ids)
     rows: dict[str, T] = {}
-    named: dict[str, str] = {}
     for name, row in row_of.items():
         image_id = names.find(name)
-        if image_id is None:
-            continue
         if image_id in rows:
             raise UserError(
-                f"{key} {path} has two rows for {image_id!r}, called {named[image_id]!r} and "
-                f"{name!r}; remove one."
+                f"{key} {path} has two rows for {image_id!r}, one called {name!r}; remove one."
             )
-        rows[image_id] = row
-        named[image_id] = name
+        if image_id is not None:
+            rows[image_id] = row
     if not rows:
-        rows_are = (
-            f"its rows are named like {next(iter(row_of))!r}" if row_of else "it is empty"
-        )
         raise UserError(
-            f"{key} {path} names none of the {len(image_ids):,} images: {rows_are}, and images "
-            f"are named like {image_ids[0]!r}; use the image_id of images.parquet, or its end."
+            f"{key} {path} names none of the {len(image_ids):,} images, which are named like "
+            f"{image_ids[0]!r}; use the image_id of images.parquet, or its end."
         )
     if missing := len(image_ids) - len(rows):
         log.warning(

@@ -7,7 +7,7 @@ from latteclip.core.user_tables import read_table
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("votes.csv", "image,class,class\na,x,y\n", "two columns 'class'"),
+        ("votes.csv", "image,class,class\na,x,y\n", "two columns"),
         ("votes.csv", "image,class\na,x\nb,x,y\n", "line 3"),
         ("votes.csv", b"image,class\na,\xff\n", "utf-8"),
         ("votes.txt", "image,class\na,x\n", "does not end in"),

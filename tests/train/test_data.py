@@ -105,7 +105,7 @@ def test_groups_have_their_most_frequent_class_and_other_classes_their_descripti
 
 
 def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):
-    monkeypatch.setattr(holdout, "FEWEST", 1)
+    monkeypatch.setattr(holdout, "MIN_LEFT_OUT", 1)
     fold = holdout.Fold(0.3)
     out = set(holdout.left_out(files.names, fold).nonzero()[0].tolist())
     assert len(out) == 2

@@ -72,7 +72,8 @@ def _is_for_cpu() -> bool:
     """Return whether vLLM computes on the CPU here: it asks the driver and does not touch CUDA."""
     # Workers are not forked, in case a library has touched CUDA in this process nevertheless.
     os.environ |= {**DEFAULTS, **os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    gpus.refuse_unusable(torch.__version__, torch.version.cuda)
+    if torch.version.cuda is None:
+        gpus.refuse_unusable(torch.__version__, None)
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
