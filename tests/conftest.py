@@ -25,7 +25,6 @@ FIRST = (
     "tests/captions/engines/test_vllm.py",
     "tests/workflow/test_workflow.py",
     "tests/workflow/test_labellers.py",
-    "tests/project/test_recipes.py",
     "tests/captions/engines/test_vllm_server.py",
     "tests/deploy/test_export.py",
     "tests/workflow/test_walk.py",

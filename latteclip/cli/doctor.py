@@ -23,7 +23,7 @@ from latteclip.cli.status import output_of
 from latteclip.config import checks, layers
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
-from latteclip.core.errors import GIB, UserError, first_line
+from latteclip.core.errors import GIB, UserError
 from latteclip.core.files import existing
 from latteclip.core.terminal import decisions_address, for_terminal, paint
 
@@ -37,15 +37,14 @@ HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
 COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
 TORCH = """
-import json, torch
-build = {"version": torch.__version__, "cuda": torch.version.cuda}
-build["mps"] = torch.backends.mps.is_available()
-print(json.dumps(build | {"gpus": torch.cuda.device_count()}))
+import torch
+build = torch.__version__, torch.version.cuda, torch.backends.mps.is_available()
+print(json.dumps([*build, torch.cuda.device_count()]))
 """
 VLLM = """
-import json, vllm
+import vllm
 from vllm.platforms import current_platform
-print(json.dumps({"version": vllm.__version__, "device": current_platform.device_type}))
+print(json.dumps([vllm.__version__, current_platform.device_type]))
 """
 # A level (ok, note, or warning: it needs repair), and the text with the remedy.
 Finding = tuple[str, str]
@@ -77,10 +76,8 @@ def findings(check: Check) -> list[Finding]:
     """Return the results of a check. A check that fails itself is a warning."""
     try:
         return list(check())
-    except Exception as error:  # the other checks are to run
-        is_known = isinstance(error, UserError)
-        text = str(error) if is_known else f"{first_line(error)}; report this bug"
-        return [("warning", text.removesuffix("."))]
+    except UserError as error:
+        return [("warning", str(error))]
 
 
 def machine() -> Iterator[Finding]:
@@ -101,46 +98,41 @@ def disk() -> Iterator[Finding]:
     for place in dict.fromkeys(map(existing, folders)):
         free = shutil.disk_usage(place).free / GIB
         level = "warning"
-        if free >= DISK_WANTED:
-            level = "ok"
-        elif free >= DISK_NEEDED:
-            level = "note"
-        wanted = f"a large dataset and LLaVA need {DISK_WANTED}, the demo needs 1"
-        yield level, f"{free:.0f} GiB free in {place}; {wanted}"
-        if not os.access(place, os.W_OK):
-            yield "warning", f"{place} cannot be written to; change its permissions"
+        if free >= DISK_NEEDED and os.access(place, os.W_OK):
+            level = "ok" if free >= DISK_WANTED else "note"
+        text = f"{free:.0f} GiB free in {place}, where files must be written"
+        yield (
+            level,
+            f"{text}; a large dataset and LLaVA need {DISK_WANTED}, the demo needs 1",
+        )
 
 
 def gpu() -> Iterator[Finding]:
     """Report the GPUs that NVIDIA's driver shows, without torch, and the compiler for Triton."""
     cards = gpus.query("name,memory.total,driver_version")
-    if not cards:
-        yield (
-            "note",
-            "no NVIDIA GPU (nvidia-smi is missing or shows none); LLaVA would take days",
-        )
-        return
     for name, megabytes, driver in cards:
         yield "ok", f"{name}, {megabytes} MiB, driver {driver}"
-    if sentence := gpus.missing_compiler():
-        yield "warning", sentence.removesuffix(".")
+    if not cards:
+        yield "note", "nvidia-smi is missing or shows no GPU; LLaVA would take days"
+    elif sentence := gpus.missing_compiler():
+        yield "warning", sentence
 
 
 def torch() -> Iterator[Finding]:
     """Report whether torch imports, and whether it sees the GPUs."""
-    build_info = _import(TORCH)
-    if not build_info["gpus"]:
-        gpus.refuse_unusable(build_info["version"], build_info["cuda"])
-    build = f"CUDA {build_info['cuda']}" if build_info["cuda"] else "CPU build"
-    seen = "Apple's GPU (mps)" if build_info["mps"] else f"{build_info['gpus']} GPUs"
-    yield "ok", f"torch {build_info['version']} ({build}), which sees {seen}"
+    number, cuda, has_mps, n_gpus = _import(TORCH)
+    if not n_gpus:
+        gpus.refuse_unusable(number, cuda)
+    seen = "Apple's GPU (mps)" if has_mps else f"{n_gpus} GPUs"
+    build = f"CUDA {cuda}" if cuda else "CPU build"
+    yield "ok", f"torch {number} ({build}), which sees {seen}"
 
 
 def vllm() -> Iterator[Finding]:
     """Report whether vLLM imports, and its device."""
-    build_info = _import(VLLM)
-    text = f"vLLM {build_info['version']}, built for {build_info['device']}"
-    if build_info["device"] != "cuda" and gpus.visible():
+    number, device = _import(VLLM)
+    text = f"vLLM {number}, built for {device}"
+    if device != "cuda" and gpus.visible():
         yield "warning", f"{text}, although there is a GPU; run make install KIND=cuda"
     else:
         yield "ok", text
@@ -168,22 +160,14 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     if engine.decides:
         url = decisions_address(url)
     key = os.environ.get(str(engine.key), "").strip()
+    # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.
     headers = {"Authorization": f"Bearer {key or 'none'}"}
-    where = f"the server of {engine.address}"
-    try:
-        # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.
-        reply = requests.get(
-            f"{url}/models", headers=headers, timeout=HUB_TIMEOUT, allow_redirects=False
-        )
-    except requests.RequestException as error:
-        problem = f"{where} does not answer ({type(error).__name__}); see that it runs"
-        yield "warning", problem
-        return
-    if reply.status_code in REFUSED:
-        problem = f"{where} wants a valid key (HTTP {reply.status_code})"
-        yield "warning", f"{problem}; export {engine.key}"
-        return
-    yield "ok", f"{where} answers"
+    status = _status(f"{url}/models", "see that it runs", headers)
+    text = f"the server of {engine.address} answers with status {status}"
+    if status in REFUSED:
+        yield "warning", f"{text}; export a valid {engine.key}"
+    else:
+        yield "ok", text
 
 
 def _weights(model: str, revision: str | None) -> Finding:
@@ -196,25 +180,32 @@ def _weights(model: str, revision: str | None) -> Finding:
 
 def hub() -> Iterator[Finding]:
     """Report whether Hugging Face can be reached."""
-    address = constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        text = "HF_HUB_OFFLINE is set; models must be in the cache, or local-dir: folders"
-        yield "note", text
+        yield "note", "HF_HUB_OFFLINE is set; models must be in the cache, or folders"
         return
+    remedy = (
+        "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
+    )
+    yield "ok", f"{constants.ENDPOINT} answers ({_status(constants.ENDPOINT, remedy)})"
+
+
+def _status(address: str, remedy: str, headers: dict[str, str] | None = None) -> int:
+    """Return the status with which a server answers, or raise UserError with the remedy."""
     try:
-        reply = requests.head(address, timeout=HUB_TIMEOUT)
+        return requests.get(
+            address, headers=headers, timeout=HUB_TIMEOUT, allow_redirects=False
+        ).status_code
     except requests.RequestException as error:
-        remedy = "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
-        yield "warning", f"{address} does not answer ({type(error).__name__}); {remedy}"
-    else:
-        yield "ok", f"{address} answers ({reply.status_code})"
+        raise UserError(
+            f"{address} does not answer ({type(error).__name__}); {remedy}"
+        ) from None
 
 
-def _import(code: str) -> dict[str, Any]:
+def _import(code: str) -> Any:
     """Return the JSON that code prints last in a new interpreter."""
-    remedy = "run make install again"
-    lines = output_of(sys.executable, "-c", code, remedy=remedy, timeout=IMPORT_TIMEOUT)
-    return dict(json.loads(lines[-1]))
+    command = (sys.executable, "-c", f"import json{code}")
+    lines = output_of(*command, remedy="run make install again", timeout=IMPORT_TIMEOUT)
+    return json.loads(lines[-1])
 
 
 CHECKS: dict[str, Check] = {

@@ -123,9 +123,10 @@ def query(fields: str) -> list[list[str]]:
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         if getattr(error, "returncode", None) == NOT_FOUND:
             return []
+        reason = one_line(f"{error} {error.stdout!s}")
         raise UserError(
-            f"nvidia-smi fails ({one_line(f'{error} {error.stdout!s}')}); repair the driver (after a "
-            f"kernel update, reboot), or export {VISIBLE}= for a run on the CPU."
+            f"nvidia-smi fails ({reason}); repair the driver (after a kernel update, reboot), or "
+            f"export {VISIBLE}= for a run on the CPU."
         ) from None
     return [line.split(", ", fields.count(",")) for line in lines]
 

@@ -1,47 +1,15 @@
 import functools
-import os
-import shutil
-import socket
-import sys
 
 import pytest
 from huggingface_hub import constants
 from support.servers import decisions  # noqa: F401
 
 from latteclip.cli import doctor, main
-from latteclip.core import gpus
-
-
-@pytest.fixture
-def tools(tmp_path, monkeypatch):
-    """An otherwise empty PATH, and a function that puts a shell script into it."""
-    folder = tmp_path / "tools"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    shell = shutil.which("sh", path=os.defpath)
-
-    def make(name, script):
-        path = folder / name
-        path.write_text(f"#!{shell}\n{script}\n")
-        path.chmod(0o755)
-
-    return make
+from latteclip.core.errors import UserError
 
 
 def levels(check):
     return [level for level, _ in doctor.findings(check)]
-
-
-def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(gpus.sysconfig, "get_config_var", lambda _: str(tmp_path))
-    tools("nvidia-smi", "echo card, 40960, 560")
-    *_, (level, text) = doctor.findings(doctor.gpu)
-    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    assert (level, f"apt install gcc {python}-dev " in text) == ("warning", True)
-    (tmp_path / "Python.h").touch()
-    tools("clang", "exit 0")
-    assert doctor.findings(doctor.gpu) == [("ok", "card, 40960 MiB, driver 560")]
 
 
 def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa: F811
@@ -50,15 +18,14 @@ def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa:
     monkeypatch.setenv("DECISIONS_API_KEY", "a wrong key")
     decisions.list_models = lambda: (401, {}, {})
     ((level, text),) = doctor.findings(asks)
-    assert level == "warning" and "export DECISIONS_API_KEY" in text and "401" in text
+    assert level == "warning" and "DECISIONS_API_KEY" in text and "401" in text
     del decisions.list_models
     monkeypatch.delenv("DECISIONS_API_KEY")
     assert levels(asks) == ["ok"]
     monkeypatch.setenv("DECISIONS_BASE_URL", "http://127.0.0.1:9")
     assert levels(asks) == ["warning"]
     monkeypatch.delenv("DECISIONS_BASE_URL")
-    [(_, text)] = asks()
-    assert "export DECISIONS_BASE_URL" in text
+    assert "export DECISIONS_BASE_URL" in doctor.findings(asks)[0][1]
 
 
 def test_a_captioner_that_was_downloaded_is_found(tmp_path, monkeypatch):
@@ -91,17 +58,6 @@ def test_a_configuration_that_cannot_start_is_named(pairs, level, named):
     assert found == level and named in text
 
 
-def test_a_hub_that_does_not_answer(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    ((level, text),) = doctor.findings(doctor.hub)
-    assert level == "warning" and address in text
-
-
 def test_a_configuration_of_slurm_that_jobs_do_not_see_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_CONF", "/opt/slurm.conf")
     monkeypatch.setattr(doctor, "SLURM_FILES", (str(tmp_path / "slurm.conf"),))
@@ -113,7 +69,7 @@ def test_a_configuration_of_slurm_that_jobs_do_not_see_is_named(monkeypatch, tmp
 def test_a_broken_check_hides_no_other(monkeypatch, capsys):
     def broken():
         yield "ok", "begun"
-        raise OSError("gone")
+        raise UserError("gone")
 
     def note():
         yield "note", "text; advice"

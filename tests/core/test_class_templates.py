@@ -32,12 +32,6 @@ def test_metadata_of_a_foreign_model_are_checked(metadata, key):
         ClassTemplates.described_by(metadata)
 
 
-def test_synonyms_follow_the_names_with_the_rows_of_their_classes():
-    words = ClassTemplates.of("{}", {"Sea  Lion": ["Otaria"], "cat": ["kitty"]})
-    named = [("cat", 0), ("dog", 1), ("sea lion", 2), ("otaria", 2), ("kitty", 0)]
-    assert words.names(["cat", "dog", "sea lion"]) == named
-
-
 @pytest.mark.parametrize(
     ("template", "synonyms", "message"),
     [

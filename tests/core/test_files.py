@@ -8,7 +8,6 @@ import pytest
 from latteclip.core import files
 from latteclip.core.errors import UserError
 from latteclip.core.files import (
-    read_object,
     replacing,
     write_text,
 )
@@ -94,21 +93,6 @@ def test_what_killed_processes_left_is_removed_by_the_next(tmp_path):
     write_left_over(target, "elsewhere", os.getpid(), age=100_000)
     write_text(target, "new")
     assert set(tmp_path.iterdir()) == {target, *kept}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b"[]", b'{"b": 2}'],
-    ids=lambda c: c[:9],
-)
-def test_what_is_no_such_object_is_one_sentence(tmp_path, content):
-    path = tmp_path / "metrics.json"
-    path.write_text('{"a": 1, "b": 2}')
-    assert read_object(path, ["a"]) == {"a": 1, "b": 2}
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"metrics\.json") as error:
-        read_object(path, ["a"])
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("whole", [10**6, 1000])

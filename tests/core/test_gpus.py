@@ -108,12 +108,3 @@ def test_a_driver_that_does_not_answer_is_an_error_unless_the_cpu_is_asked_for(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         gpus.claim()
         assert (gpus.free(), os.environ["CUDA_VISIBLE_DEVICES"]) == (0, hidden)
-
-
-@pytest.mark.parametrize("cuda", [None, "13.0"])
-def test_a_build_that_cannot_use_the_gpu_is_one_sentence(machine, monkeypatch, cuda):
-    machine(1)
-    with pytest.raises(UserError, match=r"driver.*KIND=cuda"):
-        gpus.refuse_unusable("2.14", cuda)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    gpus.refuse_unusable("2.14", cuda)

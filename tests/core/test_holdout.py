@@ -1,5 +1,3 @@
-import hashlib
-
 import numpy as np
 import pytest
 
@@ -30,15 +28,3 @@ def test_folds_share_no_image_and_leave_two_thirds_to_each_training(n, share):
     assert first == 0 or masks[:3].sum() >= 100
     assert (first > 0) == (share > 0 and n >= 102)
     assert masks.sum() <= held_out_for_choice(ids(n)).sum() <= MAX_HELD_OUT
-
-
-def test_the_folds_follow_the_digests_whatever_the_order_of_the_images():
-    def key(name):
-        data = name.encode()
-        return hashlib.sha256(len(data).to_bytes(8, "big") + data).hexdigest()
-
-    names = np.random.default_rng(0).permutation(ids(420)).tolist()
-    ranked = sorted(names, key=key)
-    for number, mask in enumerate([left_out(names, Fold(0.1, n)) for n in range(3)]):
-        wanted = set(ranked[42 * number : 42 * (number + 1)])
-        assert {name for name, is_out in zip(names, mask, strict=True) if is_out} == wanted

@@ -1,6 +1,6 @@
 import pytest
 
-from latteclip.core.terminal import for_terminal, one_line, printable
+from latteclip.core.terminal import for_terminal, printable
 
 KEY = "sk-secret/0123+45"
 
@@ -33,9 +33,3 @@ def test_what_a_terminal_would_obey_is_spelt_out(text, spelt):
 )
 def test_secrets_and_logins_are_left_out(text, masked):
     assert for_terminal(text) == masked
-
-
-def test_one_line_is_one_line_of_bounded_length():
-    text = one_line(ValueError(f"a\n  b \x1b {KEY} {'x' * 1000}"))
-    assert text.startswith(r"a b \x1b *** xxx")
-    assert len(text) == 300

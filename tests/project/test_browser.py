@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from support.audits import Served, command, made_audit
 from support.axe import violations
-from support.made_results import CLASSNAMES, HOSTILE, Results
+from support.made_results import CLASSNAMES, Results
 from support.pages import write, write_audit, write_metrics, write_unknown
 from support.taken import Taken
 from support.tiny import ROOT
@@ -87,27 +87,6 @@ def test_pages_exclude_nobody_and_fit_the_window(visit, axe, files, name, width,
     assert all(url.startswith(("file:", "data:")) for url in seen)
 
 
-def test_tables_sort_and_commands_are_copied_by_the_keyboard(visit, files):
-    allowed = ["clipboard-read", "clipboard-write"]
-    page = visit(files["labelled"].as_uri(), permissions=allowed)
-
-    def gains():
-        cells = page.locator("#headline tbody tr > :nth-child(4)").all()
-        return [float(cell.get_attribute("data-value")) for cell in cells]
-
-    heading = page.locator("#headline th", has_text="over zero-shot")
-    heading.locator("button").press("Enter")
-    assert heading.get_attribute("aria-sort") == "descending"
-    assert gains() == sorted(gains(), reverse=True)
-    heading.locator("button").press("Enter")
-    assert gains() == sorted(gains())
-    step = page.locator("#next")
-    step.get_by_role("button", name="Copy the command").first.press("Enter")
-    step.get_by_role("button", name="Copied").wait_for()
-    copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied == step.locator("code").first.inner_text()
-
-
 def test_without_a_script_a_page_is_complete(visit, files):
     page = visit(files["labelled"].as_uri(), java_script_enabled=False)
     assert page.locator("#headline tbody tr").count() == 3
@@ -173,39 +152,6 @@ def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
         assert status == 0
         assert verdict in printed
     assert saved(results)[: len(before)] == before
-
-
-def test_two_pages_at_once_lose_no_answer(visit, tmp_path):
-    results = made_audit(tmp_path / "made")
-    with Served(results, "--budget", "12") as served:
-        one, other = visit(served.address), visit(served.address)
-        at(one, 0, 12)
-        at(other, 0, 12)
-        one.keyboard.press("1")
-        at(one, 1, 12)
-        other.keyboard.press("2")  # of the same image, which has its answer
-        at(other, 1, 12)
-        assert len(saved(results)) == 1
-        other.keyboard.press("2")
-        at(other, 2, 12)
-        one.keyboard.press("3")
-        at(one, 2, 12)
-
-
-def test_of_many_classes_any_can_be_found_and_hostile_names_are_text(visit, tmp_path):
-    names = [*CLASSNAMES, "knits", "felts", "silks"]
-    results = made_audit(tmp_path / "many", classnames=names)
-    with Served(results, "--budget", "12") as served:
-        page = visit(served.address)
-        at(page, 0, 12)
-        page.keyboard.press("/")
-        page.keyboard.type("no such class")
-        page.keyboard.press("Enter")
-        assert not page.locator("#search").evaluate("one => one.checkValidity()")
-        page.locator("#search").fill(HOSTILE)
-        page.keyboard.press("Enter")
-        at(page, 1, 12)
-        assert saved(results)[0]["class"] == HOSTILE
 
 
 def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, tmp_path):

@@ -39,6 +39,13 @@ def test_links_of_the_pages_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_pages_name_are_there(page):
+    folders = "latteclip|workflow|tests|tools|docs"
+    names = re.findall(rf"`((?:{folders})/[\w./]+)`", page.read_text("utf-8"))
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
 def commands(program):
     """Return the words of each command of the pages, without a comment."""
     found = []

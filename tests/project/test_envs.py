@@ -1,7 +1,6 @@
-"""The environments agree with pyproject.toml, and `make install` with the driver."""
+"""The environments agree with pyproject.toml, and a wheel has all of the workflow."""
 
 import os
-import subprocess
 import sys
 import tomllib
 import zipfile
@@ -9,7 +8,6 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support.nvidia import broken_nvidia_smi
 from support.tiny import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -39,30 +37,6 @@ def test_the_pins_are_single_versions_that_satisfy_what_the_package_asks_for(kin
     for one in map(Requirement, wanted):
         assert pins[canonicalize_name(one.name)] in one.specifier, one
         assert {each.operator for each in one.specifier} == {">=", "<"}
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """A machine with an nvidia-smi of its own."""
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return tmp_path
-
-
-def make(*arguments):
-    command = ["make", *arguments, "install"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_make_refuses_a_driver_that_does_not_answer_and_says_both_ways_out(
-    machine, monkeypatch
-):
-    broken_nvidia_smi(machine)
-    run = make()
-    assert run.returncode
-    assert "export CUDA_VISIBLE_DEVICES=" in run.stderr
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "envs/cpu.txt" in make("-n", "--always-make").stdout
 
 
 # --- the wheel -----------------------------------------------------------------------------------
