@@ -31,9 +31,6 @@ class Machine:
         modifier = workflow.modifier.path_modifier
         self.results = os.path.normpath(modifier.modify("results/."))
         self.place = modifier.replace_prefix
-        # A cluster has `nodes`.
-        is_local = workflow.resource_settings.nodes is None
-        self.is_here = bool(workflow.is_main_process and is_local)
         # Whether this is the process of a job of a cluster.
         self.runs_one_job = bool(workflow.remote_exec)
         self.prints = workflow.is_main_process and not self.is_module
@@ -162,13 +159,8 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
             checks.refuse_unwritable()
             checks.refuse_unready(run)
     os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
-    if machine.prints:
-        if machine.runs_jobs and not workflow.output_settings.verbose:
-            messages.shorten()
-        # GPU jobs of this machine wait for a GPU, as those of a cluster do by themselves.
-        if machine.is_here and machine.runs_jobs:
-            with workflow_errors():
-                workflow.register_resource("gpu", machine.gpus or 1)
+    if machine.prints and not workflow.output_settings.verbose:
+        messages.shorten(machine)
     return run
 
 

@@ -172,9 +172,15 @@ def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str
 
 
 class JobLines(logging.Filter):
-    """Lets Snakemake print warnings and errors, and prints a line for each job that begins."""
+    """Lets a run print warnings and errors, and prints a line for each job that begins."""
+
+    def __init__(self, machine: "Machine") -> None:
+        super().__init__()
+        self._machine = machine
 
     def filter(self, record: Any) -> bool:
+        if not self._machine.runs_jobs:
+            return True
         event = getattr(record, "event", None)
         if event == LogEvent.JOB_INFO:
             now = time.strftime("%H:%M:%S")
@@ -190,9 +196,9 @@ class JobLines(logging.Filter):
         return is_urgent or str(record.msg).startswith(NOTHING)
 
 
-def shorten() -> None:
+def shorten(machine: "Machine") -> None:
     """Let Snakemake's handler for the terminal and the jobs of this run print few lines."""
     os.environ[SHORT] = "1"
     for handler in logger.handlers:
         if handler.name == STREAM:
-            handler.addFilter(JobLines())
+            handler.addFilter(JobLines(machine))

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -59,7 +60,7 @@ def test_a_failed_job_is_named_with_its_message(tmp_path, monkeypatch, log, line
 
 
 def test_a_run_prints_a_line_for_each_job_and_what_slurm_refuses(capsys):
-    lines = messages.JobLines()
+    lines = messages.JobLines(SimpleNamespace(runs_jobs=True))
     made = {"event": LogEvent.JOB_INFO, "rule_name": "finetune", "wildcards": {"seed": "1"}}
     assert not lines.filter(logging.makeLogRecord(made))
     assert "finetune (seed 1)" in capsys.readouterr().err

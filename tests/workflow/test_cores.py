@@ -19,8 +19,8 @@ def refuse_unusable(*_, **__):
 claim_alone = claim
 
 
-def claim(n=1, number=None):
-    claim_alone(n, number)
+def claim(n=1):
+    claim_alone(n)
     claimed = Path("claimed")
     claimed.mkdir(exist_ok=True)
     (claimed / os.environ[CLAIMED]).touch()
