@@ -1,6 +1,7 @@
 """Textures as the demo has them, as separate files."""
 
-from generate_textures import generate, png
+from generate_textures import generate
+from PIL import Image
 
 
 def write_textures(folder, n, *, gap, seed):
@@ -9,6 +10,6 @@ def write_textures(folder, n, *, gap, seed):
     for number, (image, named) in enumerate(zip(*generate(n, gap, seed), strict=True)):
         path = folder / named.classname / f"{number:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(image))
+        Image.fromarray(image).save(path)
         paths.append(str(path))
     return sorted(paths)
