@@ -351,15 +351,13 @@ def finetune(place: Place) -> Work:
 
 def report_dataset(place: Place) -> Work:
     """Write the page of the dataset with the zero-shot row."""
-    from latteclip.config.keys import TableSection
     from latteclip.report import report_dataset as stage
 
     settings = stage.ReportSettings(
         dataset="scale",
-        table=TableSection(),
+        baseline="zero_shot",
         main="zero_shot",
         suffix="",
-        overview="index.html",
         config={"methods": {"zero_shot": {"objective": "zero_shot"}}},
     )
     files = stage.PageFiles(
@@ -383,7 +381,9 @@ def write_predictions(place: Place) -> Work:
         names = place.classnames[:3]
         best = [0.9, 0.05, 0.01]
         predictions = (predict.Prediction(x, [0, 1, 2], names, best, best) for x in paths)
-        predict.writer_of(place.file("predicted.parquet"))(predictions, len(names), [])
+        schema = predict.columns(len(names), unknown=False, abstain=False)
+        rows = (prediction.cells() for prediction in predictions)
+        predict.write_parquet(place.file("predicted.parquet"), schema, rows)
 
     return work
 

@@ -158,7 +158,7 @@ def _data_uri(path: str) -> str:
     except UserError as error:
         log.warning("%s It has no picture on the page.", error)
         return ""
-    return picture(image, OFFLINE_SIDE).uri
+    return picture(image, OFFLINE_SIDE)
 
 
 def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str]:

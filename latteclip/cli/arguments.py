@@ -22,10 +22,7 @@ from typing import Any, get_args, get_type_hints
 from latteclip.core.files import from_json
 
 SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
-ALTERNATIVES = (
-    ("offline", "answers", "score"),
-    ("max_error", "false_discovery"),
-)
+ALTERNATIVES = (("offline", "answers", "score"),)
 
 
 def natural(text: str) -> int:

@@ -76,7 +76,6 @@ def labels(
     format: Literal["csv", "parquet", "label-studio", "imagefolder"],
     output: str,
     max_error: float | None = None,
-    false_discovery: float | None = None,
     leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
 ) -> str:
     """Export the labels of a dataset.
@@ -87,7 +86,6 @@ def labels(
         output: a file, or a new folder for the last two formats
         max_error: accept as many labels as possible so that, with 95 % probability, at most this
             share of all labels is wrong and accepted; needs answers of latteclip teach
-        false_discovery: accept labels of which on average at most this share is wrong
         leave_out: leave out images of no class (unknown), or all but one image of each set of
             duplicates (duplicates)
     """
@@ -99,5 +97,4 @@ def labels(
         output,
         leave_out=leave_out,
         max_error=max_error,
-        false_discovery=false_discovery,
     )

@@ -146,9 +146,6 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
         for model in [model for model in models if model in outputs][:1]:
             predict = shlex.join(["latteclip", "predict", model])
             yield f"Next, to classify the images of a folder new-photos: {predict} new-photos"
-    overview = f"results/{jobs.overview(run)}"
-    if len(run.datasets) > 1 and overview in outputs:
-        yield f"The page of all datasets is {overview}."
 
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:

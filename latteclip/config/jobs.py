@@ -434,11 +434,10 @@ def report_dataset(dataset: Dataset) -> Settings:
     trains = any(method.trained for method in dataset.methods)
     return {
         "dataset": dataset.name,
-        "table": {"baseline": run.keys.table.baseline},
+        "baseline": run.keys.table.baseline,
         "main": dataset.main_method.name,
         "training": None if trains else [*dataset.method_names, registry.RECOMMENDED],
         "suffix": run.suffix,
-        "overview": overview(run),
         "config": _resolved(dataset),
     }
 
@@ -460,15 +459,6 @@ def _resolved(dataset: Dataset) -> Settings:
     }
 
 
-def others(run: Run) -> str:
-    """Return the option that adds the datasets of earlier runs to the main table and its page.
-
-    They are no inputs: a table does not remake the results of earlier runs.
-    """
-    is_main = not run.suffix and run.keys.limit is None
-    return f"--others {run.place('results/')}" if is_main else ""
-
-
 def taught_reports(run: Run) -> Paths:
     """Return the reports on fused labels about which a person answered."""
     fused = [each for each in run.datasets if each.reads_fused_labels]
@@ -480,18 +470,3 @@ def asked_labellers(run: Run) -> Paths:
     fused = [each for each in run.datasets if each.reads_fused_labels]
     tables = [labeller.answers for each in fused for labeller in each.labellers]
     return [table for table in tables if table]
-
-
-def overview(run: Run) -> str:
-    """Return the file below results that is the page over all datasets."""
-    return f"index{run.suffix}{run.limit_suffix}.html"
-
-
-def index_results(run: Run) -> Settings:
-    """Return the pages and titles of the datasets for the page over all of them."""
-    titles = {name: keys.title for name, keys in run.keys.datasets.items()}
-    return {
-        "table": {"baseline": run.keys.table.baseline},
-        "reports": {d.name: f"{d.name}/report{run.suffix}.html" for d in run.datasets},
-        "titles": {name: title for name, title in titles.items() if title},
-    }

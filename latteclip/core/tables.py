@@ -4,11 +4,12 @@ Metadata that one package alone reads stand there: an edit reruns the stages tha
 """
 
 import contextlib
+import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -371,6 +372,19 @@ def lookup_column(
     rows = find_rows(ids, table[key], path)
     is_whole = np.array_equal(rows, np.arange(len(table)))
     return table[column] if is_whole else table[column].take(rows)
+
+
+def write_csv(
+    file: IO[str], columns: Sequence[str], rows: Iterable[Iterable[object]]
+) -> int:
+    """Write rows to an open file, with cells as `csv_cell` returns them; return their number."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    n = 0
+    for row in rows:
+        writer.writerow(map(csv_cell, row))
+        n += 1
+    return n
 
 
 def csv_cell(value: object) -> object:

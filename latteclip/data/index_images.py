@@ -1,7 +1,6 @@
 """Index a dataset's folder. Every image is decoded once, also by later runs."""
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import io
@@ -148,7 +147,7 @@ def index_images(
 def _report(broken: Sequence[Broken], output: Path) -> None:
     """List the broken images in a CSV file and, up to a number, in the log."""
     with output.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("image_id", "path", "split", "reason"), *broken])
+        tables.write_csv(file, ("image_id", "path", "split", "reason"), broken)
     for image_id, _, _, reason in broken[:LOGGED]:
         log.warning("Cannot be decoded: %s (%s)", image_id, reason)
 

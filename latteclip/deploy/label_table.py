@@ -7,7 +7,7 @@ temperature, plus an intercept. Both are fitted to the answers by maximum likeli
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
 
 from latteclip import __version__
-from latteclip.clip.classifier import classify, load_classifier
 from latteclip.config.jobs import FOLDER_LINK
 from latteclip.config.registry import VOTES
 from latteclip.core import tables
@@ -28,9 +27,8 @@ from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import require_answers
 from latteclip.labels.answers import NONE, WORDS
-from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, Check, CheckedLabels, read_fusion_report
-from latteclip.labels.guarantees import Floats, conformal_accepted, pac_threshold
+from latteclip.labels.guarantees import Floats, pac_threshold
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 50  # that calibrate
@@ -76,7 +74,12 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
     calibration = _calibration(report.answers.checked)
     answers = report.answers.images
-    corrected, answered = _with_answers(labels, answers, classnames, written)
+    answered = pc.index_in(ids, pa.array(list(answers), pa.string()))  # null: no answer
+    number: dict[str | None, int] = {name: n for n, name in enumerate(classnames)}
+    classes = pa.array([number.get(name) for name in answers.values()], pa.int32())
+    of_answers = pc.if_else(
+        pc.is_valid(answered), classes.take(answered), labels["fused_label"]
+    )
     probability = labels["fused_confidence"].to_numpy().astype(np.float64)
     if calibration is not None:
         probability = calibration(probability)
@@ -94,12 +97,10 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     columns = {
         "image_id": ids,
         "path": _places(folder, column("images.parquet", tables.IMAGES, "path")),
-        "label": named(corrected),
-        "answered": answered,
+        "label": named(of_answers),
+        "answered": pc.fill_null(names.take(classes), WORDS[NONE]).take(answered),
         "fused_label": named(labels["fused_label"]),  # the label that the workflow chose
         "probability": probability.astype(np.float32),  # of `fused_label`
-        # The best other class by images alone; null: there is none.
-        "runner_up": named(_runner_up(folder, labels, classnames)),
         "zero_shot": named(zero_shot),
         "zero_shot_adapted": named(labels["adapted_label"]),
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
@@ -133,16 +134,6 @@ def _places(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(below, places, paths)
 
 
-def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.ChunkedArray:
-    """Return the best class other than the label, by zero-shot scores and image prototypes."""
-    path = folder / "classifiers" / "image_prototypes.safetensors"
-    head, _ = load_classifier(path, classnames=classnames)
-    features = read_features(str(folder / "pseudo_labels.parquet"), labels["image_id"])
-    best = classify(features, head, 2)[0].numpy()
-    is_label = best[:, 0] == labels["fused_label"].to_numpy()
-    return pa.chunked_array([np.where(is_label, best[:, 1], best[:, 0])])
-
-
 def _duplicates(
     path: Path, ids: pa.ChunkedArray, answers: Collection[str]
 ) -> pa.ChunkedArray | pa.Array:
@@ -150,17 +141,14 @@ def _duplicates(
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
     table = tables.read(path, tables.DUPLICATES)
-    rows = pc.index_in(table["image_id"], ids)  # null for test images
-    sets = table["set"].filter(pc.is_valid(rows)).to_numpy()
-    rows = rows.drop_null().to_numpy()
-    is_answered = pc.is_in(ids, pa.array(list(answers), pa.string())).to_numpy()
-    order = np.lexsort((rows, ~is_answered[rows], sets))
-    rows = rows[order]
-    _, first, number = np.unique(sets[order], return_index=True, return_inverse=True)
-    original_of = np.full(len(ids), -1)
-    original_of[rows] = rows[first][number]
-    original_of[rows[first]] = -1
-    return ids.take(pa.array(original_of, mask=original_of < 0))
+    table = table.filter(pc.is_in(table["image_id"], ids.combine_chunks()))
+    images = table.to_pandas()
+    images["is_answered"] = images["image_id"].isin(answers)
+    images = images.sort_values("is_answered", ascending=False, kind="stable")
+    images["first"] = images.groupby("set")["image_id"].transform("first")
+    others = images[images["image_id"] != images["first"]]
+    rows = pc.index_in(ids, pa.array(others["image_id"], pa.string()))
+    return pa.array(others["first"], pa.string()).take(rows)
 
 
 @dataclass(frozen=True)
@@ -217,50 +205,23 @@ def _calibration(checked: CheckedLabels | None) -> Calibration | None:
     return None
 
 
-def _with_answers(
-    labels: pa.Table,
-    answers: Mapping[str, str | None],
-    classnames: list[str],
-    written: Mapping[str, str],
-) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Return labels, by answers (null: none of these), and the answers in words (null: none)."""
-    rows = pc.index_in(labels["image_id"], pa.array(list(answers), pa.string()))
-    number = {name: label for label, name in enumerate(classnames)}
-    classes = []
-    words = []
-    for name in answers.values():
-        classes.append(None if name is None else number[name])
-        words.append(WORDS[NONE] if name is None else written.get(name, name))
-    answered_classes = pa.array(classes, pa.int32()).take(rows)
-    corrected = pc.if_else(pc.is_valid(rows), answered_classes, labels["fused_label"])
-    return corrected, pa.array(words, pa.string()).take(rows)
-
-
-def accepted(folder: Path, share: float, *, on_average: bool) -> tuple[pa.Array, str]:
+def accepted(folder: Path, max_error: float) -> tuple[pa.Array, str]:
     """Return which labels are accepted, and the guarantee in words.
 
-    At most a share of all labels, or `on_average` of the accepted ones, is wrong and accepted.
-    Labels by answers are accepted. UserError: there are too few answers about images that were
-    drawn at random.
+    With 95 % probability, at most a share of all labels is wrong and accepted. Labels by answers
+    are accepted. UserError: there are too few answers about images that were drawn at random.
     """
     labels = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
     answers = read_fusion_report(folder / NAME).answers
     checks = answers.checked.labels if answers.checked else Check([], [])
-    confidence = np.array(checks.confidence)
+    require_answers(len(checks.right), max_error, folder)
     wrong = ~np.array(checks.right, dtype=bool)
-    sure = labels["fused_confidence"].to_numpy().astype(np.float64)
-    most = len(labels) - answers.n_teaching
-    require_answers(len(wrong), most, share, folder, on_average=on_average)
-    if on_average:
-        taken = conformal_accepted(confidence, wrong, sure, share)
-        promise = f"On average, at most {100 * share:g} % of the accepted labels are wrong."
-    else:
-        taken = sure >= pac_threshold(confidence, wrong, share)
-        error = f"{100 * share:g} % of all labels are wrong and accepted"
-        promise = f"With 95 % confidence, at most {error}."
+    threshold = pac_threshold(np.array(checks.confidence), wrong, max_error)
+    is_sure = labels["fused_confidence"].to_numpy().astype(np.float64) >= threshold
     answered = pa.array(list(answers.images), pa.string())
-    taken |= pc.is_in(labels["image_id"], answered).to_numpy()
-    n_left = len(taken) - taken.sum()
-    rest = f" To accept all, answer about the other {n_left:,}." if n_left else ""
-    accepted = f"{taken.sum():,} of {len(taken):,} labels are accepted."
-    return pa.array(taken), f"{accepted} {promise}{rest}"
+    taken = is_sure | pc.is_in(labels["image_id"], answered).to_numpy()
+    promise = (
+        f"{taken.sum():,} of {len(taken):,} labels are accepted. With 95 % confidence, at most "
+        f"{100 * max_error:g} % of all labels are wrong and accepted."
+    )
+    return pa.array(taken), promise

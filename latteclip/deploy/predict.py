@@ -3,19 +3,14 @@
 Letters: B images of a batch, C classes, D embedding width, K best classes of an image.
 """
 
-import contextlib
-import csv
 import io
 import logging
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any, Literal
 
 import pyarrow as pa
@@ -41,26 +36,7 @@ BATCH = 256  # images that are encoded at once
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 ROWS = 10_000  # rows in a Parquet row group: small groups would fill the footer
-COLUMNS = pa.schema(
-    {
-        "path": pa.string(),
-        "classname": pa.string(),
-        "probability": pa.float32(),
-        "score": pa.float32(),
-        # Written for several classes. CSV has the three columns above for each class instead.
-        "topk_labels": pa.list_(pa.int32()),
-        "topk_classnames": pa.list_(pa.string()),
-        "topk_scores": pa.list_(pa.float32()),
-        "topk_probabilities": pa.list_(pa.float32()),
-        "unknown_score": pa.float32(),
-        "is_unknown": pa.bool_(),
-        "abstained": pa.bool_(),
-    }
-)
-Rows = Iterator["Prediction"]
-BEST: list[str] = COLUMNS.names[:4]
-TOPK: list[str] = COLUMNS.names[4:8]
-UNKNOWN: list[str] = COLUMNS.names[8:10]
+SUFFIXES = (".csv", ".parquet")  # of the files that predictions are written to
 
 
 @dataclass(frozen=True)
@@ -90,6 +66,15 @@ class Prediction:
     @property
     def score(self) -> float:
         return self.topk_scores[0]
+
+    def cells(self) -> list[Any]:
+        """Return the values of the row of a table of `columns`."""
+        ranked = zip(
+            self.topk_classnames, self.topk_probabilities, self.topk_scores, strict=True
+        )
+        further = (self.unknown_score, self.is_unknown, self.abstained)
+        known = [value for value in further if value is not None]
+        return [self.path, *chain.from_iterable(ranked), *known]
 
 
 class Predictor:
@@ -180,10 +165,9 @@ class Predictor:
         scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
         every = (self.model.logit_scale * scores).softmax(dim=1)  # [B, C]
-        probabilities = every.gather(1, labels)  # [B, K]
+        parts = (part.tolist() for part in (labels, best, every.gather(1, labels)))
         names = self.model.class_templates.as_written(self.model.classnames)
-        columns = (part.tolist() for part in (labels, best, probabilities))
-        rows = zip(paths, *columns, unknown_scores, strict=True)
+        rows = zip(paths, *parts, unknown_scores, strict=True)
         for path, topk_labels, topk_scores, shares, unknown_score in rows:
             yield Prediction(
                 path,
@@ -259,7 +243,9 @@ def predict(
         abstain: mark the least certain predictions (abstained), so that with 95 % probability at
             most this share of all is wrong and not marked; needs answers of latteclip teach
     """
-    write = writer_of(output)  # refuses a bad suffix before the work
+    suffix = Path(output).suffix.lower() if output else ".csv"
+    if suffix not in SUFFIXES or (output and os.path.isdir(output)):
+        raise UserError(f"--output {output} must be a file that ends in .csv or .parquet.")
     files = image_paths(paths, sys.stdin.buffer)
     classifier = Predictor(
         model,
@@ -270,21 +256,14 @@ def predict(
         abstain=abstain,
     )
     topk = min(topk, len(classifier.model.classnames))
-    n = Counter[str]()
-
-    def counted() -> Iterator[Prediction]:
-        for prediction in classifier.predictions(files, topk):
-            n.update(classified=1, abstained=bool(prediction.abstained))
-            yield prediction
-
-    further = list(UNKNOWN) if unknown else []
-    if abstain is not None:
-        further.append("abstained")
-    write(counted(), topk, further)
-    abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
-    n_skipped = len(files) - n["classified"]
-    images = terminal.counted(n["classified"], "image")
-    log.info("Classified %s%s, skipped %d.", images, abstained, n_skipped)
+    schema = columns(topk, unknown=unknown, abstain=abstain is not None)
+    rows = (prediction.cells() for prediction in classifier.predictions(files, topk))
+    if output and suffix == ".parquet":
+        n = write_parquet(output, schema, rows)
+    else:
+        n = write_csv(output, schema, rows)
+    n_skipped = len(files) - n
+    log.info("Classified %s, skipped %d.", terminal.counted(n, "image"), n_skipped)
     return SKIPPED if n_skipped else 0
 
 
@@ -296,12 +275,13 @@ def image_paths(words: Sequence[str], stdin: IO[bytes]) -> list[str]:
     """
     paths: list[str] = []
     for word in words:
+        found: list[str] = []
         if word == "-":
             # File names need not be UTF-8.
-            found = stdin.read().decode("utf-8", "surrogateescape").split("\n")
-            found = list(filter(None, found))
-        else:
-            found = files_of(word) if os.path.exists(word) else []
+            lines = stdin.read().decode("utf-8", "surrogateescape").split("\n")
+            found = [line for line in lines if line]
+        elif os.path.exists(word):
+            found = files_of(word)
         if not found:
             raise UserError(
                 f"{one_line(word)} names no file and no folder with an image "
@@ -311,75 +291,44 @@ def image_paths(words: Sequence[str], stdin: IO[bytes]) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
-    """Return the function that writes predictions of K classes, with further columns.
+def columns(topk: int, *, unknown: bool, abstain: bool) -> pa.Schema:
+    """Return the columns of a table of predictions of K classes."""
+    types = {"path": pa.string()}
+    for rank in range(1, topk + 1):
+        end = "" if rank == 1 else f"_{rank}"
+        types[f"classname{end}"] = pa.string()
+        types[f"probability{end}"] = types[f"score{end}"] = pa.float32()
+    if unknown:
+        types |= {"unknown_score": pa.float32(), "is_unknown": pa.bool_()}
+    if abstain:
+        types["abstained"] = pa.bool_()
+    return pa.schema(types)
 
-    The suffix of `output` names the format (none: CSV on stdout), or raises UserError. A file is
-    written whole or not at all.
-    """
-    suffix = ".csv" if output is None else Path(output).suffix.lower()
-    if suffix not in FORMATS or (output is not None and os.path.isdir(output)):
-        raise UserError(
-            f"--output {output} is a folder, or ends in none of {', '.join(FORMATS)}."
-        )
-    return partial(FORMATS[suffix], output)
 
-
-@contextlib.contextmanager
-def _text(output: str | None) -> Iterator[Any]:
-    """Open a new text file, or stdout, that takes any path as the system gave it."""
+def write_csv(output: str | None, schema: pa.Schema, rows: Iterator[list[Any]]) -> int:
+    """Write rows to a file, whole or not at all, or to stdout (None), and return their number."""
     if output is not None:
-        with (
-            replacing(output) as temporary,
-            temporary.open(
-                "w", encoding="utf-8", errors="surrogateescape", newline=""
-            ) as file,
-        ):
-            yield file
-        return
-    if isinstance(sys.stdout, io.TextIOWrapper):
+        options: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+        with replacing(output) as temporary, temporary.open("w", **options) as file:
+            return tables.write_csv(file, schema.names, rows)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it takes any path as the system gave it
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    # A terminal gets no control characters, which file names may hold.
-    terminal = SimpleNamespace(write=lambda text: sys.stdout.write(printable(text)))
-    yield terminal if sys.stdout.isatty() else sys.stdout
+    if sys.stdout.isatty():  # control characters in file names would steer it
+        rows = ([printable(path), *others] for path, *others in rows)
+    return tables.write_csv(sys.stdout, schema.names, rows)
 
 
-def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) -> None:
-    ranks = ["", *(f"_{rank}" for rank in range(2, topk + 1))]
-    header = [
-        name + rank for rank in ranks for name in ("classname", "probability", "score")
-    ]
-    with _text(output) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *header, *further])
-        for prediction in rows:
-            ranked = zip(
-                prediction.topk_classnames,
-                prediction.topk_probabilities,
-                prediction.topk_scores,
-                strict=True,
-            )
-            cells = [*chain.from_iterable(ranked)]
-            cells += [getattr(prediction, name) for name in further]
-            writer.writerow(map(tables.csv_cell, [prediction.path, *cells]))
+def write_parquet(output: str, schema: pa.Schema, rows: Iterator[list[Any]]) -> int:
+    """Write rows to a file, whole or not at all, and return their number.
 
-
-def _write_parquet(output: str, rows: Rows, topk: int, further: list[str]) -> None:
-    names = BEST + (TOPK if topk > 1 else []) + further
-    schema = pa.schema([COLUMNS.field(name) for name in names])
+    Bytes of a path that are not UTF-8 are escaped, since Parquet's strings do not take them.
+    """
+    n = 0
     with tables.writing(output, schema) as write:
         while some := list(islice(rows, ROWS)):
-            columns = {}
-            for name in names:
-                columns[name] = [_unicode(getattr(row, name)) for row in some]
-            write(columns)
-
-
-FORMATS: dict[str, Any] = {".csv": _write_csv, ".parquet": _write_parquet}
-
-
-def _unicode(value: object) -> object:
-    """Escape bytes of a path that are not UTF-8, which Parquet's strings do not take."""
-    if isinstance(value, str):
-        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return value
+            for row in some:
+                row[0] = os.fsencode(row[0]).decode(errors="backslashreplace")
+            by_column = zip(*some, strict=True)
+            write(dict(zip(schema.names, map(list, by_column), strict=True)))
+            n += len(some)
+    return n

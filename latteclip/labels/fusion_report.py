@@ -65,11 +65,6 @@ class PersonAnswers:
         """Return the images that were drawn at random, whose answers check the labels."""
         return self.checked.image_id if self.checked else []
 
-    @property
-    def n_teaching(self) -> int:
-        """Return how many answered images were chosen to teach, and not drawn at random."""
-        return len(self.images) - len(self.checking)
-
 
 @dataclass(frozen=True)
 class FusionReport:

@@ -25,7 +25,6 @@ ALPHA = 0.05  # probability that a guarantee or an interval fails
 MANY = 10**6  # images for each of a sample, of which new ones will be
 ADDED = 2  # answers, to the variance of each stratum
 MAX_ANSWERS = 2**62
-TIE_SEED = 0  # seed of the random order of equal confidences
 
 
 @dataclass(frozen=True)
@@ -208,18 +207,9 @@ def upper_bound(wrong: int, answers: int, alpha: float = ALPHA) -> float:
     return float(betaincinv(wrong + 1, answers - wrong, 1 - alpha))
 
 
-def fewest_answers(share: float, *, on_average: bool = False) -> int:
+def fewest_answers(share: float) -> int:
     """Return how many answers promise this share of errors if no label among them is wrong."""
-    if on_average:
-        return int(min(1 / share, MAX_ANSWERS))
     return math.ceil(min(math.log(ALPHA) / math.log1p(-share), MAX_ANSWERS))
-
-
-def smallest_share(answers: int, *, on_average: bool = False) -> float:
-    """Return the smallest share of errors that so many answers can promise, to two digits."""
-    share = 1 / answers if on_average else 1 - ALPHA ** (1 / answers)
-    step = 10.0 ** (math.floor(math.log10(share)) - 1)
-    return math.ceil(share / step) * step
 
 
 def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
@@ -239,22 +229,3 @@ def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
         return 0.0
     # Labels from the next error on are taken no more.
     return float(np.nextafter(errors[allowed], np.inf))
-
-
-def conformal_accepted(
-    confidence: Floats, wrong: Bools, others: Floats, false_discovery: float
-) -> Bools:
-    """Return which of the others [N] may be used: on average, at most a share of them is wrong.
-
-    Each label has a conformal p-value for the hypothesis that it is wrong, and Benjamini and
-    Hochberg's procedure selects (arXiv 2510.14581). For the first two see `pac_threshold`.
-    """
-    from scipy.stats import false_discovery_control  # it takes half a second to import
-
-    rng = np.random.default_rng(TIE_SEED)
-    # Complex numbers are ordered by the first part, and then by the second.
-    drawn, rest = (part + 1j * rng.random(len(part)) for part in (confidence, others))
-    errors = np.sort(drawn[wrong])
-    surer = len(errors) - np.searchsorted(errors, rest)  # wrong ones at least as sure
-    p_values = (1 + surer) / (1 + len(wrong))
-    return np.asarray(false_discovery_control(p_values) <= false_discovery)

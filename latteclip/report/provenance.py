@@ -2,16 +2,17 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 from latteclip import __version__
 from latteclip.captions.answers import AnswersMetadata, read_metadata
-from latteclip.core import files, tables
+from latteclip.core import files
 
 log = logging.getLogger(__name__)
 PACKAGES = (
@@ -34,7 +35,6 @@ class JobCost:
     rule: str
     run: str  # method and seed, or nothing
     seconds: float | None
-    cpu_seconds: float | None
     gpu_seconds: float | None  # summed over all GPUs of the job
     memory: float | None  # largest resident set, MiB
 
@@ -53,57 +53,31 @@ def job_costs(folder: Path) -> list[JobCost]:
     costs = []
     paths = folder.rglob("benchmarks/*.jsonl")
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path)):
-        if lines := path.read_bytes().strip():
-            try:
-                values = dict(json.loads(lines.rpartition(b"\n")[2]))
-            except (ValueError, TypeError):  # a killed run or a full disk left a part of it
-                log.warning("%s is damaged, so its job is left out; delete it.", path)
-                continue
-            seconds, cpu, memory = (
-                _number(values.get(k)) for k in ("s", "cpu_time", "max_rss")
-            )
-            # With --benchmark-extended.
-            gpus = _number((values.get("resources") or {}).get("gpu"))
-            of_gpus = None if gpus is None or seconds is None else gpus * seconds
-            rule = path.stem.partition("-")[0]  # without the shard
-            run = ", ".join(path.relative_to(folder).parts[:-2]).replace(
-                ", seed", ", seed "
-            )
-            costs.append(JobCost(path, rule, run, seconds, cpu, of_gpus, memory))
+        last = path.read_bytes().strip().rpartition(b"\n")[2]
+        try:
+            values: dict[str, Any] = json.loads(last)
+        except ValueError:  # a killed run or a full disk left a part of it
+            log.warning("%s is damaged, so its job is left out; delete it.", path)
+            continue
+        seconds = _number(values.get("s"))
+        gpus = _number(values.get("resources", {}).get("gpu"))
+        of_gpus = None if gpus is None or seconds is None else gpus * seconds
+        rule = path.stem.partition("-")[0]  # without the shard
+        run = ", ".join(path.relative_to(folder).parts[:-2])
+        costs.append(
+            JobCost(path, rule, run, seconds, of_gpus, _number(values.get("max_rss")))
+        )
     return costs
 
 
-def total(jobs: Sequence[JobCost]) -> JobCost:
-    """Return the sums over some jobs, and the largest memory, or None without a number."""
-
-    def known(name: str) -> list[float]:
-        return [value for job in jobs if (value := getattr(job, name)) is not None]
-
-    numbers = [known(name) for name in ("seconds", "cpu_seconds", "gpu_seconds")]
-    wall, cpu, gpu = (sum(each) if each else None for each in numbers)
-    return JobCost(Path(), "in all", "", wall, cpu, gpu, max(known("memory"), default=None))
+def _number(value: Any) -> float | None:
+    """Return a number, None for NA or "-", which Snakemake writes where it measured nothing."""
+    return float(value) if isinstance(value, int | float) else None
 
 
 def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
     of_labellers = sorted((folder / files.LABELLERS).glob("*.parquet"))
-    for path in (
-        *(folder / table for table in files.TABLES.values()),
-        *of_labellers,
-    ):
-        if path.is_file() and _has_answers(path):
-            yield path.relative_to(folder).as_posix(), read_metadata(path)
-
-
-def _has_answers(path: Path) -> bool:
-    """Return whether a table has answers of a captioner, and not those of a user's file alone."""
-    digests = tables.read(path, read_metadata(path).schema, ["digest"])["digest"]
-    return bool(digests.null_count < len(digests))
-
-
-def _number(value: object) -> float | None:
-    """Return a number, None for NA or "-", which Snakemake writes where it measured nothing."""
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
+    for path in (*(folder / table for table in files.TABLES.values()), *of_labellers):
+        if path.is_file() and (answers := read_metadata(path)).requests:
+            yield path.relative_to(folder).as_posix(), answers

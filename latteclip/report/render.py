@@ -11,15 +11,13 @@ from markupsafe import Markup
 from latteclip.core.terminal import counted
 
 PACKAGE = "latteclip.report"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # no script and no connection
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of this package, with its style and its script inside the page.
-
-    The page's policy allows one script and no connection: even a text that slipped through the
-    escaping would not run.
-    """
-    return fill(PACKAGE, template, ["page.js"], "img-src data:", **values)[0]
+    """Fill a template of this package: a page without a script, whose policy allows none."""
+    page = environment(PACKAGE).get_template(template)
+    return page.render(policy=f"{POLICY}; img-src data:", script="", **values)
 
 
 def fill(
@@ -27,24 +25,16 @@ def fill(
 ) -> tuple[str, str]:
     """Fill a template of a package, and return the page and its policy.
 
-    The scripts lie beside the templates and run as one. The policy allows these `sources`.
+    The scripts lie beside the templates and run as one. The policy allows them and the `sources`.
     """
     templates = environment(package)
-    script = "\n".join(_text(templates, name) for name in scripts)
-    allowed = policy(script, sources)
-    page = templates.get_template(template).render(
-        policy=allowed,
-        style=Markup(_text(templates, "page.css")),
-        script=Markup(script),
-        **values,
-    )
-    return page, allowed
-
-
-def _text(templates: Environment, name: str) -> str:
-    """Return the text of a file beside the templates."""
     assert templates.loader is not None
-    return templates.loader.get_source(templates, name)[0]
+    texts = [templates.loader.get_source(templates, name)[0] for name in scripts]
+    script = "\n".join(texts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"{POLICY}; {sources}; script-src 'sha256-{digest}'"
+    page = templates.get_template(template)
+    return page.render(policy=policy, script=Markup(script), **values), policy
 
 
 def environment(package: str) -> Environment:
@@ -59,15 +49,8 @@ def environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (number, signed, breakable, duration, memory, counted)
-    templates.filters |= {function.__name__: function for function in formats}
+    templates.filters |= {"number": number, "signed": signed, "counted": counted}
     return templates
-
-
-def policy(script: str, sources: str) -> str:
-    """Return a Content-Security-Policy: one script, styles inside the page, and `sources`."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return f"default-src 'none'; {sources}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -75,33 +58,6 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001
 
 
-def signed(value: float | None, digits: int = 1) -> str:
-    """Format a difference with its sign, a minus as wide as the plus."""
-    if value is None:
-        return number(None)
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("+-")  # noqa: RUF001
-
-
-def breakable(name: str) -> Markup:
-    """Allow a line break after each underscore of a name."""
-    return Markup("_<wbr>").join(name.split("_"))
-
-
-def duration(seconds: float | None) -> str:
-    """Format seconds as 41 s, 3 min 05 s or 2 h 07 min."""
-    if seconds is None:
-        return number(None)
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole // 60 % 60:02d} min"
-
-
-def memory(mebibytes: float | None) -> str:
-    """Format memory as MiB or GiB."""
-    if mebibytes is None:
-        return number(None)
-    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
+def signed(value: float | None) -> str:
+    """Format a difference with its sign, a dash where it is not known."""
+    return "–" if value is None else f"{value:+.1f}"  # noqa: RUF001

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from latteclip.config.keys import Section, TableSection
+from latteclip.config.keys import Section
 from latteclip.config.registry import OBJECTIVES
 from latteclip.core import tables
 from latteclip.core.files import read_object, write_text
@@ -26,25 +26,24 @@ from latteclip.labels.fusion_report import (
     PersonAnswers,
     read_fusion_report,
 )
-from latteclip.labels.guarantees import Interval, share_of_new
-from latteclip.report import gallery, provenance, render
-from latteclip.report.labellers import Labellers, in_words, read_labellers
+from latteclip.labels.guarantees import share_of_new
+from latteclip.report import gallery, provenance
+from latteclip.report.labellers import read_labellers
+from latteclip.report.render import render
 from latteclip.report.summarize import summary
 
 log = logging.getLogger(__name__)
-Metrics = Sequence[Mapping[str, Any]]
 
 
 class ReportSettings(Section):
     """Which methods a page is about, and its settings."""
 
     dataset: str
-    table: TableSection  # its `baseline`
+    baseline: str  # the method with which the table compares
     main: str  # the method that the page is about where no model was chosen
     # The methods with which to train on the labels, None where a method trains already.
     training: list[str] | None = None
     suffix: str  # ends the names of files that belong to a table of its own
-    overview: str  # the page over all datasets, beside the dataset's folder
     config: dict[str, Any]  # the configuration of this dataset
 
 
@@ -79,17 +78,6 @@ class RunTables:
         return self.method, self.seed
 
 
-class Lead(NamedTuple):
-    """The run that a page is about."""
-
-    method: str
-    seed: int
-    seeds: int  # runs of the method
-    words: str  # what its model is
-    is_chosen: bool
-    accuracy: Interval | None  # on the test images
-
-
 class Step(NamedTuple):
     """What to do next."""
 
@@ -104,46 +92,60 @@ def report_dataset(
     output: str,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network."""
-    train, n_test, classnames = gallery.read_training(
-        files.images, files.pseudo_labels, files.fused_labels
-    )
     audit = _read(results.read_audit, files.audit)
     selection = _read(results.read_selection, files.selection)
-    fusion_report = _read(read_fusion_report, files.fusion_report)
-    answers = fusion_report.answers if fusion_report else PersonAnswers()
+    report = _read(read_fusion_report, files.fusion_report)
+    answers = report.answers if report else PersonAnswers()
     discovery = _read(read_object, files.discovery, ("actions",))
+    images = gallery.read_gallery(
+        files.images,
+        files.pseudo_labels,
+        files.fused_labels,
+        files.image_captions,
+        answers.images,
+    )
     metrics = [results.read_metrics(run.metrics) for run in runs_files]
-    main = _main_run(runs_files, selection, settings)
-    lead = _lead(main, metrics, n_test, selection, settings)
-    stated = results.state(main.run, main.train_predictions, fusion_report, audit)
-    page = render.render(
+    lead = _lead_run(runs_files, selection, settings.main)
+    is_chosen = selection is not None and selection.run == lead.run
+    share = next(m["acc1"] for m in metrics if (m["method"], m["seed"]) == lead.run)
+    accuracy = None
+    if share is not None:
+        accuracy = share_of_new(round(share * images.n_test), images.n_test)
+    is_tested = accuracy is not None or bool(audit and audit.accuracies)
+    steps = _next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)
+    folder = Path(output).parent
+    page = render(
         "report.html",
         settings=settings,
-        classnames=classnames,
-        train=train,
-        n_test=n_test,
+        images=images,
         lead=lead,
-        stated=stated,
-        is_fused=fusion_report is not None,
-        unchecked=UNCHECKED if fusion_report and not fusion_report.is_checked else "",
-        answers=len(answers.images),
+        lead_words=OBJECTIVES[settings.config["methods"][lead.method]["objective"]].words,
+        lead_seeds=sum(run.method == lead.method for run in runs_files),
+        is_chosen=is_chosen,
+        accuracy=accuracy,
+        stated=results.state(lead.run, lead.train_predictions, report, audit),
+        report=report,
+        unchecked=UNCHECKED if report and not report.is_checked else "",
         checks=results.QUESTIONS // 2,
         within=ceil(100 * results.largest_error(results.QUESTIONS // 2)),
         discovery=discovery,
-        rows=_method_rows(metrics, settings.table.baseline),
+        rows=_method_rows(metrics, settings.baseline),
         audit=audit,
         meanings=FLAGS,
-        items=_items(files, train, classnames, answers),
-        steps=[*_next_steps(settings, lead, fusion_report, audit, discovery)],
+        steps=[*steps],
         selection=selection,
-        without_evidence=fusion_report.without_evidence if fusion_report else [],
-        labellers=_labellers(files),
-        labeller_words=in_words,
+        labellers=read_labellers(folder) if report else [],
         unknown=_read(
             gallery.read_unknown, files.unknown, files.images, files.pseudo_labels
         ),
         problems=[*_problems(files)],
-        provenance=_provenance(Path(output).parent, settings, runs_files),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        versions=provenance.versions(),
+        asked=dict(provenance.asked(folder)),
+        jobs=provenance.job_costs(folder),
+        config_text=yaml.safe_dump(
+            settings.config, sort_keys=False, allow_unicode=True, width=88
+        ),
     )
     write_text(output, page)
     log.info("Wrote %s, %.1f MB.", output, len(page.encode()) / 1e6)
@@ -153,110 +155,52 @@ def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
     return read(path, *others) if path else None
 
 
-def _labellers(files: PageFiles) -> Labellers | None:
-    if files.fused_labels and files.fusion_report:
-        return read_labellers(Path(files.fused_labels).parent)
-    return None
-
-
-def _main_run(
-    runs: Sequence[RunTables],
-    selection: results.Selection | None,
-    settings: ReportSettings,
+def _lead_run(
+    runs: Sequence[RunTables], selection: results.Selection | None, main: str
 ) -> RunTables:
     """Return the chosen run, or else the first one of the main method."""
-    chosen = selection.run if selection else None
-    for run in runs:
-        if run.run == chosen:
-            return run
-    return next((run for run in runs if run.method == settings.main), runs[0])
+    if selection:
+        return next(run for run in runs if run.run == selection.run)
+    return next(run for run in runs if run.method == main)
 
 
-def _lead(
-    run: RunTables,
-    metrics: Metrics,
-    n_test: int,
-    selection: results.Selection | None,
-    settings: ReportSettings,
-) -> Lead:
-    of_method = {row["seed"]: row["acc1"] for row in metrics if row["method"] == run.method}
-    share = of_method[run.seed]
-    objective = settings.config["methods"][run.method]["objective"]
-    return Lead(
-        run.method,
-        run.seed,
-        seeds=len(of_method),
-        words=OBJECTIVES[objective].words,
-        is_chosen=selection is not None and selection.run == run.run,
-        accuracy=None if share is None else share_of_new(round(share * n_test), n_test),
-    )
-
-
-def _method_rows(metrics: Metrics, baseline: str) -> list[dict[Any, Any]]:
+def _method_rows(metrics: Sequence[Mapping[str, Any]], baseline: str) -> list[Any]:
     """Return the rows of `summary`."""
     table = summary(metrics, baseline)
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{**row, "flags": row["flags"].split()} for row in rows]
 
 
-def _items(
-    files: PageFiles,
-    train: gallery.TrainingImages,
-    classnames: Sequence[str],
-    answers: PersonAnswers,
-) -> list[dict[str, Any]]:
-    """Return the training images of the page with their labels and captions."""
-    chosen = gallery.choose_examples(train)
-    captions = _read(gallery.read_captions, files.image_captions, train, chosen)
-    items = []
-    for i in chosen:
-        image_id = train.image_ids[i]
-        label = classnames[train.labels[i]]
-        source = "zero-shot label" if train.fused is None else "fused label"
-        if image_id in answers.images:
-            label = answers.images[image_id] or "none of the classes"
-            source = "a person's answer"
-        items.append(
-            {
-                "image_id": image_id,
-                "picture": gallery.picture_of(train.paths[i], gallery.PICTURE),
-                "label": label,
-                "source": source,
-                "zero_shot": classnames[train.zero_shot[i]],
-                "truth": None if train.truth is None else classnames[train.truth[i]],
-                "caption": captions[i] if captions else None,
-            }
-        )
-    return items
-
-
 def _next_steps(
     settings: ReportSettings,
-    lead: Lead,
-    fusion_report: FusionReport | None,
-    audit: results.Audit | None,
+    lead: results.Run,
+    is_chosen: bool,
+    is_tested: bool,
+    report: FusionReport | None,
     discovery: Mapping[str, Any] | None,
 ) -> Iterator[Step]:
     """Yield what to do next, the most important first."""
     folder = f"results/{settings.dataset}"
     quoted = shlex.quote(folder)
-    rerun = "Then run the workflow again, which updates this page:"
+    rerun = Step(
+        "Then run the workflow again, which updates this page:", run_command(folder)
+    )
     if discovery and not discovery["actions"]:
         yield Step("Check the proposed classes:", f"latteclip classes {quoted}")
-    if fusion_report and not fusion_report.answers.images:
+    if report and not report.answers.images:
         yield Step(
             f"Answer questions about {results.QUESTIONS} images, in about twenty minutes. The "
             "answers improve the labels and estimate their accuracy:",
             f"latteclip teach {quoted}",
         )
-        yield Step(rerun, run_command(folder))
-    elif lead.accuracy is None and not (audit and audit.accuracies):
+        yield rerun
+    elif not is_tested:
         yield Step(
             "Answer questions about held-out images, which estimate each model's accuracy:",
             f"latteclip audit {quoted}",
         )
-        yield Step(rerun, run_command(folder))
-    if fusion_report:
+        yield rerun
+    if report:
         yield Step(
             "Use the labels in other programs:",
             f"latteclip labels export {quoted} --format csv --output labels.csv",
@@ -267,8 +211,9 @@ def _next_steps(
             "model is chosen only if votes of held-out images say that it is better:",
             run_command(folder, method=",".join(settings.training)),
         )
-    model = f"{folder}/{lead.method}/seed{lead.seed}/model"
-    if lead.is_chosen:
+    method, seed = lead
+    model = f"{folder}/{method}/seed{seed}/model"
+    if is_chosen:
         model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
     yield Step(
         "Put new photographs into a folder new-photos, and classify them with this model:",
@@ -276,7 +221,7 @@ def _next_steps(
     )
 
 
-def _problems(files: PageFiles) -> Iterable[str]:
+def _problems(files: PageFiles) -> Iterator[str]:
     """Yield a sentence about each kind of images that are left out or doubtful."""
     if files.duplicates:
         sets = tables.read(files.duplicates, tables.DUPLICATES)["set"]
@@ -292,22 +237,3 @@ def _problems(files: PageFiles) -> Iterable[str]:
     if skipped:
         suffixes = ", ".join(f"{suffix} ({n:,})" for suffix, n in skipped.items())
         yield f"Left out, for their suffix is not that of an image: {suffixes}."
-
-
-def _provenance(
-    folder: Path,
-    settings: ReportSettings,
-    runs: Sequence[RunTables],
-) -> dict[str, Any]:
-    jobs = provenance.job_costs(folder)
-    return {
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "versions": provenance.versions(),
-        "seeds": sorted({run.seed for run in runs}),
-        "asked": dict(provenance.asked(folder)),
-        "jobs": jobs,
-        "in_all": provenance.total(jobs),
-        "config": yaml.safe_dump(
-            settings.config, sort_keys=False, allow_unicode=True, width=88
-        ),
-    }

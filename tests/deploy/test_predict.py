@@ -141,11 +141,15 @@ def test_both_formats_have_the_same_values(model, pictures, tmp_path, capsys):
     names = ("classname", "probability", "score")
     assert [*in_csv[0]] == ["path", *names, *(f"{name}_2" for name in names)]
     for row, path, cells in zip(table, pictures, in_csv, strict=True):
-        assert row["path"] == cells["path"] == path
-        second = tables.from_csv_cell(cells["classname_2"])
-        assert [row["classname"], second] == row["topk_classnames"]
-        found, wanted = float(cells["probability_2"]), row["topk_probabilities"][1]
-        assert found == pytest.approx(wanted, abs=1e-6)
+        assert row["path"] == path and [*row] == [*cells]
+        for name, value in row.items():
+            cell = tables.from_csv_cell(cells[name])
+            is_number = isinstance(value, float)
+            assert (
+                float(cell) == pytest.approx(value, abs=1e-6)
+                if is_number
+                else cell == value
+            )
     assert run(model, pictures[0], "-k", 10**12) == 0
     assert capsys.readouterr().out.partition("\n")[0].endswith(f"score_{C}")
 
@@ -217,11 +221,12 @@ def test_words_that_name_nothing_are_refused(tree, word):
 def test_a_terminal_gets_no_control_characters(monkeypatch):
     """But a file and a pipe get the names as they are."""
     name = "a\x1b]0;title\x07.png"
-    row = predict.Prediction(name, [0], ["dots"], [0.5], [0.9])
+    row = predict.Prediction(name, [0], ["dots"], [0.5], [0.9]).cells()
+    columns = predict.columns(1, unknown=False, abstain=False)
     reading, writing_end = os.openpty()
     with os.fdopen(writing_end, "w") as terminal, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", terminal)
-        predict.writer_of(None)(iter([row]), 1, [])
+        predict.write_csv(None, columns, iter([row]))
     said = ""
     with contextlib.suppress(OSError):  # which says that all is read
         while part := os.read(reading, 10_000):
@@ -232,5 +237,5 @@ def test_a_terminal_gets_no_control_characters(monkeypatch):
     pipe = io.StringIO()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", pipe)
-        predict.writer_of(None)(iter([row]), 1, [])
+        predict.write_csv(None, columns, iter([row]))
     assert name in pipe.getvalue()

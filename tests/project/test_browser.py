@@ -9,7 +9,7 @@ import pytest
 from support.audits import Served, command, made_audit
 from support.axe import violations
 from support.made_results import CLASSNAMES, Results
-from support.pages import write, write_audit, write_metrics, write_unknown
+from support.pages import write, write_unknown
 from support.taken import Taken
 from support.tiny import ROOT
 from support.unnamed import N, run, write_inputs
@@ -17,9 +17,7 @@ from support.visits import running, visiting
 
 from latteclip.audit.server import PageServer
 from latteclip.audit.teach import TeachingSession
-from latteclip.config.keys import TableSection
 from latteclip.discover.classes import ClassesPage
-from latteclip.report import summarize as index
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
 expect = playwright.expect
@@ -40,7 +38,7 @@ def visit(browser):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The pages of a dataset with labels and of one without, and the page over all datasets."""
+    """The pages of a dataset with labels and of one without."""
     names = [*CLASSNAMES, "x" * 90]
     labelled = Results(tmp_path_factory.mktemp("made"), classnames=names)
     choice = {"dataset": "made", "method": "flyp", "seed": 0, "reason": "It agrees."}
@@ -50,27 +48,14 @@ def files(tmp_path_factory):
     write(labelled, **options)
     without = Results(tmp_path_factory.mktemp("no"), classnames=names, labelled=False)
     write(without, unknown=write_unknown(without), **options)
-    methods = [f"a_method_with_a_long_name_{i}" for i in range(8)]
-    paths = [
-        write_metrics(labelled.folder, f"dataset_{n}", method, 0, 0.1 * n + 0.01 * place)
-        for n in range(1, 6)
-        for place, method in enumerate(methods)
-    ]
-    other = labelled.folder / "other.json"
-    other.write_text(json.dumps({**choice, "dataset": "dataset_1", "method": methods[0]}))
-    audit = write_audit(labelled.folder, "dataset_1", [methods[0]])
-    settings = index.IndexSettings(table=TableSection(baseline=methods[0]))
-    output = labelled.folder / "index.html"
-    index.index_results(index.read_results(paths, [other], [audit]), settings, str(output))
     return {
         "labelled": labelled.folder / "report.html",
         "unlabelled": without.folder / "report.html",
-        "index": output,
     }
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
-@pytest.mark.parametrize("name", ["labelled", "unlabelled", "index"])
+@pytest.mark.parametrize("name", ["labelled", "unlabelled"])
 def test_pages_exclude_nobody_and_fit_the_window(visit, axe, files, name, width, scheme):
     page = visit("about:blank", width=width, color_scheme=scheme, offline=True)
     seen = []
@@ -87,9 +72,8 @@ def test_pages_exclude_nobody_and_fit_the_window(visit, axe, files, name, width,
     assert all(url.startswith(("file:", "data:")) for url in seen)
 
 
-def test_without_a_script_a_page_is_complete(visit, files):
-    page = visit(files["labelled"].as_uri(), java_script_enabled=False)
-    assert page.locator("#headline tbody tr").count() == 3
+def test_a_page_of_results_opens_by_the_keyboard(visit, files):
+    page = visit(files["labelled"].as_uri())
     facts = page.locator("#provenance .facts")
     assert not facts.is_visible()
     page.locator("#provenance > details > summary").press("Enter")

@@ -38,7 +38,7 @@ class Page(HTMLParser):
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
-            self.rows[-1].append(["", attributes.get("data-value")])
+            self.rows[-1].append("")
 
     def handle_startendtag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
@@ -50,13 +50,10 @@ class Page(HTMLParser):
         self.sections[self.section] = self.sections.get(self.section, "") + data
         inside = {tag for tag, _ in self.open}
         if inside & {"td", "th"}:
-            self.rows[-1][-1][0] += data
+            self.rows[-1][-1] += data
         for place, tag in enumerate(("dt", "dd")):
             if tag in inside:
                 self.facts[-1][place] += data
-
-    def column(self, table, number):
-        return [row[number] for row in self.tables[table][1:]]
 
 
 def write(
@@ -74,8 +71,8 @@ def write(
         files["image_captions"] = results.write_captions("image")
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
-        **{"dataset": "made", "main": main, "table": {"baseline": baseline}},
-        **{"suffix": "", "overview": "index.html", "training": training},
+        **{"dataset": "made", "main": main, "baseline": baseline},
+        **{"suffix": "", "training": training},
         config={"title": "<u>Made</u>", "methods": methods} | (config or {}),
     )
     output = results.folder / "report.html"

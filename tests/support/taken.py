@@ -2,13 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
-import torch
 from support import records
 from support.tiny import write_captions, write_pictures
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.labels.answers import Answer
@@ -47,9 +45,6 @@ class Taken(ZeroShotFiles):
             self.path("unknown.parquet"),
             self.path("detector"),
         )
-        head = Classifier.of(self.world.texts)
-        prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"
-        save_classifier(prototypes, head, self.described)
         n = len(self.ids)
         columns = {
             "image_id": self.ids,
@@ -107,16 +102,3 @@ class Taken(ZeroShotFiles):
             "set": [0, *(number for _, number in rows)],
         }
         tables.write(self.path("duplicates.parquet"), columns, tables.DUPLICATES)
-
-    def zero_shot(self):
-        """The best class of each training image by the class texts."""
-        features = self.world.features[self.training]
-        return (features @ self.world.texts.T).argsort(dim=1, descending=True)
-
-
-def runner_up(taken: Taken) -> list[str]:
-    """The best other class of each training image under the texts, image by image."""
-    found = []
-    for ranked, label in zip(taken.zero_shot(), torch.from_numpy(taken.fused), strict=True):
-        found.append(CLASSNAMES[next(int(c) for c in ranked if c != label)])
-    return found

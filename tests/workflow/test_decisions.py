@@ -95,7 +95,7 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     left = f"{N_TRAIN - N} images left out"
     assert f"{used}, {left}" in (folder / "report.html").read_text()
     assert f"{used}, {left}" in (folder.parent / "summary.md").read_text()
-    by_name = {one.name: one for one in read_labellers(folder).labellers}
+    by_name = {one.name: one for one in read_labellers(folder)}
     assert by_name["decider"].right == 1.0
 
     # After later answers and with more images, nothing is asked again.

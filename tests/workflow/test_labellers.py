@@ -117,7 +117,7 @@ def test_labellers_of_all_kinds_label_together(labelled):
     assert not labels["caption_label"].null_count
     assert not labels["lmm_label"].null_count
     assert "labellers-table" in (folder / "report.html").read_text()
-    found = {one.name: one for one in read_labellers(folder).labellers}
+    found = {one.name: one for one in read_labellers(folder)}
     assert found["mine"].right == 1.0
     assert f"{N_TRAIN - 9:,} images left out" in (folder / "report.html").read_text()
 

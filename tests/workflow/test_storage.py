@@ -22,7 +22,7 @@ def test_a_storage_holds_the_results_that_a_folder_would(finished_copy, tmp_path
     run = finished_copy.snakemake(*command)
     assert run.returncode == 0, run.stdout
     assert (elsewhere / metrics).read_text() == expected
-    for name in ("results/index.html", "results/summary.md", "results/demo/selection.json"):
+    for name in ("results/summary.md", "results/demo/selection.json"):
         assert (elsewhere / name).is_file()
     assert not [file for file in (root / "results").rglob("*") if file.is_file()]
     assert not (elsewhere / "resources").exists()  # images and answers stay

@@ -80,6 +80,6 @@ READS_FUSED = lambda each: each.reads_fused_labels
 # Pages, choices and audits of a table with its own name stand beside the main ones.
 SUFFIX = run.suffix
 TABLE = f"results/{run.keys.table.name}{run.limit_suffix}"
-TABLES = [f"{TABLE}.csv", f"{TABLE}.md", f"results/{jobs.overview(run)}"]
+TABLES = [f"{TABLE}.csv", f"{TABLE}.md"]
 # Priorities on few cores: first the jobs that most others wait for, then the longest ones.
 FIRST, EARLY = 2, 1

@@ -1,4 +1,4 @@
-# What people read: the table and the page over all datasets, and a page of each.
+# What people read: the table over all datasets, and a page of each.
 
 
 # The inputs of a page beside those of the runs, by name.
@@ -57,20 +57,14 @@ rule summarize:
             category="Accuracy",
         ),
         markdown=f"{TABLE}.md",
-        page=report(
-            f"results/{jobs.overview(run)}",
-            caption="../report/index.rst",
-            category="Accuracy",
-        ),
     log:
         "results/logs/summarize.log",
     localrule: True
     params:
         code=code_of("latteclip.report.summarize"),
-        settings=json.dumps(jobs.index_results(run), ensure_ascii=False),
-        others=jobs.others(run),
+        baseline=run.keys.table.baseline,
         labels=options("fusion_reports"),
     shell:
-        "latteclip summarize {input.metrics} --settings {params.settings:q} {params.others}"
+        "latteclip summarize {input.metrics} --baseline {params.baseline:q}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
-        " --markdown {output.markdown} --page {output.page} {params.labels} --log {log}"
+        " --markdown {output.markdown} {params.labels} --log {log}"
