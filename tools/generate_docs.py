@@ -81,7 +81,8 @@ def _rows(section: type[Section], prefix: str, skip: set[str]) -> Iterator[Row]:
         meaning = _escaped(_meaning(field.annotation, field))
         inner = section_of(field.annotation)
         if inner is None:
-            yield f"`{key}`", f"`{_yaml(field.default)}`", meaning
+            default = "" if field.is_required() else f"`{_yaml(field.default)}`"
+            yield f"`{key}`", default, meaning
         elif prefix and name in Shared.model_fields:
             yield f"`{key}`", "", meaning
         else:

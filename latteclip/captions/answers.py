@@ -278,7 +278,6 @@ class ScoresMetadata(AnswersMetadata):
     kind: str  # value of scores.kind
     prompt: str
     answer: str | None  # template of the answers whose likelihood is asked for
-    topk: int
 
 
 def read_metadata(path: str | Path) -> AnswersMetadata:

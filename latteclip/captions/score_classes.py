@@ -31,6 +31,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import digest
 
 LIKELIHOOD, DECISIONS = "likelihood", "decisions"  # values of scores.kind
+TOPK = 5  # classes of CLIP that are the options of an image where there are more
 ALL_UP_TO = 20  # classes that are all options, of decisions MAX_DECISIONS
 MAX_DECISIONS = 254  # options of a typed question; one more is for none of them
 MAX_SIDE = (
@@ -92,7 +93,7 @@ def score_classes(
 def _n_options(scores: ScoresSection, n_classes: int) -> int:
     """Return how many of CLIP's best classes are the options of an image."""
     most = MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO
-    return n_classes if n_classes <= most else min(scores.topk, n_classes)
+    return n_classes if n_classes <= most else TOPK
 
 
 def _metadata(
@@ -103,7 +104,6 @@ def _metadata(
         kind=str(scores.kind),
         prompt=prompt if scores.kind == LIKELIHOOD else letters_prompt(["..."]),
         answer=scores.answer or ANSWER if scores.kind == LIKELIHOOD else None,
-        topk=scores.topk,
     )
 
 

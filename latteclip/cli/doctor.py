@@ -157,7 +157,7 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     if not url:
         yield "warning", f"the captioner needs a server; export {engine.address}"
         return
-    if engine.decides:
+    if not engine.writes_captions:
         url = decisions_address(url)
     key = os.environ.get(str(engine.key), "").strip()
     # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from latteclip.config import hub_names
 from latteclip.config.keys import ClipSection
-from latteclip.config.labellers import Asker, Asking, Labeller, answer_tables, askings
-from latteclip.config.registry import VOTES
+from latteclip.config.labellers import Asker, Asking, answer_tables, askings
+from latteclip.config.registry import ENGINES, VOTES
 from latteclip.config.resolve import Dataset, Run
 from latteclip.core.class_templates import ClassTemplates, clean_classnames
 from latteclip.core.errors import UserError, suggestion
@@ -19,7 +19,6 @@ from latteclip.core.files import (
     DISCOVER,
     FOLDERS,
     GROUPS,
-    IMAGES,
     SCORES,
     SPLITS,
     TABLES,
@@ -99,17 +98,16 @@ def _source(dataset: Dataset) -> Iterator[str]:
     if not os.path.isdir(folder):  # False, not an error, where barred
         key = "image_dir" if dataset.run.keys.image_dir else "source.folder"
         yield f"{key} {folder} is not a folder; correct the path."
-    images = os.path.normpath(os.path.join(folder, split.images))
-    inside = Path(images).resolve()
-    if split.examples and Path(split.examples).resolve().is_relative_to(inside):
+    images = Path(folder, split.images)
+    if split.examples and Path(split.examples).resolve().is_relative_to(images.resolve()):
         yield (
             f"split.examples {split.examples} is inside {folder}, whose images are those of the "
             "dataset; move it elsewhere."
         )
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    is_listed = named in (DISCOVER, FOLDERS) or split.class_list
-    if split.kind == "folders" and not is_listed and is_readable:
-        yield from _class_names(dataset, folder, images)
+    has_names = named in (DISCOVER, FOLDERS) or split.class_list
+    if split.kind == "folders" and not has_names and is_readable:
+        yield from _class_names(dataset, folder, str(images))
 
 
 def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
@@ -171,25 +169,12 @@ def _labellers(dataset: Dataset) -> Iterator[str]:
                 f"the labellers {other} and {labeller.name} have the same answers, which would "
                 "count twice; leave one of them out, or change its model or prompt."
             )
-    for labeller in dataset.own_labellers:
-        for problem in _labeller(labeller):
+        problems = list(_clip(labeller.clip)) if labeller.clip else []
+        file = labeller.keys.file
+        if file and not os.path.isfile(file):
+            problems.append(f"file {file} is not a file; correct the path.")
+        for problem in problems:
             yield f"of the labeller {labeller.name}, {problem}"
-
-
-def _labeller(labeller: Labeller) -> Iterator[str]:
-    """Check the file of a labeller, or the names of its CLIP model."""
-    if labeller.file is not None:
-        yield from _file("file", labeller.file)
-    if labeller.clip is not None:
-        yield from _clip(labeller.clip)
-
-
-def _file(key: str, path: str) -> Iterator[str]:
-    """Check a user's file. Snakemake would go on with a table that was made of another."""
-    if not os.path.isfile(path):
-        yield f"{key} {path} is not a file."
-    elif "{" in path:
-        yield f"{key} {path} has a brace, which Snakemake takes for a wildcard; rename the file."
 
 
 def _methods(dataset: Dataset) -> Iterator[str]:
@@ -215,7 +200,7 @@ def _methods(dataset: Dataset) -> Iterator[str]:
                 yield (
                     f"method {method.name} has all switches {', '.join(keys)} off; switch one on."
                 )
-        if method.finds_rate and not objective.trains and not objective.averages:
+        if method.finds_rate and not method.trained:
             yield f"method {method.name} does not train; leave finetune.lr auto out."
 
 
@@ -225,8 +210,8 @@ def _clip(values: ClipSection) -> Iterator[str]:
     The first job checks the pair of model and weights.
     """
     model, pretrained = values.model, values.pretrained
-    if model.startswith(hub_names.FOLDER):
-        file = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
+    if folder := hub_names.local_folder(model):
+        file = os.path.join(folder, hub_names.CLIP_CONFIG)
         if not os.path.isfile(file):
             yield f"clip.model {model}: {file} does not exist."
     if model.startswith(hub_names.WHOLE):
@@ -235,13 +220,13 @@ def _clip(values: ClipSection) -> Iterator[str]:
     if model.replace("/", "-") not in models:
         yield f"clip.model {model} is unknown; {suggestion(model, models)}"
     if not pretrained:
-        yield f"clip.model {model} needs clip.pretrained."
+        yield (
+            f"clip.model {model} needs clip.pretrained, and a labeller open_clip:<model>/<tag>."
+        )
         return
-    if "/" in pretrained and not os.path.isfile(pretrained):
-        yield f"clip.pretrained {pretrained} is not a file."
     tag = pretrained.lower().replace("-", "_")  # as open_clip compares it
     if not os.path.isfile(pretrained) and tag not in tags:
-        yield f"clip.pretrained {pretrained}: {suggestion(pretrained, tags)}"
+        yield f"clip.pretrained {pretrained} is no file; {suggestion(pretrained, tags)}"
 
 
 def _image_encoders(dataset: Dataset) -> Iterator[str]:
@@ -267,22 +252,21 @@ def open_clip_names() -> tuple[set[str], set[str]]:
 
 
 def _asked(asking: Asking) -> Iterator[str]:
-    """Check that a captioner can do what it is asked for: its engine, model, lengths and files."""
+    """Check that a captioner can do what it is asked for: its engine, model and files."""
     asker = asking.asker
     values, engine = asker.captioner, asker.engine
     name, model = values.engine, values.model
-    needed = _needed_by(asking)
     if asking.kind == SCORES:
         yield from _scores(asker)
-    elif engine.decides:
-        yield f"captioner.engine {name} writes no captions{needed}; set another engine."
+    elif not engine.writes_captions:
+        yield f"captioner.engine {name} writes no captions{_needed_by(asking)}; set another."
     elif engine.reads_file:
-        kind = GROUPS if asking.kind == GROUPS else IMAGES
-        key, file = f"captioner.{kind}_file", getattr(values, f"{kind}_file")
-        if file is None:
-            yield f"captioner.engine file needs {key}{needed}; set it, or another engine."
-        else:
-            yield from _file(key, file)
+        key = "groups_file" if asking.kind == GROUPS else "images_file"
+        files = asker.files(asking.kind)
+        if not files:
+            yield f"captioner.engine file needs captioner.{key}{_needed_by(asking)}; set it."
+        elif not os.path.isfile(files[0]):
+            yield f"captioner.{key} {files[0]} is not a file; correct the path."
     is_of_hub = "/" in model and not hub_names.is_folder(model)
     if engine.loads_model and not is_of_hub and not os.path.isdir(model):
         yield (
@@ -293,24 +277,22 @@ def _asked(asking: Asking) -> Iterator[str]:
 
 def _scores(asker: Asker) -> Iterator[str]:
     """Check that the engine can score classes as the configuration wants them scored."""
-    name, kind, engine = asker.captioner.engine, asker.scores.kind, asker.engine
-    if engine.reads_file:
-        yield "captioner.engine file has no scores; list your scores as a labeller of kind file."
-    elif engine.decides and kind != "decisions":
-        yield f"captioner.engine {name} answers scores.kind decisions alone; set it."
-    elif kind == "decisions" and not engine.decides:
-        yield f"scores.kind decisions needs captioner.engine decisions, not {name}."
-    elif kind == "likelihood" and not engine.has_likelihoods:
-        yield f"captioner.engine {name} has no likelihoods; set scores.kind to multiple_choice."
+    name, kind = asker.captioner.engine, asker.scores.kind
+    if kind not in asker.engine.scores:
+        able = [each for each, engine in ENGINES.items() if kind in engine.scores]
+        kinds = " or ".join(asker.engine.scores) or "null"
+        yield (
+            f"captioner.engine {name} gives no scores of scores.kind {kind}; set the engine to "
+            f"{' or '.join(able)}, or scores.kind to {kinds}. Scores of your own are a labeller "
+            "of kind file."
+        )
 
 
 def _needed_by(asking: Asking) -> str:
     """Return a clause of a sentence: which methods need captions."""
-    if asking.asker.name or asking.kind not in (IMAGES, GROUPS):
-        return ""
     kind = asking.kind.removesuffix("s")
     needs = [m.name for m in asking.asker.dataset.methods if m.needs_captions(kind)]
-    return f" for {', '.join(needs)}"
+    return f" for {', '.join(needs)}" if needs and not asking.asker.name else ""
 
 
 def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> None:
@@ -324,26 +306,20 @@ def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> 
         # All tables: a user may name one on the command line that no method needs.
         asked = [*(Asking(dataset.asker, kind) for kind in TABLES), *askings(dataset)]
         for asking in asked:
-            engine = asking.asker.engine
-            captioner = asking.asker.captioner
-            address = engine.address
             if not asking.is_pending(pending):
                 continue
+            captioner, engine = asking.asker.captioner, asking.asker.engine
+            address, model = engine.address, captioner.model
             if address and not os.environ.get(address):
                 raise UserError(
                     f"Dataset {dataset.name}: captioner.engine {captioner.engine} needs the "
                     f"address of a server: export {address}={EXAMPLES[address]}, or set another "
                     "engine."
                 )
-            if engine.loads_model and not has_time and not os.path.isdir(captioner.model):
-                raise UserError(_too_slow(dataset.name, captioner.model))
-
-
-def _too_slow(dataset: str, model: str) -> str:
-    return (
-        f"Dataset {dataset}: this machine has no NVIDIA GPU (nvidia-smi is not there), and "
-        f"captions by {model} would take days. Let a server write them, --config "
-        f"\"captioner={{'engine': 'openai', 'model': '{model}'}}\" with {URL}; "
-        "bring your own, captioner.engine file; or set CUDA_VISIBLE_DEVICES= in the "
-        "environment to use the CPU all the same."
-    )
+            if engine.loads_model and not has_time and not os.path.isdir(model):
+                raise UserError(
+                    f"Dataset {dataset.name}: this machine has no NVIDIA GPU (nvidia-smi is not "
+                    f"there), and captions by {model} would take days; set captioner.engine to "
+                    f"openai with a server at {URL}, or to file for captions of your own, or set "
+                    "CUDA_VISIBLE_DEVICES= in the environment to use the CPU all the same."
+                )

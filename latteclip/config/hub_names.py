@@ -1,21 +1,20 @@
 """Tell models of the Hugging Face hub from files, and name the notes on them."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from latteclip.config.keys import CaptionerSection, ClipSection
 from latteclip.core.files import digest
+
+if TYPE_CHECKING:
+    from latteclip.config.keys import CaptionerSection, ClipSection
 
 HUB = "hf-hub:"
 FOLDER = "local-dir:"
-WHOLE = (
-    HUB,
-    FOLDER,
-)  # prefixes of open_clip's names that give architecture and weights in one
-# Prefix of an image tower in image_encoders, named <model>/<pretrained>.
+# Prefixes of open_clip's names that give architecture and weights in one.
+WHOLE = (HUB, FOLDER)
+# Prefix of a CLIP that one key names, with architecture and weights: <model>/<pretrained>.
 OPEN_CLIP = "open_clip:"
 CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
@@ -44,13 +43,7 @@ def is_folder(model: str) -> bool:
     return os.path.isdir(model) or model.startswith((".", "/")) or model.count("/") > 1
 
 
-def whole_clip(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return section `clip` without `pretrained` where the model's name gives its weights."""
-    is_whole = str(values.get("model", "")).startswith(WHOLE)
-    return {**values, "pretrained": None} if is_whole else dict(values)
-
-
-def clip(section: ClipSection) -> Model:
+def clip(section: "ClipSection") -> Model:
     """Return a CLIP by its section."""
     model, pretrained = section.model, section.pretrained
     if model.startswith(FOLDER):
@@ -59,17 +52,15 @@ def clip(section: ClipSection) -> Model:
         return Model("clip", {"model": model, "pretrained": None})
     if pretrained and os.path.isfile(pretrained):
         return Model("clip", path=pretrained)
-    if not pretrained or "/" in pretrained:
-        return Model("clip")
     # ViT-B/32 is ViT-B-32.
     return Model("clip", {"model": model.replace("/", "-"), "pretrained": pretrained})
 
 
-def captioner(section: CaptionerSection) -> Model:
+def captioner(section: "CaptionerSection") -> Model:
     """Return a captioner by its section."""
     model = section.model
     if is_folder(model):
-        return Model("captioner", path=model if os.path.isdir(model) else None)
+        return Model("captioner", path=model)
     return Model("captioner", {"model": model, "revision": section.revision})
 
 

@@ -15,12 +15,7 @@ from latteclip.config.hub_names import Model
 from latteclip.config.labellers import Asker, Labeller, answer_tables
 from latteclip.config.registry import OBJECTIVES
 from latteclip.config.resolve import Dataset, Method, Run, sections
-from latteclip.core.files import (
-    ACTIONS,
-    edited_classes,
-    fingerprint,
-    folders_in,
-)
+from latteclip.core.files import ACTIONS, edited_classes, fingerprint, folders_in
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -28,9 +23,6 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_LINK = "resources/{dataset}/folder"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
-# Files of a run that are not Parquet, by their kinds.
-FILES = {"metrics": "metrics.json", "model": "model"}
-DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
 Paths = list[str]
 Settings = dict[str, Any]
 
@@ -45,7 +37,7 @@ def _if_there(*paths: str) -> Paths:
 
 def index_images(dataset: Dataset) -> Settings:
     """Return how the folder of images is read."""
-    return {**dataset.keys.split.model_dump(), "class_names": dataset.keys.class_names}
+    return {**dict(dataset.keys.split), "class_names": dataset.keys.class_names}
 
 
 def made_folder(dataset: Dataset) -> Paths:
@@ -74,11 +66,12 @@ def local_files(models: Iterable[Model]) -> str:
     Times of files that were moved or copied say nothing. No command reads this parameter, but
     another model in the same folder reruns its jobs.
     """
-    return " ".join(_fingerprint(model.path) for model in models)
+    return " ".join(files_digest(model.path) for model in models)
 
 
 @cache  # all jobs of a run have the same models
-def _fingerprint(path: str | None) -> str:
+def files_digest(path: str | None) -> str:
+    """Return a digest of a folder or a file, "" if there is none."""
     return fingerprint(path) if path and os.path.exists(path) else ""
 
 
@@ -88,16 +81,6 @@ def _fingerprint(path: str | None) -> str:
 def answer_store(dataset: Dataset, kind: str) -> str:
     """Return the folder of the cached answers about "images", "names" and so on."""
     return dataset.run.place(f"resources/{dataset.whole}/captions/{kind}")
-
-
-def captioner(asker: Asker) -> Settings:
-    """Return the captioner."""
-    return asker.captioner.model_dump()
-
-
-def score_prompt(asker: Asker) -> str:
-    """Return the question before a class's text; a multiple choice has questions of its own."""
-    return asker.prompts.image if asker.scores.kind == "likelihood" else ""
 
 
 def person_answers(asker: Asker, kind: str) -> str:
@@ -120,7 +103,7 @@ def shards(dataset: Dataset, table: str) -> Paths:
 
 def name_images(dataset: Dataset) -> Settings:
     """Return the captioner as it is asked for a name."""
-    return {**captioner(dataset.asker), "max_new_tokens": registry.NAME_TOKENS}
+    return {**dict(dataset.keys.captioner), "max_new_tokens": registry.NAME_TOKENS}
 
 
 def proposes_classes(dataset: Dataset) -> bool:
@@ -139,12 +122,7 @@ def class_actions(dataset: Dataset) -> Paths:
 def example_classes(dataset: Dataset) -> Paths:
     """Return the class folders of `split.examples`, so that a new folder reruns the index."""
     folder = dataset.keys.split.examples
-    return folders_in(folder) if folder and os.path.isdir(folder) else []
-
-
-def example_images(dataset: Dataset) -> str:
-    """Return a digest of `split.examples`, so that a new image reruns its job."""
-    return _fingerprint(dataset.keys.split.examples)
+    return folders_in(folder) if folder else []
 
 
 def encode_examples(dataset: Dataset) -> Settings:
@@ -170,9 +148,8 @@ def encode_images(dataset: Dataset, encoder: str) -> Settings:
 
 
 def pseudo_label_images(dataset: Dataset) -> Settings:
-    """Return the CLIP model, the class templates, and how images are encoded."""
-    own = sections(dataset.keys, "clip")
-    return {**own, "class_texts": class_texts(dataset)}
+    """Return the CLIP model, and what the texts of the classes are made of."""
+    return {**sections(dataset.keys, "clip"), "class_texts": class_texts(dataset)}
 
 
 def class_texts(dataset: Dataset) -> Settings:
@@ -185,7 +162,7 @@ def labellers(dataset: Dataset) -> list[Settings]:
     return [
         {
             "name": each.name,
-            "kind": each.kind,
+            "kind": each.keys.kind,
             "column": each.column,
             "table": f"{dataset.results}/{each.votes}",
         }
@@ -200,52 +177,19 @@ def labellers_with(run: Run, is_wanted: Any) -> list[str]:
 
 def write_votes(labeller: Labeller) -> Settings:
     """Return what a labeller's votes follow from: captions, a file, or a CLIP model."""
-    dataset = labeller.dataset
-    values: Settings = {"name": labeller.name, "kind": labeller.kind}
+    dataset, keys = labeller.dataset, labeller.keys
+    values: Settings = {"name": keys.name, "kind": keys.kind}
     if labeller.asks is not None:
-        return {**values, "captions": dataset.keys.clip.model_dump()}
+        return {**values, "captions": dataset.keys.clip}
     if labeller.clip is not None:
-        own = {**pseudo_label_images(dataset), "clip": labeller.clip.model_dump()}
-        return {**values, "zero_shot": own}
-    share = {} if labeller.share is None else {"share": labeller.share}
-    return {**values, "file": labeller.file, **share}
+        zero_shot = {"clip": labeller.clip, "class_texts": class_texts(dataset)}
+        return {**values, "zero_shot": zero_shot}
+    return {**values, "file": keys.file}
 
 
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
     """Return the features by image encoders beside CLIP."""
     return [f"{dataset.results}/image_encoders/{encoder}.parquet" for encoder in encoders]
-
-
-def features_of_method(method: Method) -> Paths:
-    """Return the features by the image encoders by which a method classifies."""
-    return image_features(method.dataset, method.encoders)
-
-
-def class_scores(dataset: Dataset) -> Paths:
-    """Return the captioner's class scores, if the run has some."""
-    return [f"{dataset.results}/class_scores.parquet"] if dataset.keys.scores.kind else []
-
-
-def encoded_examples(dataset: Dataset) -> Paths:
-    """Return the features of the images in `split.examples`."""
-    return [f"{dataset.results}/examples.parquet"] if dataset.keys.split.examples else []
-
-
-def image_captions(dataset: Dataset) -> Paths:
-    """Return the captions of images, if a method or its labels need them."""
-    has_captions = "image" in dataset.caption_kinds
-    return [f"{dataset.results}/captions/images.parquet"] if has_captions else []
-
-
-def adapted_classifier(method: Method) -> Paths:
-    """Return the adapted zero-shot classifier, if a method trains on its labels."""
-    reads_adapted = method.pseudo_labels == "zero_shot_adapted"
-    return [f"{method.dataset.results}/{registry.ADAPTED}"] if reads_adapted else []
-
-
-def judging_votes(dataset: Dataset) -> Paths:
-    """Return the votes that judge models."""
-    return [f"{dataset.results}/votes.parquet"] if dataset.can_be_judged else []
 
 
 def teaching_answers(dataset: Dataset) -> Paths:
@@ -295,12 +239,7 @@ def training(method: Method) -> Settings:
         "module": method.objective.module,
         "is_supervised": method.objective.is_supervised,
         "class_texts": class_texts(method.dataset),
-        **sections(
-            method.dataset.keys,
-            "clip",
-            "compute.micro_batch",
-            "compute.checkpoint_minutes",
-        ),
+        **sections(method.dataset.keys, "clip", "compute.checkpoint_minutes"),
     }
 
 
@@ -340,13 +279,15 @@ def flags(method: Method) -> list[str]:
     return ["ours"] if is_ours else []
 
 
+def runs(dataset: Dataset) -> list[Settings]:
+    """Return the runs of a dataset with their files."""
+    return [_run(method, seed) for method, seed in dataset.runs]
+
+
 def candidates(dataset: Dataset) -> list[Settings]:
     """Return the runs among which select_model chooses."""
     return [
-        {
-            **_run(method, seed, "metrics", "train_predictions", "model"),
-            **candidacy(method.keys.objective),
-        }
+        {**_run(method, seed), **candidacy(method.keys.objective)}
         for method, seed in dataset.candidates
     ]
 
@@ -361,22 +302,16 @@ def candidacy(objective: str) -> Settings:
     }
 
 
-def audited_runs(dataset: Dataset) -> list[Settings]:
-    """Return the runs that score_audit scores."""
-    kinds = ("metrics", "predictions", "train_predictions")
-    return [_run(method, seed, *kinds) for method, seed in dataset.runs]
-
-
-def page_runs(dataset: Dataset) -> list[Settings]:
-    """Return the files that a page reads of each run: any of them may be the chosen one."""
-    kinds = ("metrics", "train_predictions")
-    return [_run(method, seed, *kinds) for method, seed in dataset.runs]
-
-
-def _run(method: Method, seed: int, *kinds: str) -> Settings:
+def _run(method: Method, seed: int) -> Settings:
     folder = method.folder(seed)
-    files = {kind: f"{folder}/{FILES.get(kind, f'{kind}.parquet')}" for kind in kinds}
-    return {"method": method.name, "seed": seed, **files}
+    return {
+        "method": method.name,
+        "seed": seed,
+        "model": f"{folder}/model",
+        "metrics": f"{folder}/metrics.json",
+        "predictions": f"{folder}/predictions.parquet",
+        "train_predictions": f"{folder}/train_predictions.parquet",
+    }
 
 
 def selection(dataset: Dataset) -> Paths:
@@ -418,8 +353,7 @@ def trained(run: Run) -> Paths:
 
 def all_runs(run: Run) -> Paths:
     """Return the metrics of every run."""
-    runs = [each for dataset in run.datasets for each in dataset.runs]
-    return [f"{method.folder(seed)}/metrics.json" for method, seed in runs]
+    return [each["metrics"] for dataset in run.datasets for each in runs(dataset)]
 
 
 # Pages.
@@ -445,17 +379,14 @@ def report_dataset(dataset: Dataset) -> Settings:
 def _resolved(dataset: Dataset) -> Settings:
     """Return the configuration of a dataset, resolved, in the order in which it is read."""
     keys = dataset.keys
-    given = keys.model_dump(exclude_unset=True)
-    shown = keys.model_dump(exclude={*DESCRIBED, "size", "methods", "finetune"})
-    methods = {m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods}
-    limit = dataset.run.keys.limit
+    described = {"title", "licence", "citation", "source", "class_synonyms"}
     return {
         "dataset": dataset.name,
-        **({} if limit is None else {"limit": limit}),
+        "limit": dataset.run.keys.limit,
         "seeds": dataset.run.seeds,
-        **{key: given[key] for key in DESCRIBED if key in given},
-        **shown,
-        "methods": methods,
+        **keys.model_dump(include=described, exclude_unset=True),
+        **keys.model_dump(exclude={*described, "size", "methods", "finetune"}),
+        "methods": {m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods},
     }
 
 

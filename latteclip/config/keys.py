@@ -5,12 +5,13 @@ section as JSON and validates it by the same class. No stage reruns because this
 because a value does.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
+from latteclip.config.hub_names import WHOLE
 from latteclip.config.registry import (
     ENGINES,
     LABELLERS,
@@ -18,32 +19,24 @@ from latteclip.config.registry import (
     PSEUDO_LABELS,
     RESERVED,
 )
-from latteclip.config.schema import (
-    CHECKSUM,
-    CHECKSUM_OR_HUB,
-    SEEDS,
-    WITH_PLACE,
-    AboveZero,
-    AtLeastTwo,
-    AtLeastZero,
-    Below,
-    FileName,
-    Fraction,
-    Key,
-    Line,
-    MethodName,
-    Natural,
-    Pixels,
-    Positive,
-    Share,
-    ShareAboveZero,
-    Text,
-    Texts,
-)
+from latteclip.config.schema import CHECKSUM, NAME, WITH_PLACE
 from latteclip.config.schema import Section as Section
 
 Auto = Literal["auto"]  # the program finds the number
 AUTO: Auto = "auto"
+Name = Annotated[str, Field(pattern=NAME)]
+Checksum = Annotated[str, Field(pattern=CHECKSUM)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Annotated[list[str], Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+Pixels = Annotated[int, Field(ge=16)]
+AboveZero = Annotated[float, Field(gt=0)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
+
 # Images and classes.
 
 
@@ -54,23 +47,21 @@ class SplitSection(Section):
     """coop: a CoOp split JSON; folders: class folders; csv: a table; lists: a list per split;
     webdataset, parquet: shards
     """
-    test_fraction: Fraction = 0.3
-    """share of labelled images for testing, if nothing else decides"""
     max_corrupt: Share = 0.01
     """share of images, rounded up, that may be broken and left out"""
-    file: Line | None = None
+    file: Text | None = None
     """the split JSON or table, relative to the dataset's folder"""
-    lists: dict[Literal["train", "val", "test"], Line] = {}
+    lists: dict[Literal["train", "val", "test"], Text] = {}
     """the list of each split, with lines of image and class name; for shards, a glob"""
-    label: Line | None = None
+    label: Text | None = None
     """labels of shards: a suffix (cls; txt; json:field) or a Parquet column"""
-    class_list: Line | None = None
+    class_list: Text | None = None
     """file of class names, one per line, in label order; null: classes.txt"""
-    examples: Line | None = None
+    examples: Text | None = None
     """folder with a few images of each class that are not in the dataset, <class>/*.jpg, which
     count as answers and name the classes if nothing else does
     """
-    images: Line = "."
+    images: Text = "."
     """folder to which the split's paths are relative"""
     classname_replace: dict[str, str] = {"_": " "}
     """replacements that turn folder names into class names"""
@@ -125,40 +116,40 @@ class UnknownSection(Section):
 class HubOrDriveFile(Section):
     """A file of the Hugging Face hub or of Google Drive."""
 
-    hf: Line | None = None
+    hf: Text | None = None
     """a Hugging Face repo, datasets/<repo> for one of data"""
-    file: Line | None = ""
+    file: Text | None = ""
     """a path in it, or a glob that matches one of its files"""
-    revision: Line | None = None
+    revision: Text | None = None
     """a commit of it"""
-    drive: Line | None = None
+    drive: Text | None = None
     """the id of a file on Google Drive"""
-    checksum: Annotated[str, Field(pattern=CHECKSUM_OR_HUB)] | None = None
+    checksum: Checksum | None = None
     """of this source if its bytes differ; hub: the checksum of Hugging Face"""
 
 
 class DownloadSection(Section):
     """A file to download."""
 
-    sources: list[Line | HubOrDriveFile] = []
+    sources: list[Text | HubOrDriveFile] = []
     """URLs, paths on this machine, {hf: repo, file: name} or {drive: id}, tried in order"""
-    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None = None
+    checksum: Checksum | None = None
     """md5:, sha256: or git_blob: and lower-case hexadecimal digits"""
-    nested: list[Below] = []
+    nested: list[Text] = []
     """archives inside the archive, unpacked where they are"""
 
 
 class DownloadsSection(Section):
     """The downloads of a dataset."""
 
-    downloads: dict[FileName, DownloadSection] = {}
+    downloads: dict[str, DownloadSection] = {}
     """files to download, by name"""
 
 
 class SourceSection(DownloadsSection):
     """Where the images come from: one of these keys."""
 
-    folder: Line | None = None
+    folder: Text | None = None
     """a folder on this machine"""
 
     @pydantic.model_validator(mode="after")
@@ -185,12 +176,20 @@ class TermsSection(Section):
 class ClipSection(Section):
     """The CLIP model that is adapted."""
 
-    model: Line = "ViT-B-32"
+    model: Text = "ViT-B-32"
     """an open_clip name, hf-hub:<repo> or local-dir:<folder>"""
-    pretrained: Line | None = "laion2b_s34b_b79k"
+    pretrained: Text | None = "laion2b_s34b_b79k"
     """open_clip tag or weights file; null: the weights of hf-hub: or local-dir:"""
     precision: Literal["bf16", "fp16", "float32"] = "bf16"
     """arithmetic on a GPU; bf16; fp16: for Turing cards; float32: as on a CPU"""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _leave_out_tag(cls, values: Any) -> Any:
+        """Leave out `pretrained` where the model's name gives its weights."""
+        if isinstance(values, dict) and str(values.get("model")).startswith(WHOLE):
+            return {**values, "pretrained": None}
+        return values
 
 
 class PromptsSection(Section):
@@ -213,13 +212,13 @@ class CaptionerSection(Section):
     decisions: a decision model at DECISIONS_BASE_URL, which only scores classes; file: your own
     captions
     """
-    model: Line = "llava-hf/llava-v1.6-mistral-7b-hf"
+    model: Text = "llava-hf/llava-v1.6-mistral-7b-hf"
     """a Hugging Face id, a folder, or a server's name for the model"""
-    revision: Line | None = None
+    revision: Text | None = None
     """a commit of the Hugging Face repo; null: its main branch"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """weights and arithmetic"""
-    quantization: Line | None = None
+    quantization: Text | None = None
     """as vLLM names it, such as awq or fp8; null: as the model's files say"""
     tensor_parallel_size: Positive = 1
     """GPUs that hold the model together"""
@@ -243,11 +242,11 @@ class CaptionerSection(Section):
     """images that get a caption, and images for which a group gets one, at most: those with the
     least certain label; null: all
     """
-    images_file: Line | None = None
+    images_file: Text | None = None
     """engine file: your captions, or names for discovery, by image_id; Parquet, CSV or JSON
     Lines
     """
-    groups_file: Line | None = None
+    groups_file: Text | None = None
     """engine file: your group captions, by the image_id of each"""
     max_failed: Share = 0.05
     """share of requests that may fail; those that a server refuses are no failures"""
@@ -267,9 +266,6 @@ class ScoresSection(Section):
     """multiple_choice: probabilities of the letters of a list, by a capable model; likelihood:
     of each class's text; decisions: by a decision model; null: no scores
     """
-    # A question of multiple choice has letters for so many.
-    topk: Annotated[int, Field(ge=2, le=25)] = 5
-    """CLIP's best classes to score; all classes if they are at most 20, or 254 for decisions"""
     answer: Annotated[str, Field(pattern=WITH_PLACE)] | None = None
     """likelihood: text of an answer, {} is the class; null: a space, {} and a full stop"""
     max_images: Positive | None = None
@@ -279,20 +275,18 @@ class ScoresSection(Section):
 class LabellerSection(Section):
     """A labeller of the training images."""
 
-    name: Key | None = None
+    name: Name
     """its name, different from those of the others"""
-    kind: Literal[*LABELLERS] | None = None  # type: ignore[valid-type]
+    kind: Literal[*LABELLERS]  # type: ignore[valid-type]
     """captions: by a captioner; likelihood, multiple_choice, decisions: class scores by a
     captioner; file: your own votes; zero_shot: another CLIP
     """
-    file: Line | None = None
+    file: Text | None = None
     """your votes, captions or class scores by image_id; Parquet, CSV or JSON Lines"""
-    share: ShareAboveZero | None = None
-    """file: share of the images that the file has votes about"""
-    model: Line | None = None
-    """its model; default: that of `captioner`"""
-    pretrained: Line | None = None
-    """zero_shot: open_clip tag or weights file"""
+    model: Text | None = None
+    """its model, by default that of `captioner`; zero_shot: hf-hub:<repo>, local-dir:<folder> or
+    open_clip:<model>/<tag>
+    """
     engine: Literal[*ENGINES] | None = None  # type: ignore[valid-type]
     """the captioner's engine"""
     prompt: Text | None = None
@@ -302,21 +296,17 @@ class LabellerSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_keys(self) -> "LabellerSection":
-        if self.name is None or self.kind is None:
-            raise PydanticCustomError("labeller", "It should have a name and a kind")
-        if self.name in RESERVED:
-            raise PydanticCustomError(
-                "labeller", "It should have another name: other labels are called that"
-            )
         record = LABELLERS[self.kind]
-        given = self.model_fields_set - {"name", "kind"}
-        if record.needs and getattr(self, record.needs) is None:
-            raise PydanticCustomError("labeller", f"It should have the key {record.needs}")
-        if unused := sorted(given.difference(record.keys)):
-            keys = " or ".join(unused)
-            raise PydanticCustomError(
-                "labeller", f"It should not have {keys} with this kind"
-            )
+        unused = self.model_fields_set.difference(record.keys, {"name", "kind"})
+        wanted = None
+        if self.name in RESERVED:
+            wanted = "have another name: other labels are called that"
+        elif record.needs and getattr(self, record.needs) is None:
+            wanted = f"have the key {record.needs}"
+        elif unused:
+            wanted = f"not have {' or '.join(sorted(unused))} with this kind"
+        if wanted:
+            raise PydanticCustomError("labeller", f"It should {wanted}")
         return self
 
 
@@ -374,14 +364,14 @@ class TrainingSection(Section):
 class MethodOfDataset(TrainingSection):
     """Keys of a method that a dataset changes."""
 
-    of: Line | None = None
+    of: Text | None = None
     """average_weights: the method whose seeds are averaged"""
 
 
 class MethodSection(MethodOfDataset):
     """A method."""
 
-    like: Line | None = None
+    like: Text | None = None
     """the method whose settings, also those of a dataset, are the defaults"""
 
 
@@ -401,10 +391,6 @@ class ComputeSection(Section):
     """CPU threads of a job, at most the cores of the machine"""
     shards: Annotated[int, Field(ge=1, le=1000)] = 1
     """jobs that write each kind of captions, and class scores: as many as there are GPUs"""
-    micro_batch: Positive | Auto | None = AUTO
-    """images of a batch encoded at once; auto: what fits into a GPU, or 4 GiB of activations;
-    null: all; the result is the same
-    """
     checkpoint_minutes: AtLeastZero = 10
     """minutes between checkpoints, from which a killed run resumes; 0: one for every epoch"""
 
@@ -412,9 +398,9 @@ class ComputeSection(Section):
 class TableSection(Section):
     """The table over all datasets and methods of a run."""
 
-    name: Key = "summary"
+    name: Name = "summary"
     """name of its files results/<name>.csv and .md"""
-    baseline: Line = "zero_shot"
+    baseline: Text = "zero_shot"
     """the reference method: gains are relative to it"""
 
 
@@ -447,7 +433,7 @@ class DatasetSection(Shared, TermsSection):
     """size of its downloads, in words"""
     source: SourceSection | None = None
     """where the images come from"""
-    methods: dict[Key, MethodOfDataset] = {}
+    methods: dict[Name, MethodOfDataset] = {}
     """what the dataset changes of a method"""
 
 
@@ -456,7 +442,7 @@ class Config(Shared):
 
     dataset: Texts = "demo"
     """dataset keys, separated by commas, or all"""
-    image_dir: Line | None = None
+    image_dir: Text | None = None
     """a folder of images for the one dataset that is run"""
     limit: Positive | None = None
     """images of each split that the run takes; null: all"""
@@ -464,18 +450,14 @@ class Config(Shared):
     """method names, separated by commas; null: zero_shot, zero_shot_adapted and image_prototypes,
     and except on images in your own folder latteclip and recommended
     """
-    seeds: (
-        Annotated[int, Field(ge=1, le=1000)]
-        | Annotated[list[Natural], Field(min_length=1)]
-        | Annotated[str, Field(pattern=SEEDS)]
-    ) = 3
+    seeds: Positive | Annotated[list[Natural], Field(min_length=1)] | Text = 3
     """a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2"""
-    image_encoders: list[Line] | Line = []
+    image_encoders: list[Text] | Text = []
     """image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>,
     local-dir:<folder> or open_clip:<model>/<tag>
     """
     table: TableSection = TableSection()
-    methods: dict[MethodName, MethodSection] = {}
+    methods: dict[Name, MethodSection] = {}
     """methods by name"""
-    datasets: dict[Key, DatasetSection] = {}
+    datasets: dict[Name, DatasetSection] = {}
     """datasets by key"""

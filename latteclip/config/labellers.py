@@ -14,7 +14,13 @@ from latteclip.config.keys import (
     PromptsSection,
     ScoresSection,
 )
-from latteclip.config.registry import ENGINES, LABELLERS, EngineRecord
+from latteclip.config.registry import (
+    COLUMNS,
+    DECISIONS,
+    ENGINES,
+    LABELLERS,
+    EngineRecord,
+)
 from latteclip.core.class_templates import PLACE
 from latteclip.core.files import (
     GROUPS,
@@ -30,7 +36,6 @@ if TYPE_CHECKING:
 
 # Keys of a captioner that belong to its model, so that a labeller with another one has none.
 OF_MODEL = {"revision": None, "quantization": None}
-DECISIONS = "decisions"  # a kind of labeller, and the only engine that it has
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Asker:
     def chooses(self, kind: str) -> bool:
         """Return whether images are chosen, since it is not asked about all."""
         return self.max_images(kind) is not None
+
+    @property
+    def score_prompt(self) -> str:
+        """The question before a class's text; a multiple choice has questions of its own."""
+        return self.prompts.image if self.scores.kind == "likelihood" else ""
 
     @property
     def reads_pseudo_labels(self) -> bool:
@@ -98,20 +108,33 @@ class Labeller:
     """A labeller of the training images, and the table of its answers or votes."""
 
     dataset: "Dataset"
-    name: str
-    kind: str  # a key of LABELLERS
-    table: str  # below results/<dataset>: a captioner's answers, or votes
-    # Key of `registry.VOTES` if the run has the table anyway: columns of FUSED_LABELS.
-    column: str | None = None
-    asker: Asker | None = None
-    clip: ClipSection | None = None
-    file: str | None = None
-    share: float | None = None
+    keys: LabellerSection
+    asker: Asker | None  # None: it asks no captioner
+
+    @property
+    def name(self) -> str:
+        return self.keys.name
 
     @property
     def asks(self) -> str | None:
-        """What it asks a captioner for: captions or scores."""
-        return LABELLERS[self.kind].asks
+        """What it asks a captioner for: a key of TABLES."""
+        return LABELLERS[self.keys.kind].asks
+
+    @property
+    def column(self) -> str | None:
+        """Key of `registry.VOTES` if the run has its table anyway: columns of FUSED_LABELS."""
+        if self.asker is not self.dataset.asker:
+            return None
+        return COLUMNS[str(self.asks)]
+
+    @property
+    def table(self) -> str:
+        """The table of a captioner's answers, or of votes, below the results of a dataset."""
+        if self.asker is None:
+            return f"votes/{self.name}.parquet"
+        if self.asker.name:
+            return labeller_table(self.name)
+        return TABLES[str(self.asks)]
 
     @property
     def answers(self) -> str | None:
@@ -121,12 +144,23 @@ class Labeller:
     @property
     def writes_votes(self) -> bool:
         """Whether write_votes writes its votes: captioners score classes themselves."""
-        return self.asks != "scores"
+        return self.asks != SCORES
 
     @property
     def votes(self) -> str:
-        """The table of its votes below results/<dataset>."""
+        """The table of its votes, below the results of a dataset."""
         return f"votes/{self.name}.parquet" if self.writes_votes else self.table
+
+    @property
+    def clip(self) -> ClipSection | None:
+        """The CLIP model that votes; None: it is a labeller of another kind."""
+        if not LABELLERS[self.keys.kind].loads_clip:
+            return None
+        model, tag = str(self.keys.model), None
+        if model.startswith(hub_names.OPEN_CLIP):
+            model, _, tag = model.removeprefix(hub_names.OPEN_CLIP).rpartition("/")
+        precision = self.dataset.keys.clip.precision
+        return ClipSection(model=model, pretrained=tag, precision=precision)
 
     @property
     def models(self) -> list[Model]:
@@ -135,77 +169,54 @@ class Labeller:
             return self.dataset.models
         return [hub_names.clip(self.clip)] if self.clip else []
 
-    @property
-    def is_by_own_job(self) -> bool:
-        """Whether a job writes its table for it alone."""
-        return self.column is None
-
-
-def default_labeller(dataset: "Dataset") -> Labeller:
-    """Return the labeller of a dataset without the key `labellers`: class scores or captions."""
-    if kind := dataset.keys.scores.kind:
-        return Labeller(dataset, "lmm", kind, TABLES[SCORES], "lmm", dataset.asker)
-    table = TABLES[IMAGES]
-    return Labeller(dataset, "caption", "captions", table, "caption", dataset.asker)
-
 
 def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
     """Return a labeller; if it asks what the run asks, it has the run's table."""
-    name, kind = str(keys.name), str(keys.kind)
-    record = LABELLERS[kind]
-    if record.asks is None:
-        clip = None
-        if record.loads_clip:
-            named = hub_names.whole_clip(
-                {"model": keys.model, "pretrained": keys.pretrained}
-            )
-            clip = dataset.keys.clip.model_copy(update=named)
-        table = f"votes/{name}.parquet"
-        return Labeller(
-            dataset, name, kind, table, clip=clip, file=keys.file, share=keys.share
-        )
-    is_scores = record.asks == "scores"
-    own, asker = dataset.asker, _asker_of(dataset, keys, is_scores=is_scores)
-    has_scores = not is_scores or asker.scores == own.scores
-    if has_scores and (asker.captioner, asker.prompts) == (own.captioner, own.prompts):
-        table, column = (SCORES, "lmm") if is_scores else (IMAGES, "caption")
-        return Labeller(dataset, name, kind, TABLES[table], column, own)
-    return Labeller(dataset, name, kind, labeller_table(name), None, asker)
+    asks = LABELLERS[keys.kind].asks
+    if asks is None:
+        return Labeller(dataset, keys, None)
+    run, asker = dataset.asker, _asker_of(dataset, keys)
+    same_scores = asks != SCORES or asker.scores == run.scores
+    same = same_scores and (asker.captioner, asker.prompts) == (run.captioner, run.prompts)
+    return Labeller(dataset, keys, run if same else asker)
 
 
-def _asker_of(dataset: "Dataset", keys: LabellerSection, *, is_scores: bool) -> Asker:
+def _asker_of(dataset: "Dataset", keys: LabellerSection) -> Asker:
     """Return the captioner of a labeller: its keys over those of the dataset."""
-    own = dataset.keys
+    of_run = dataset.keys
     captioner = keys.model_dump(include={"model", "engine"}, exclude_none=True)
-    if captioner.get("model", own.captioner.model) != own.captioner.model:
+    if captioner.get("model", of_run.captioner.model) != of_run.captioner.model:
         captioner |= OF_MODEL
     if keys.kind == DECISIONS:
         captioner.setdefault("engine", DECISIONS)
     if keys.file is not None:
         captioner = {"engine": "file", "images_file": keys.file, **captioner}
-    scores = {"kind": keys.kind} if is_scores else {}
-    limit = {} if keys.max_images is None else {"max_images": keys.max_images}
+    limit = keys.model_dump(include={"max_images"}, exclude_none=True)
+    scores = {}
+    if LABELLERS[keys.kind].asks == SCORES:
+        scores = {"kind": keys.kind, **limit}
+    else:
+        captioner |= limit
     return Asker(
         dataset,
-        own.captioner.model_copy(update=captioner | ({} if is_scores else limit)),
-        own.scores.model_copy(update=scores | (limit if is_scores else {})),
-        own.prompts.model_copy(update={"image": keys.prompt} if keys.prompt else None),
-        str(keys.name),
+        of_run.captioner.model_copy(update=captioner),
+        of_run.scores.model_copy(update=scores),
+        of_run.prompts.model_copy(update={"image": keys.prompt} if keys.prompt else None),
+        keys.name,
     )
 
 
 def answer_tables(dataset: "Dataset") -> list[Asking]:
     """Return all that captioners, or the user's files in their place, give for a dataset."""
-    own = dataset.asker
-    asked = [Asking(own, f"{kind}s") for kind in dataset.caption_kinds]
+    asker = dataset.asker
+    asked = [Asking(asker, f"{kind}s") for kind in dataset.caption_kinds]
     if dataset.keys.scores.kind is not None:
-        asked.append(Asking(own, SCORES))
+        asked.append(Asking(asker, SCORES))
     if dataset.discovers:
-        asked.append(Asking(own, NAMES))
+        asked.append(Asking(asker, NAMES))
     for labeller in dataset.own_labellers:
         if labeller.asker is not None:
-            kind = SCORES if labeller.asks == "scores" else IMAGES
-            asked.append(Asking(labeller.asker, kind))
+            asked.append(Asking(labeller.asker, str(labeller.asks)))
     return asked
 
 

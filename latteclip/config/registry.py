@@ -6,37 +6,37 @@ parameter, and finds the module of an objective or an engine by its name.
 
 from dataclasses import dataclass
 
+from latteclip.core.files import IMAGES, SCORES
 from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
 
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
 ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
-# Columns <name>_label and <name>_confidence of FUSED_LABELS by tables that the run has anyway: of
-# captions, and of the captioner's class scores.
-VOTES = ("caption", "lmm")
+# Columns <name>_label and <name>_confidence of FUSED_LABELS, by what the run asks its captioner.
+COLUMNS = {IMAGES: "caption", SCORES: "lmm"}
+VOTES = tuple(COLUMNS.values())
 NAME_TOKENS = 16  # longest name of an image that a captioner gives
+DECISIONS = "decisions"  # a value of scores.kind, and the engine that alone has it
 
 
 @dataclass(frozen=True)
 class LabellerRecord:
     """A kind of labeller."""
 
-    asks: str | None = None  # section of what a captioner is asked for: captions or scores
+    asks: str | None = None  # key of TABLES: what it asks a captioner for
     keys: tuple[str, ...] = ()  # keys that it may have beside its name and its kind
     needs: str | None = None  # the key that it must have
     loads_clip: bool = False  # whether it is a CLIP model
 
 
 _CAPTIONER = ("model", "engine", "prompt", "max_images")
-_SCORES = LabellerRecord(asks="scores", keys=_CAPTIONER)
+_SCORES = LabellerRecord(SCORES, _CAPTIONER)
 LABELLERS = {
-    "captions": LabellerRecord(asks="captions", keys=(*_CAPTIONER, "file")),
+    "captions": LabellerRecord(IMAGES, (*_CAPTIONER, "file")),
     "likelihood": _SCORES,
     "multiple_choice": _SCORES,
-    "decisions": _SCORES,
-    "file": LabellerRecord(keys=("file", "share"), needs="file"),
-    "zero_shot": LabellerRecord(
-        keys=("model", "pretrained"), needs="model", loads_clip=True
-    ),
+    DECISIONS: _SCORES,
+    "file": LabellerRecord(keys=("file",), needs="file"),
+    "zero_shot": LabellerRecord(keys=("model",), needs="model", loads_clip=True),
 }
 # Names that no labeller has: other labels have them.
 RESERVED = ("zero_shot", "adapted", "images", "fused")
@@ -68,14 +68,6 @@ class ObjectiveRecord:
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
     is_default: bool = False  # whether its model is taken where nothing votes
     words: str = "a CLIP that was trained on your images"  # what its model is
-
-    @property
-    def trains(self) -> bool:
-        return self.module is not None
-
-    @property
-    def can_be_chosen(self) -> bool:
-        return not self.is_supervised
 
 
 # Where two methods without training are equally good, select_model takes the one whose objective
@@ -141,20 +133,22 @@ class EngineRecord:
     """What writes captions and scores classes."""
 
     loads_model: bool = False  # whether it loads the model itself, on a GPU if there is one
-    has_likelihoods: bool = False  # whether it scores a text that the model did not write
+    scores: tuple[str, ...] = ()  # values of scores.kind that it can give
     # The variable of the environment with the address of the server that it sends pictures to.
     address: str | None = None
     key: str | None = None  # that of the key which it asks for
-    # Whether it answers the questions of scores.kind decisions, and writes no captions.
-    decides: bool = False
+    writes_captions: bool = True
     reads_file: bool = False  # whether captions come from the user's files
 
 
+LETTERS = "multiple_choice"
 # Each has a module latteclip/captions/engines/<name>.py.
 ENGINES = {
-    "vllm": EngineRecord(loads_model=True, has_likelihoods=True),
-    "openai": EngineRecord(address=URL, key=KEY),
-    "decisions": EngineRecord(address=DECISIONS_URL, key=DECISIONS_KEY, decides=True),
-    "transformers": EngineRecord(loads_model=True, has_likelihoods=True),
+    "vllm": EngineRecord(loads_model=True, scores=("likelihood", LETTERS)),
+    "openai": EngineRecord(address=URL, key=KEY, scores=(LETTERS,)),
+    DECISIONS: EngineRecord(
+        address=DECISIONS_URL, key=DECISIONS_KEY, scores=(DECISIONS,), writes_captions=False
+    ),
+    "transformers": EngineRecord(loads_model=True, scores=("likelihood", LETTERS)),
     "file": EngineRecord(reads_file=True),
 }

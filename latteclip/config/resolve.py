@@ -12,18 +12,23 @@ from typing import Any
 
 from latteclip.config import hub_names, registry
 from latteclip.config.hub_names import Model
-from latteclip.config.keys import AUTO, Config, DatasetSection, MethodSection, Section
-from latteclip.config.labellers import Asker, Labeller, default_labeller, labeller_of
+from latteclip.config.keys import (
+    AUTO,
+    Config,
+    DatasetSection,
+    LabellerSection,
+    MethodSection,
+    Section,
+)
+from latteclip.config.labellers import Asker, Labeller, labeller_of
 from latteclip.config.layers import merge
-from latteclip.config.registry import OBJECTIVES
+from latteclip.config.registry import COLUMNS, OBJECTIVES
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
-from latteclip.core.files import DISCOVER, FOLDERS
+from latteclip.core.files import DISCOVER, FOLDERS, IMAGES, SCORES
 
 Layer = Mapping[str, Any]
-Place = Callable[[str], str]
 ALL = "all"
-SHARED = tuple(DatasetSection.model_fields)
 
 
 def names(value: Any) -> list[str]:
@@ -36,7 +41,9 @@ def names(value: Any) -> list[str]:
 class Run:
     """What one command runs: datasets, methods and seeds, with all settings resolved."""
 
-    def __init__(self, files: Layer, given: Layer, place: Place = str) -> None:
+    def __init__(
+        self, files: Layer, given: Layer, place: Callable[[str], str] = str
+    ) -> None:
         """Validate keys, values and names, or raise UserError for the first mistake.
 
         Args:
@@ -46,15 +53,12 @@ class Run:
         """
         self.place = place
         self.given = given
-        validate(Config, given)
         self.layer = merge(files, given)
         self.keys = validate(Config, self.layer)
         self.seeds = _seeds(self.keys.seeds)
-        self._inherited: dict[str, dict[str, Any]] = {}
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
-        self.suffix = (
-            "" if self.keys.table.name == "summary" else f"-{self.keys.table.name}"
-        )
+        table = self.keys.table.name
+        self.suffix = "" if table == "summary" else f"-{table}"
         self.limit_suffix = "" if self.keys.limit is None else f"_{self.keys.limit}"
         # Image encoders beside CLIP, by the names of their files.
         encoders = names(self.keys.image_encoders)
@@ -63,19 +67,19 @@ class Run:
             slug: hub_names.encoder(name) for slug, name in self.image_encoders.items()
         }
         self.datasets = [self.dataset(name) for name in self._chosen()]
-        self.check_name(self.keys.table.baseline, "Method {} of table.baseline")
+        self._check_name(self.keys.table.baseline, "of table.baseline")
         for name in self.keys.methods:
-            _check_method(self, name)
+            self._check_method(name)
         for dataset in self.datasets:
             for name in dataset.method_names:
-                self.check_name(name, "Method {}")
+                self._check_name(name)
 
     def _chosen(self) -> list[str]:
         """Return the names of the datasets, a limited run's with a suffix."""
         known = self.layer.setdefault("datasets", {})
         asked = names(self.keys.dataset)
         if self.keys.image_dir:
-            self._take_folder(asked, known)
+            self._take_folder(self.keys.image_dir, asked, known)
         chosen = self.from_source("downloads") if asked == [ALL] else asked
         for name in chosen:
             if name not in known:
@@ -85,9 +89,8 @@ class Run:
                 )
         return [f"{name}{self.limit_suffix}" for name in chosen]
 
-    def _take_folder(self, asked: list[str], known: dict[str, Any]) -> None:
+    def _take_folder(self, folder: str, asked: list[str], known: dict[str, Any]) -> None:
         """Make `image_dir` the source of the one dataset."""
-        folder = str(self.keys.image_dir)
         if len(asked) != 1 or asked == [ALL]:
             raise UserError(
                 f"image_dir is the folder of one dataset, but dataset is {', '.join(asked)}; name "
@@ -96,13 +99,13 @@ class Run:
         values = known.setdefault(asked[0], {})
         file = values.get("split", {}).get("file")
         if "source" in values and not (file and Path(folder, file).is_file()):
-            lacks = f", whose split file {file} it lacks" if file else ""
             raise UserError(
-                f"image_dir {folder} would replace the source of dataset {asked[0]}{lacks}; leave "
-                "image_dir out, or name your images otherwise, such as dataset=mine."
+                f"image_dir {folder} would replace the source of dataset {asked[0]}, and it lacks "
+                f"split.file ({file}); leave image_dir out, or name your images otherwise, such as "
+                "dataset=mine."
             )
         values["source"] = {"folder": folder}
-        validate(Config, {"datasets": {asked[0]: {"source": values["source"]}}})
+        self.keys = validate(Config, self.layer)
 
     @cache  # noqa: B019  a run lives as long as its process
     def dataset(self, name: str) -> "Dataset":
@@ -114,46 +117,50 @@ class Run:
         known = self.layer.get("datasets", {}).items()
         return sorted(key for key, values in known if kind in values.get("source", {}))
 
-    def inherited(self, method: str) -> dict[str, Any]:
-        """Return the keys of a method and of those that it is like, or raise UserError."""
-        chain: dict[str, None] = {}
-        name: str | None = method
-        while name is not None and name not in self._inherited:
-            if name in chain:
-                circle = ", ".join([*chain, name])
-                raise UserError(
-                    f"The keys `like` of methods form a circle: {circle}; remove one of them."
-                )
-            chain[name] = None
-            other = self.keys.methods[name].like
-            if other is not None:
-                self.check_name(other, f"Method {{}}, which {name} is like,")
-            name = other
-        values = self._inherited[name] if name is not None else {}
-        for name in reversed(chain):
-            values = merge(values, self.layer["methods"][name])
-            self._inherited[name] = values
-        return values
-
     def lineage(self, method: str) -> list[str]:
         """Return the method after those that it is like, the first of which is like no other."""
         lineage = [method]
         while other := self.keys.methods[lineage[-1]].like:
+            self._check_name(other, f"which {lineage[-1]} is like")
+            if other in lineage:
+                raise UserError(
+                    f"The keys `like` of methods form a circle: {', '.join([*lineage, other])}; "
+                    "remove one of them."
+                )
             lineage.append(other)
         return lineage[::-1]
 
     def objective(self, method: str) -> registry.ObjectiveRecord:
         """Return the record of a method's objective, which no dataset changes."""
-        return OBJECTIVES[str(self.inherited(method)["objective"])]
+        lineage = self.lineage(method)
+        values = merge(*(self.layer["methods"][each] for each in lineage))
+        if "objective" not in values:
+            key = f"methods.{lineage[0]}.objective"
+            raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
+        return OBJECTIVES[values["objective"]]
 
     def methods_with(self, has: Any) -> list[str]:
         """Return the configured methods whose objective has something."""
         return [name for name in self.keys.methods if has(self.objective(name))]
 
-    def check_name(self, method: str, what: str) -> None:
+    def _check_name(self, method: str, where: str = "") -> None:
         """Raise UserError for a method that is not configured."""
         if method not in self.keys.methods:
-            raise UserError(unknown(what.format(repr(method)), method, self.keys.methods))
+            what = " ".join(filter(None, ["Method", repr(method), where]))
+            raise UserError(unknown(what, method, self.keys.methods))
+
+    def _check_method(self, name: str) -> None:
+        """Raise UserError for circles of `like`, a missing objective, and impossible averages."""
+        if not self.objective(name).averages:
+            return
+        of = str(self.keys.methods[name].of)
+        self._check_name(of, f"of methods.{name}.of")
+        if not self.objective(of).has_text_classifier:
+            able = [each for each, one in OBJECTIVES.items() if one.has_text_classifier]
+            raise UserError(
+                f"methods.{name}.of is {of}, which cannot be averaged; name a method whose "
+                f"objective is {' or '.join(able)}."
+            )
 
     @cached_property
     def hub_models(self) -> dict[str, Model]:
@@ -166,29 +173,14 @@ class Run:
         return {hub_names.slug(model.names): model for model in models if model.names}
 
 
-def _seeds(value: Any) -> list[int]:
+def _seeds(value: int | list[int] | str) -> list[int]:
     """Return the seeds of a number, a list, or a comma-separated string."""
     if isinstance(value, int):
         return list(range(value))
-    return [int(seed) for seed in names(value)]
-
-
-def _check_method(run: Run, name: str) -> None:
-    """Raise UserError for circles of `like`, a missing objective, and impossible averages."""
-    values = run.inherited(name)
-    if "objective" not in values:
-        key = f"methods.{run.lineage(name)[0]}.objective"
-        raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
-    if not OBJECTIVES[values["objective"]].averages:
-        return
-    able = [each for each, record in OBJECTIVES.items() if record.has_text_classifier]
-    of = str(values.get("of"))
-    run.check_name(of, f"Method {{}}, methods.{name}.of,")
-    if run.inherited(of).get("objective") not in able:
-        raise UserError(
-            f"methods.{name}.of is {of}, which cannot be averaged; name a method whose objective "
-            f"is {' or '.join(able)}."
-        )
+    seeds = names(value)
+    if not seeds or not all(map(str.isdecimal, seeds)):
+        raise UserError(f"seeds must be a number (3) or a list (0,1,2), not {value!r}.")
+    return list(map(int, seeds))
 
 
 class Dataset:
@@ -201,15 +193,16 @@ class Dataset:
         self.whole = name.removesuffix(run.limit_suffix)
         self.results = f"results/{name}"  # as rules name it
         self.folder = run.place(self.results)  # where it lies
-        own = run.layer["datasets"][self.whole]
-        layers = (run.layer, own, run.given)
-        having = ({key: layer[key] for key in SHARED if key in layer} for layer in layers)
-        self._layer = merge(*having)
-        self._layer["methods"] = own.get("methods", {})
-        # Whether a person said that the folders are the classes.
-        kinds = [layer.get("split", {}).get("kind") for layer in (own, run.given)]
-        self._layer["clip"] = hub_names.whole_clip(self._layer.get("clip", {}))
+        of_dataset = run.layer["datasets"][self.whole]
+        shared = (
+            {key: layer[key] for key in DatasetSection.model_fields if key in layer}
+            for layer in (run.layer, of_dataset, run.given)
+        )
+        self._layer = merge(*shared)
+        self._layer["methods"] = of_dataset.get("methods", {})
         self.keys = validate(DatasetSection, self._layer)
+        # Whether a person said that the folders are the classes.
+        kinds = [layer.get("split", {}).get("kind") for layer in (of_dataset, run.given)]
         self.has_class_folders = FOLDERS in (self.keys.class_names, *kinds)
 
     # Methods.
@@ -261,14 +254,14 @@ class Dataset:
     @property
     def candidates(self) -> list[tuple["Method", int]]:
         """The runs among which select_model chooses, if it can."""
-        able = [run for run in self.runs if run[0].objective.can_be_chosen]
-        has_judges = self.keys.selection.share > 0  # held-out images
-        return able if has_judges and len(able) > 1 else []
+        able = [run for run in self.runs if not run[0].objective.is_supervised]
+        has_held_out = self.keys.selection.share > 0
+        return able if has_held_out and len(able) > 1 else []
 
     @property
     def main_method(self) -> "Method":
         """The method that a page is about where no model was chosen."""
-        able = [method for method in self.methods if method.objective.can_be_chosen]
+        able = [method for method in self.methods if not method.objective.is_supervised]
         return (able or self.methods)[-1]
 
     @property
@@ -289,10 +282,13 @@ class Dataset:
 
     @cached_property
     def labellers(self) -> list[Labeller]:
-        """Who labels the training images."""
-        if self.keys.labellers is None:
-            return [default_labeller(self)]
-        return [labeller_of(self, each) for each in self.keys.labellers]
+        """Who labels the training images: by default class scores, or else captions."""
+        keys = self.keys.labellers
+        if keys is None:
+            kind = self.keys.scores.kind
+            name = COLUMNS[SCORES if kind else IMAGES]
+            keys = [LabellerSection(name=name, kind=kind or "captions")]
+        return [labeller_of(self, each) for each in keys]
 
     def labeller(self, name: str) -> Labeller:
         """Return a labeller by its name."""
@@ -301,11 +297,11 @@ class Dataset:
     @property
     def own_labellers(self) -> list[Labeller]:
         """The labellers for each of which a job writes a table."""
-        return [labeller for labeller in self.labellers if labeller.is_by_own_job]
+        return [labeller for labeller in self.labellers if labeller.column is None]
 
     @property
     def columns(self) -> list[str]:
-        """Keys of `registry.VOTES` whose tables label."""
+        """Columns of the labellers whose tables the run has anyway."""
         return [labeller.column for labeller in self.labellers if labeller.column]
 
     @property
@@ -324,7 +320,7 @@ class Dataset:
         """Whether votes judge models, without captions that nothing else needs."""
         if "image" in self.caption_kinds or self.reads_fused_labels:
             return True
-        return all(labeller.asks != "captions" for labeller in self.labellers)
+        return all(labeller.asks != IMAGES for labeller in self.labellers)
 
     @property
     def discovers(self) -> bool:
@@ -361,12 +357,12 @@ class Method:
     @property
     def trained(self) -> "Method | None":
         """The method that is fine-tuned: this one, or the averaged one."""
-        return self.averaged or (self if self.objective.trains else None)
+        return self.averaged or (self if self.objective.module else None)
 
     @property
     def seeds(self) -> list[int]:
         """The seeds of its runs."""
-        return self.dataset.run.seeds if self.objective.trains else [0]
+        return self.dataset.run.seeds if self.objective.module else [0]
 
     @property
     def finds_rate(self) -> bool:
@@ -405,19 +401,15 @@ class Method:
         """Return whether it or its labels need captions of a kind."""
         if (self.averaged or self).reads_captions(kind):
             return True
-        asks = [labeller.column for labeller in self.dataset.labellers]
-        return kind == "image" and "caption" in asks and self.reads_fused_labels
+        asks = COLUMNS[IMAGES] in self.dataset.columns
+        return kind == "image" and asks and self.reads_fused_labels
 
 
 def sections(keys: Section, *wanted: str) -> dict[str, Any]:
-    """Return sections, or single keys of them such as "clip.precision", as plain values."""
+    """Return sections, or single keys of them such as "clip.precision", by their names."""
     values: dict[str, Any] = {}
     for each in wanted:
-        name, _, one = each.partition(".")
+        name, _, key = each.partition(".")
         value = getattr(keys, name)
-        plain = value.model_dump() if isinstance(value, Section) else value
-        if one:
-            values.setdefault(name, {})[one] = plain[one]
-        else:
-            values[name] = plain
+        values[name] = {key: getattr(value, key)} if key else value
     return values

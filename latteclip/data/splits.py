@@ -33,6 +33,7 @@ from latteclip.data import folder_files, images, shards
 from latteclip.data.folder_files import IMAGE_SUFFIXES, class_names, inside
 
 log = logging.getLogger(__name__)
+TEST_FRACTION = 0.3  # of labelled images, where nothing says which are for testing
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
 COLUMNS = ("path", "split", "label", "classname")  # columns of a table
 UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
@@ -78,7 +79,7 @@ def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
         raise UserError(f"Dataset folder {root} does not exist.")
     skipped = Counter[str]()
     names, rows = READERS[settings.kind](root, settings, skipped)
-    items = _labelled(rows, names, settings.test_fraction, root)
+    items = _labelled(rows, names, root)
     split = Split(items, names, dict(skipped.most_common()))
     _check(split, settings.counts, root)
     probes = (items[0], items[len(items) // 2], items[-1])
@@ -96,9 +97,7 @@ def draw(split: Split, limit: int) -> Split:
     return replace(split, items=[split.items[row] for row in sorted(chosen)])
 
 
-def _labelled(
-    rows: Iterable[Row], names: Sequence[str], test_fraction: float, root: Path
-) -> list[Item]:
+def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Item]:
     """Return images with numbers as labels, for testing by a hash where no row has a split."""
     labels = {name: label for label, name in enumerate(names)}
     items = []
@@ -115,7 +114,7 @@ def _labelled(
             )
         has_splits |= bool(split)
         if not split:
-            is_test = label is not None and _unit_interval(image_id) < test_fraction
+            is_test = label is not None and _unit_interval(image_id) < TEST_FRACTION
             split = "test" if is_test else "train"
         items.append(Item(image_id, split, label, path))
     unlabelled = Counter(item.split for item in items if item.label is None)

@@ -42,7 +42,6 @@ from latteclip.labels.pseudo_label_images import ZeroShotSettings, encode_zero_s
 log = logging.getLogger(__name__)
 OPTIONS = 16  # classes of a caption that are written
 TOLERANCE = 0.01  # largest error of a sum of probabilities
-MISSING = 0.05  # share of the images that a file may lack, unless the labeller has a share
 # Columns of a user's file, of which it has one kind or another.
 COLUMNS = (
     ("class",),
@@ -61,7 +60,6 @@ class VotesSettings(Section):
     name: str
     kind: str
     file: str | None = None
-    share: float | None = None  # of the images, about which the file has votes
     zero_shot: ZeroShotSettings | None = None  # another CLIP model that votes
     captions: ClipSection | None = None  # the CLIP model that reads them
 
@@ -207,18 +205,10 @@ def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap
 
 
 def _file_votes(settings: VotesSettings, ids: list[str], index: IndexMetadata) -> Rows:
-    """Return the votes of a file about images. UserError: it lacks more of them than it may."""
+    """Return the votes of a file about images."""
     path = settings.file
     key = f"Labeller {settings.name}: the file"
     vote_of = by_image_id(read_votes_file(path, key, index), ids, path, key)
-    n = len(vote_of)
-    if n < math.floor((settings.share or 1 - MISSING) * len(ids)):
-        at_most = math.floor(1000 * n / len(ids)) / 1000
-        example = next(image_id for image_id in ids if image_id not in vote_of)
-        raise UserError(
-            f"{key} {path} has rows for {n} of {len(ids)} images, and none for "
-            f"{example!r}; add the others, or set share of the labeller to {at_most:g}."
-        )
     return ids, [vote_of.get(image_id, ([], [])) for image_id in ids]
 
 

@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.model import Clip
-from latteclip.config.keys import AUTO, Auto
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.data.loader import by_processes
@@ -55,7 +54,7 @@ class Setup:
         picked = devices.pick(device, threads)
         section = settings.clip
         self.clip = clips.load(section.model, section.pretrained, picked, section.precision)
-        set_micro_batch(self.clip, settings.compute.micro_batch)
+        set_micro_batch(self.clip)
         texts = base.TokenizedTexts(self.clip)
         template = settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
@@ -81,14 +80,12 @@ class Setup:
             yield rows, self.inputs.labels[rows], self.clip.normalise(pixels)
 
 
-def set_micro_batch(clip: Clip, micro_batch: int | Auto | None) -> None:
+def set_micro_batch(clip: Clip) -> None:
     """Set the micro-batch of both towers, which a step halves where memory runs out.
 
     Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
     """
-    if micro_batch != AUTO:
-        clip.micro_batch = micro_batch
-    elif clip.device.type != "cuda":  # there, a lack of memory ends the process
+    if clip.device.type != "cuda":  # there, a lack of memory ends the process
         clip.micro_batch = encode.fitting_micro_batch(clip)
 
 
@@ -199,7 +196,7 @@ class Training:
             self._restore_random(random)
             self.clip.micro_batch = size // 2
             log.info(
-                "compute.micro_batch: %d do not fit, trying %d.",
+                "%d images at once do not fit, trying %d.",
                 size,
                 self.clip.micro_batch,
             )

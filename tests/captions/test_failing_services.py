@@ -44,7 +44,7 @@ class Command:
         if self.service.engine == "decisions":
             words = ["score-classes", "--images", images, "--prompt", ""]
             words += ["--pseudo-labels", labels, "--class-embeddings", embeddings]
-            words += ["--scores", '{"kind": "decisions", "topk": 3}']
+            words += ["--scores", '{"kind": "decisions"}']
         words += ["--captioner", json.dumps(settings.model_dump()), "--threads", "1"]
         words += ["--output", str(self.output), "--store", str(self.folder / "store")]
         return main.main([*words, "--log", str(self.folder / "logs" / "ask.log")])

@@ -7,7 +7,7 @@ from latteclip.config.resolve import sections
 
 JOBS = {
     "pseudo_label_images": lambda d: jobs.pseudo_label_images(d),
-    "captioner": lambda d: jobs.captioner(d.asker),
+    "captioner": lambda d: d.asker.captioner,
     "scores": lambda d: sections(d.keys, "scores"),
     "finetune": lambda d: jobs.finetune(d.method("latteclip"), "0"),
     "evaluate": lambda d: jobs.evaluate(d.method("latteclip"), "0"),
@@ -20,16 +20,12 @@ ENCODING = {"pseudo_label_images", "evaluate"}
     ("given", "reached"),
     [
         ({"finetune": {"lr": 0.5}}, {"finetune"}),
-        ({"compute": {"micro_batch": 1}}, {"finetune"}),
+        ({"compute": {"checkpoint_minutes": 1}}, {"finetune"}),
         ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
         ({"clip": {"precision": "fp16"}}, {*ENCODING, "finetune"}),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
-        ({"scores": {"topk": 9}}, {"scores"}),
+        ({"scores": {"max_images": 9}}, {"scores"}),
         ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
-        (
-            {"datasets": {"dtd": {"class_synonyms": {"dotted": ["spotted"]}}}},
-            {"pseudo_label_images", "finetune"},
-        ),
         ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
         ({"compute": {"threads": 1}}, set()),
         ({"seeds": 9}, set()),  # one seed more trains no other again

@@ -39,8 +39,7 @@ def photos(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "classes.txt").write_text("cat\ndog\n")
-    for name in ("mine.csv", "a{b}.csv"):
-        (tmp_path / name).write_text("image_id,caption\n")
+    (tmp_path / "mine.csv").write_text("image_id,caption\n")
     return tmp_path / "photos"
 
 
@@ -88,8 +87,7 @@ MISTAKES = [
     ({"finetune": {"lr": -1}}, r"finetune\.lr "),
     ({"datasets": {"dtd": {"source": {"folder": "."}}}}, r"datasets\.dtd\.source "),
     ({"finetune": None}, "finetune"),
-    *(({"seeds": seeds}, r"seeds must be .*0,1,2") for seeds in (True, "1;2")),
-    ({"scores": {"max_images": True}}, r"scores\.max_images .*boolean"),
+    ({"seeds": "1;2"}, r"seeds must be .*0,1,2"),
     ({"dataset": []}, "dataset "),
     ({"scores": {"kind": "none"}}, r"scores\.kind .*null"),
     *(
@@ -97,7 +95,7 @@ MISTAKES = [
         for name in ("my photos", "it's", "a$b", "a/b", "..", "a\nb", "é")
     ),
     ({"limit": 0}, "limit"),
-    (method(like="flyp") | {"methods": {"My-Method": {}}}, "My-Method .*lower-case"),
+    ({"methods": {"my method": {"like": "flyp"}}}, "my method .*letters"),
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
     ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
     ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
@@ -152,15 +150,15 @@ MISTAKES = [
     ),
     (folder(captioner=OWN, scores=LETTERS), r"labeller of kind file"),
     (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
-    (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind decisions alone"),
+    (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind to decisions"),
     # Labellers.
     (labellers({"name": "a", "kind": "captiosn"}), r"labellers\.0\.kind"),
-    (labellers({"name": "a"}), r"labellers\.0 must have a name and a kind"),
+    (labellers({"name": "a"}), r"labellers\.0 must have the key kind"),
     (labellers({**WORDS, "name": "fused"}), r"labellers\.0 must have another name"),
     (labellers(WORDS, {**SCORES, "name": "words"}), "two labellers called words"),
     (labellers({"name": "a", "kind": "file"}), "must have the key file"),
     (labellers(CLIP), "must have the key model"),
-    (labellers({**SCORES, "share": 0.5}), "must not have share"),
+    (labellers({**SCORES, "file": "mine.csv"}), "must not have file"),
     (labellers({"name": "a/b", "kind": "captions"}), r"labellers\.0\.name"),
     ({"labellers": WORDS}, r"labellers .*must be a valid list"),
     (labellers(WORDS, {**WORDS, "name": "same"}), "words and same have the same answers"),
@@ -178,7 +176,6 @@ MISTAKES = [
     (labellers({**WORDS, "engine": "file"}), r"labeller words, .*captioner\.images_file"),
     (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
     (labellers({**WORDS, "file": "none.csv"}), r"labeller words, .*none\.csv"),
-    (labellers({**WORDS, "file": "a{b}.csv"}), r"a\{b\}\.csv has a brace"),
 ]
 
 
@@ -202,7 +199,7 @@ def test_what_is_complete_is_not_refused(check, photos):
         check(dataset=dataset)
     several = [
         {"name": "a", "kind": "file", "file": "mine.csv"},
-        {**CLIP, "name": "b", "model": "ViT-B-32", "pretrained": "openai"},
+        {**CLIP, "name": "b", "model": "open_clip:ViT-B-32/openai"},
         {"name": "c", "kind": "captions", "model": str(DEMO_LLAVA), "prompt": "?"},
         {"name": "d", "kind": "captions", "file": "mine.csv"},
     ]
@@ -236,7 +233,7 @@ def test_an_engine_is_asked_for_what_it_can(check, refused):
     check(**folder(captioner=SERVER, scores=LETTERS))  # status needs no address
     check(**folder(captioner=DECIDES, scores=DECISIONS))
     refused(r"scores\.kind", **folder(captioner=SERVER, scores={"kind": "likelihood"}))
-    refused(r"captioner\.engine decisions", **folder(captioner=SERVER, scores=DECISIONS))
+    refused(r"the engine to decisions", **folder(captioner=SERVER, scores=DECISIONS))
     refused(
         "no captions for latteclip",
         **folder(captioner=DECIDES, scores=DECISIONS, method="latteclip"),

@@ -73,7 +73,7 @@ def test_a_hash_or_globs_may_say_what_is_for_testing(tmp_path):
     for name in ("a", "b"):
         tar_shard(tmp_path / f"{name}.tar", labelled(range(40)))
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    hashed = read(tmp_path, test_fraction=0.5)
+    hashed = read(tmp_path)
     assert {item.split for item in hashed.items} == {"train", "test"}
     found = read(tmp_path, lists={"train": "a*.tar", "test": "b.tar"})
     split_of = {(item.image_id[0], item.split) for item in found.items}

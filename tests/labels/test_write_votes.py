@@ -51,7 +51,7 @@ def index(tmp_path):
 def written(tmp_path, index):
     """Writes the votes of a file with some columns, and reads the table."""
 
-    def write(columns, suffix="csv", classnames=CLASSNAMES, **settings):
+    def write(columns, suffix="csv", classnames=CLASSNAMES):
         path = tmp_path / f"mine.{suffix}"
         table = pd.DataFrame(columns)
         if suffix == "csv":
@@ -61,7 +61,7 @@ def written(tmp_path, index):
             table.to_json(path, orient="records", lines=True)
         else:
             table.to_parquet(path)
-        settings = VotesSettings(name="mine", kind="file", file=str(path), **settings)
+        settings = VotesSettings(name="mine", kind="file", file=str(path))
         output = str(tmp_path / "votes.parquet")
         write_votes(index(classnames), settings, output, device="cpu", threads=1)
         return dense(output, len(classnames))
@@ -135,7 +135,6 @@ def last(values, column="probabilities", options=("woven", "dotted")):
         (of(["dotted"] * 4 + ["3"]), r"4\.png.*'3'"),
         (of([""] * 5), "labeller mine"),
         (of(ids=[*TRAINING, "0.png"]), r"'0\.png'"),
-        (of(ids=TRAINING[:3]), r"'3\.png'.*share.*0\.6"),
         ({"image_id": TRAINING, "label": [0] * 5}, "class"),
         ({"class": ["dotted"] * 5}, "image_id"),
         *(
@@ -163,8 +162,8 @@ def test_two_columns_of_one_name_are_refused(written):
         written(table)
 
 
-def test_a_file_of_few_images_votes_with_its_share(written):
-    votes = written(of(ids=TRAINING[:3]), share=0.6)
+def test_a_file_of_few_images_votes_about_those(written):
+    votes = written(of(ids=TRAINING[:3]))
     assert votes.any(axis=1).tolist() == [True, True, True, False, False]
 
 

@@ -27,7 +27,6 @@ def scores_metadata(model="a/captioner", **fields):
         "kind": "multiple_choice",
         "prompt": "?",
         "answer": None,
-        "topk": 2,
     }
     return ScoresMetadata(model=model, **usual | fields)
 

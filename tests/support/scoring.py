@@ -16,9 +16,9 @@ from latteclip.config.keys import ScoresSection
 from latteclip.core import tables
 
 N, WIDTH = 7, 5
-LIKELIHOOD = ScoresSection(kind="likelihood", topk=3)
-LETTERS = ScoresSection(kind="multiple_choice", topk=3)
-DECISIONS = ScoresSection(kind="decisions", topk=3)
+LIKELIHOOD = ScoresSection(kind="likelihood")
+LETTERS = ScoresSection(kind="multiple_choice")
+DECISIONS = ScoresSection(kind="decisions")
 
 
 def value(*parts):

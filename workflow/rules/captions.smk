@@ -20,7 +20,7 @@ rule caption_images:
         own=users(of(lambda asker: asker.files("images"), "asker")),
         models=notes("asker"),
     output:
-        "results/{dataset}/captions/images.parquet",
+        IMAGE_CAPTIONS,
     log:
         "results/{dataset}/logs/caption_images.log",
     benchmark:
@@ -36,7 +36,7 @@ rule caption_images:
     params:
         code=of(engine_code, "asker", stage="caption"),
         model_files=local_files("asker"),
-        captioner=as_json(jobs.captioner, "asker"),
+        captioner=as_json(lambda asker: asker.captioner, "asker"),
         prompt=of(lambda asker: asker.prompts.image, "asker"),
         inputs=options("pseudo_labels", "classifier"),
         answers=of(jobs.person_answers, "asker", kind="images"),
@@ -71,7 +71,7 @@ use rule caption_images as caption_images_labeller with:
         dataset="[^/]+",
         labeller=one_of(
             jobs.labellers_with(
-                run, lambda each: each.is_by_own_job and each.asks == "captions"
+                run, lambda each: not each.column and each.asks == IMAGES
             )
         ),
 
@@ -100,7 +100,7 @@ rule caption_groups:
     params:
         code=of(engine_code, "asker", stage="caption"),
         model_files=local_files("asker"),
-        captioner=as_json(jobs.captioner, "asker"),
+        captioner=as_json(lambda asker: asker.captioner, "asker"),
         groups=as_json(lambda dataset: dataset.keys.groups),
         prompt=of(lambda dataset: dataset.keys.prompts.group),
         inputs=options("classifier"),
@@ -134,7 +134,7 @@ rule score_classes:
         classifier=when(ADAPTED, lambda asker: asker.chooses("scores"), "asker"),
         models=notes("asker"),
     output:
-        "results/{dataset}/class_scores.parquet",
+        CLASS_SCORES,
     log:
         "results/{dataset}/logs/score_classes.log",
     benchmark:
@@ -152,10 +152,10 @@ rule score_classes:
     params:
         code=of(engine_code, "asker", stage="score_classes"),
         model_files=local_files("asker"),
-        captioner=as_json(jobs.captioner, "asker"),
+        captioner=as_json(lambda asker: asker.captioner, "asker"),
         scores=as_json(lambda asker: asker.scores, "asker"),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
-        prompt=of(jobs.score_prompt, "asker"),
+        prompt=of(lambda asker: asker.score_prompt, "asker"),
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="scores"),
         store=of(jobs.answer_store, kind="scores"),
@@ -192,7 +192,7 @@ use rule score_classes as score_classes_labeller with:
         dataset="[^/]+",
         labeller=one_of(
             jobs.labellers_with(
-                run, lambda each: each.is_by_own_job and each.asks == "scores"
+                run, lambda each: not each.column and each.asks == SCORES
             )
         ),
 

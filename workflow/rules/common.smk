@@ -16,6 +16,7 @@ from latteclip.cli.messages import Handlers
 from latteclip.cli.rules import Rules, file_names, one_of, options, output_options, part
 from latteclip.config import jobs, resources
 from latteclip.config.code import code_of, engine_code, training_code
+from latteclip.core.files import IMAGES, SCORES
 
 machine = Machine(workflow)
 # No `configfile:`, which would mix config.yaml with the command line: the file of a dataset wins over
@@ -75,8 +76,11 @@ wildcard_constraints:
     shards=r"\d+",
 
 
+IMAGE_CAPTIONS = "results/{dataset}/captions/images.parquet"
+CLASS_SCORES = "results/{dataset}/class_scores.parquet"
 # Whether a method, or some method of a dataset, reads fused labels.
 READS_FUSED = lambda each: each.reads_fused_labels
+HAS_EXAMPLES = lambda dataset: dataset.keys.split.examples
 # Pages, choices and audits of a table with its own name stand beside the main ones.
 SUFFIX = run.suffix
 TABLE = f"results/{run.keys.table.name}{run.limit_suffix}"

@@ -43,7 +43,10 @@ rule evaluate_classifier:
         classifier=of(jobs.classifier, "method"),
         models=notes("method"),
         votes=when("results/{dataset}/votes.parquet", READS_FUSED, "method"),
-        image_encoders=of(jobs.features_of_method, "method"),
+        image_encoders=of(
+            lambda method: jobs.image_features(method.dataset, method.encoders),
+            "method",
+        ),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -76,9 +79,9 @@ rule score_audit:
         images="results/{dataset}/images.parquet",
         # The order of the images, and the answers about them.
         answers=users(of(jobs.audit_answers)),
-        metrics=each("metrics", jobs.audited_runs),
-        predictions=each("predictions", jobs.audited_runs),
-        train_predictions=each("train_predictions", jobs.audited_runs),
+        metrics=each("metrics", jobs.runs),
+        predictions=each("predictions", jobs.runs),
+        train_predictions=each("train_predictions", jobs.runs),
     output:
         f"results/{{dataset}}/audit{SUFFIX}.json",
     log:
@@ -87,7 +90,7 @@ rule score_audit:
         **LIGHT,
     params:
         code=code_of("latteclip.audit.score"),
-        runs=as_json(jobs.audited_runs),
+        runs=as_json(jobs.runs),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]}"
@@ -99,7 +102,7 @@ rule select_model:
         metrics=each("metrics", jobs.candidates),
         train_predictions=each("train_predictions", jobs.candidates),
         models=each("model", jobs.candidates),
-        votes=of(jobs.judging_votes),
+        votes=when("results/{dataset}/votes.parquet", lambda each: each.can_be_judged),
         audit=of(jobs.audit),
     output:
         selection=f"results/{{dataset}}/selection{SUFFIX}.json",

@@ -33,7 +33,7 @@ rule score_unknown:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        class_scores=of(jobs.class_scores),
+        class_scores=when(CLASS_SCORES, lambda dataset: dataset.keys.scores.kind),
         answers=users(of(jobs.teaching_answers)),
     output:
         scores="results/{dataset}/unknown.parquet",
@@ -66,7 +66,7 @@ FUSED_LABEL_FILES = {
     **LABEL_FILES,
     "adapted": "results/{dataset}/classifiers/adapted.safetensors",
     "answers": users(of(jobs.teaching_answers)),
-    "examples": of(jobs.encoded_examples),
+    "examples": when("results/{dataset}/examples.parquet", HAS_EXAMPLES),
 }
 
 
@@ -144,7 +144,7 @@ rule encode_examples:
     benchmark:
         "results/{dataset}/benchmarks/encode_examples.jsonl"
     wildcard_constraints:
-        dataset=datasets_with(lambda dataset: dataset.keys.split.examples),
+        dataset=datasets_with(HAS_EXAMPLES),
     priority: FIRST
     threads: threads_of()
     resources:
@@ -152,7 +152,7 @@ rule encode_examples:
         **ENCODES,
     params:
         code=code_of("latteclip.labels.encode_images"),
-        examples=of(jobs.example_images),
+        examples=of(lambda dataset: jobs.files_digest(dataset.keys.split.examples)),
         model_files=of(lambda dataset: jobs.local_files(jobs.all_encoders(dataset))),
         settings=as_json(jobs.encode_examples),
     shell:
@@ -171,7 +171,7 @@ rule write_votes:
             lambda labeller: labeller.asks,
             "labeller",
         ),
-        own=users(of(lambda labeller: labeller.file or [], "labeller")),
+        own=users(of(lambda labeller: labeller.keys.file or [], "labeller")),
         models=notes("labeller"),
     output:
         "results/{dataset}/votes/{labeller}.parquet",

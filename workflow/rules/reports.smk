@@ -5,7 +5,7 @@
 PAGE_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
-    "image_captions": of(jobs.image_captions),
+    "image_captions": when(IMAGE_CAPTIONS, lambda each: "image" in each.caption_kinds),
     "selection": of(jobs.selection),
     "audit": of(jobs.audit),
     "fused_labels": when("results/{dataset}/fused_labels.parquet", READS_FUSED),
@@ -20,8 +20,8 @@ PAGE_FILES = {
 rule report_dataset:
     input:
         **PAGE_FILES,
-        metrics=each("metrics", jobs.page_runs),
-        train_predictions=each("train_predictions", jobs.page_runs),
+        metrics=each("metrics", jobs.runs),
+        train_predictions=each("train_predictions", jobs.runs),
     output:
         report(
             f"results/{{dataset}}/report{SUFFIX}.html",
@@ -35,7 +35,7 @@ rule report_dataset:
     params:
         code=code_of("latteclip.report.report_dataset"),
         files=file_names(*PAGE_FILES),
-        runs=as_json(jobs.page_runs),
+        runs=as_json(jobs.runs),
         settings=as_json(jobs.report_dataset),
     shell:
         "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"

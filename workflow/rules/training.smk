@@ -1,15 +1,13 @@
 # Models that are fine-tuned, by one job per dataset, method and seed, and their averages.
 
-TRAINED = one_of(run.methods_with(lambda objective: objective.trains))
+TRAINED = one_of(run.methods_with(lambda objective: objective.module))
 AVERAGED = one_of(run.methods_with(lambda objective: objective.averages))
 # What a training learns from.
 TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
     "image_captions": when(
-        "results/{dataset}/captions/images.parquet",
-        lambda method: method.reads_captions("image"),
-        "method",
+        IMAGE_CAPTIONS, lambda method: method.reads_captions("image"), "method"
     ),
     "group_captions": when(
         "results/{dataset}/captions/groups.parquet",
@@ -20,7 +18,9 @@ TRAINING_FILES = {
         "results/{dataset}/fused_labels.parquet", READS_FUSED, "method"
     ),
     "fusion_report": when("results/{dataset}/fused_labels.json", READS_FUSED, "method"),
-    "adapted": of(jobs.adapted_classifier, "method"),
+    "adapted": when(
+        ADAPTED, lambda method: method.pseudo_labels == "zero_shot_adapted", "method"
+    ),
 }
 
 
