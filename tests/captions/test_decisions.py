@@ -53,7 +53,7 @@ def test_all_classes_are_options_with_their_texts(scored, decisions):
         assert columns["none"][row] == pytest.approx(logs[-1], abs=1e-4)
 
 
-@pytest.mark.parametrize(("n_classes", "k"), [(254, 254), (255, 3)])
+@pytest.mark.parametrize(("n_classes", "k"), [(254, 254), (255, 5)])
 def test_of_many_classes_the_best_by_clip_are_options(tmp_path, decisions, n_classes, k):
     scored = ScoredDataset(tmp_path, n_classes)
     best = np.argsort(-scored.cosines, axis=1, kind="stable")[:, :k]
