@@ -23,6 +23,14 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_LINK = "resources/{dataset}/folder"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
+# Files of a run by what they are, and those that a candidate has.
+FILES = {
+    "metrics": "metrics.json",
+    "model": "model",
+    "predictions": "predictions.parquet",
+    "train_predictions": "train_predictions.parquet",
+}
+OF_CANDIDATE = ("metrics", "model", "train_predictions")
 Paths = list[str]
 Settings = dict[str, Any]
 
@@ -279,15 +287,15 @@ def flags(method: Method) -> list[str]:
     return ["ours"] if is_ours else []
 
 
-def runs(dataset: Dataset) -> list[Settings]:
-    """Return the runs of a dataset with their files."""
-    return [_run(method, seed) for method, seed in dataset.runs]
+def runs(dataset: Dataset, files: Iterable[str] = FILES) -> list[Settings]:
+    """Return the runs of a dataset with some of their files."""
+    return [_run(method, seed, files) for method, seed in dataset.runs]
 
 
 def candidates(dataset: Dataset) -> list[Settings]:
     """Return the runs among which select_model chooses."""
     return [
-        {**_run(method, seed), **candidacy(method.keys.objective)}
+        {**_run(method, seed, OF_CANDIDATE), **candidacy(method.keys.objective)}
         for method, seed in dataset.candidates
     ]
 
@@ -302,16 +310,9 @@ def candidacy(objective: str) -> Settings:
     }
 
 
-def _run(method: Method, seed: int) -> Settings:
-    folder = method.folder(seed)
-    return {
-        "method": method.name,
-        "seed": seed,
-        "model": f"{folder}/model",
-        "metrics": f"{folder}/metrics.json",
-        "predictions": f"{folder}/predictions.parquet",
-        "train_predictions": f"{folder}/train_predictions.parquet",
-    }
+def _run(method: Method, seed: int, files: Iterable[str]) -> Settings:
+    paths = {each: f"{method.folder(seed)}/{FILES[each]}" for each in files}
+    return {"method": method.name, "seed": seed, **paths}
 
 
 def selection(dataset: Dataset) -> Paths:

@@ -90,7 +90,7 @@ rule score_audit:
         **LIGHT,
     params:
         code=code_of("latteclip.audit.score"),
-        runs=as_json(jobs.runs),
+        runs=as_json(jobs.runs, files=("metrics", "predictions", "train_predictions")),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]}"
