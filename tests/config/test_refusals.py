@@ -108,10 +108,6 @@ MISTAKES = [
         "demo: template .*photo",
     ),
     (
-        of_demo(class_synonyms={"Grid": ["a"], "grid": ["b"]}),
-        "'grid' twice",
-    ),
-    (
         {"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}},
         "a, b, c, b",
     ),
