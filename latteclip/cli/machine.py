@@ -75,6 +75,18 @@ class Machine:
             for job in (each.jobs if each.is_group() else [each])
         ]
 
+    def mark_followers(self) -> None:
+        """Mark as incomplete what jobs will make of the results of others in this run.
+
+        Snakemake removes a job's outputs before it starts. When it fails or is killed, what follows
+        from its earlier outputs lies there as if it was up to date. Marked, it is made again by the
+        next run that wants it. Each job removes its mark at its end.
+        """
+        dag = self._workflow.dag
+        for job in dag.needrun_jobs():
+            if any(map(dag.needrun, dag.dependencies[job])):
+                self._workflow.persistence.started(job)
+
     @property
     def logs(self) -> list[str]:
         """The files of Snakemake's log."""

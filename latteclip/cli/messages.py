@@ -58,6 +58,7 @@ class Handlers:
             status.refuse_second_run()  # Snakemake's lock sees live runs only
             checks.refuse_unanswered(run, pending, has_gpus=self._machine.has_gpus)
         self._link_folders()
+        self._machine.mark_followers()
         if not self._machine.is_module:
             # Options of a module would be those of the other workflow.
             whole = {dataset.name: dataset.whole for dataset in run.datasets}

@@ -108,6 +108,7 @@ def _jobs(options: Sequence[str]) -> Iterator[Job]:
     package = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
     workflow = [] if run_options.has_own_workflow() else package
     program = [sys.executable, "-m", "latteclip.cli.status", "--nocolor"]
+    program += ["--rerun-incomplete"]
     run = subprocess.run(
         [*program, *workflow, *options], capture_output=True, text=True, check=False
     )
@@ -157,6 +158,8 @@ def _why(reason: Any, *, exists: bool) -> str:
     parts = str(reason).split("; ")
     if parts[0].startswith("Params have changed"):
         return "settings or code changed"
+    if reason.forced:
+        return "the last run ended before it"
     late = "an earlier stage will run" if exists else "not run yet"
     text = next((part for part in parts if not part.startswith(FOLLOWING)), late)
     return one_line(text.replace(" since last execution", ""), MAX_REASON)
@@ -232,4 +235,6 @@ if __name__ == "__main__":
     from snakemake.dag import DAG
 
     DAG.summary = summary
+    # A summary takes what an unfinished run left for done.
+    DAG.ignore_incomplete = property(lambda dag: False, lambda dag, value: None)
     cli.main(["--summary", *sys.argv[1:]])

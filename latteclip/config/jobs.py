@@ -340,14 +340,14 @@ def audit(dataset: Dataset) -> Paths:
 def asked(run: Run) -> Paths:
     """Return the tables of captioners' answers.
 
-    Snakemake makes them again for a target that lists them, not for results that were made of
-    earlier ones: without, those would stay as they are where a job of captions failed.
+    Snakemake makes a deleted one again for a target that lists it, not for results that were made
+    of it.
     """
     return [f"{d.results}/{each.table}" for d in run.datasets for each in answer_tables(d)]
 
 
 def trained(run: Run) -> Paths:
-    """Return the models of all trainings, which a failed job leaves missing as well."""
+    """Return the models of all trainings, for the same reason."""
     pairs = [each for dataset in run.datasets for each in dataset.trainings]
     return [f"{method.folder(seed)}/model" for method, seed in pairs]
 
