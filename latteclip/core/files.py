@@ -277,7 +277,7 @@ def edited_classes(folder: str | Path) -> list[str] | None:
         return None
     names = lines_of(path)
     proposed = read_object(proposal, remedy=DELETE)["classes"] if proposal.is_file() else []
-    return None if names == [row["name"] for row in proposed] else names
+    return None if names == proposed else names
 
 
 def digest(*parts: str | bytes) -> str:

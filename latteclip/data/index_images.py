@@ -1,7 +1,6 @@
 """Index a dataset's folder. Every image is decoded once, also by later runs."""
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -22,12 +21,11 @@ import pyarrow as pa
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
-from latteclip.core.errors import DELETE, UserError
+from latteclip.core.errors import UserError
 from latteclip.core.files import (
     DISCOVER,
     SPLITS,
     digest,
-    read_object,
     replacing,
     sqlite_uri,
 )
@@ -79,15 +77,13 @@ def index_images(
     *,
     threads: int,
     classes_path: str | None = None,
-    discovery_path: str | None = None,
     limit: int | None = None,
 ) -> None:
     """Write the IMAGES table of a dataset.
 
     Paths lead through `folder` if it is a link (`folder_files.link`), and messages name its target.
-    `classes_path` lists the classes that a stage has proposed, and `discovery_path` the images that
-    a person left out then. Until then, where `class_names` is "discover", the index has no classes,
-    and all its images are training images without labels.
+    `classes_path` lists the classes that a stage has proposed. Until then, where `class_names` is
+    "discover", the index has no classes, and all its images are training images without labels.
 
     Images that cannot be decoded are left out and listed in a CSV file. Decoded images are cached
     beside the index, so that a killed run continues. Raises UserError where the split does not fit
@@ -102,10 +98,6 @@ def index_images(
     below = os.path.relpath(images, place)
     if not below.startswith(os.pardir):
         images = Path(folder, below)
-    if discovery_path is not None:
-        left_out = set(read_object(discovery_path, ("left_out",), DELETE)["left_out"])
-        items = [item for item in split.items if item.image_id not in left_out]
-        split = dataclasses.replace(split, items=items)
     metadata = IndexMetadata(classnames=[], skipped=dict(split.skipped))
     if settings.class_names != DISCOVER:
         metadata.classnames = clean_classnames(split.names, settings.classname_replace)

@@ -21,8 +21,8 @@ from latteclip.discover.proposal import (
     write_actions,
 )
 
-PICTURES = 8  # of a class: the most confident ones, and
-DOUBTFUL = 2  # among them the least confident ones
+SURE = 6  # pictures of a class: the most confident ones, and
+DOUBTFUL = 2  # the least confident ones
 NAMES = 4  # further names of a class
 
 
@@ -60,7 +60,7 @@ class ClassesPage:
                 f"with --config dataset={self.dataset} class_names=discover first."
             )
         self.proposal = read_proposal(proposed)
-        self.actions()
+        read_actions(self.path, self.proposal.about)
         if edited_classes(self.folder) is not None:
             raise UserError(
                 f"{self.folder / CLASSES} was edited by hand and is used as it is. Go on there, or "
@@ -69,51 +69,47 @@ class ClassesPage:
         index = str(self.folder / "unnamed_images.parquet")
         self.paths = tables.read_unlabelled(index, training=True)[0]["path"]
 
-    def actions(self) -> list[Action]:
-        """Return what the person did so far, or raise UserError for a damaged file."""
-        return read_actions(self.path, self.proposal.about)
-
     def save(self, content: bytes) -> dict[str, Any]:
         """Save an action, or take the last one back."""
         action = Change.model_validate_json(content).action
+        about = self.proposal.about
         with locked(self.path):
-            actions = self.actions()
+            actions = read_actions(self.path, about)
             actions = actions[:-1] if action is None else [*actions, action]
-            replay(self.proposal.about, actions, str(self.path))
-            write_actions(self.path, self.proposal.about, actions)
+            replay(about, actions)
+            write_actions(self.path, about, actions)
         return self.state()
 
     def state(self) -> dict[str, Any]:
         """Return the classes as the page draws them, the largest first."""
         about = self.proposal.about
-        actions = self.actions()
-        state = replay(about, actions, str(self.path))
-        labels = state.labels(self.proposal)
+        actions = read_actions(self.path, about)
+        names, owner = replay(about, actions)
+        labels = owner[self.proposal.labels]
         drawn: list[dict[str, Any]] = []
-        for number, name in state.names.items():
+        for number, name in names.items():
             members = np.flatnonzero(labels == number)
-            parts = np.flatnonzero(state.owner == number)
-            names = [other for part in parts for other in about.names[part]]
-            others = [other for other in dict.fromkeys(names) if other != name]
+            parts = np.flatnonzero(owner == number)
+            others = dict.fromkeys(other for part in parts for other in about.names[part])
+            others.pop(name, None)
             drawn.append(
                 {
                     "number": number,
                     "name": name,
                     "images": len(members),
-                    "others": others[:NAMES],
+                    "others": [*others][:NAMES],
                     "pictures": self._pictures(members),
                 }
             )
-        drawn.sort(key=lambda one: (-one["images"], one["number"]))
+        drawn.sort(key=lambda one: -one["images"])
         return {"classes": drawn, "actions": len(actions)}
 
     def _pictures(self, members: Ints) -> list[dict[str, Any]]:
-        """Return the images of a class that the page shows, the most confident first."""
+        """Return the images of a class that the page has, the most confident first."""
         order = members[np.argsort(-self.proposal.confidence[members], kind="stable")]
-        n_sure = PICTURES - DOUBTFUL
-        rows = [*order[:n_sure], *order[n_sure:][-DOUBTFUL:]]
+        rows = [*order[:SURE], *order[SURE:][-DOUBTFUL:]]
         return [
-            {"row": int(row), "image": self.proposal.image_ids[row], "sure": place < n_sure}
+            {"row": int(row), "image": self.proposal.image_ids[row], "sure": place < SURE}
             for place, row in enumerate(rows)
         ]
 
@@ -133,10 +129,8 @@ class ClassesPage:
         )
 
     def result(self) -> str:
-        """Return what follows from the saved actions."""
-        actions = self.actions()
-        state = replay(self.proposal.about, actions, str(self.path))
+        """Return what to do after the page."""
         return (
-            f"Classes: {len(state.names)}. Your changes: {len(actions)}. Run the workflow again, "
-            f"and classes.txt, labels, models and pages follow:\n  {run_command(self.folder)}"
+            "Run the workflow again. Classes, labels, models and pages follow your changes:\n  "
+            f"{run_command(self.folder)}"
         )

@@ -2,20 +2,16 @@
 
 import logging
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from latteclip.config.keys import AUTO, DiscoverSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_record, write_text
-from latteclip.core.terminal import counted, one_line
+from latteclip.core.files import write_json, write_text
+from latteclip.core.terminal import one_line
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
 from latteclip.discover.names import read_names
 from latteclip.discover.proposal import (
-    LEFT_OUT,
     propose,
     read_actions,
     read_proposal,
@@ -26,24 +22,6 @@ from latteclip.labels.features import read_features
 from latteclip.labels.image_classes import Whitener
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DiscoveredClass:
-    """A class after a person's actions."""
-
-    name: str
-    images: int
-
-
-@dataclass(frozen=True)
-class DiscoveryRecord:
-    """The content of discovery.json."""
-
-    proposal: str  # digest
-    actions: int  # of a person; 0: nobody has looked
-    classes: list[DiscoveredClass]
-    left_out: list[str]  # images that a person left out of the dataset
 
 
 def propose_classes(
@@ -61,11 +39,6 @@ def propose_classes(
     ids = index["image_id"]
     column = tables.lookup_column(names_path, tables.CAPTIONS, "id", "caption", ids)
     answers = [text or "" for text in column.to_pylist()]
-    if not any(text.strip() for text in answers):
-        raise UserError(
-            f"{names_path} has no answer about any image; see its column error, or set "
-            "captioner.engine to an engine that can name what an image shows."
-        )
     features = read_features(features_path, ids, tables.IMAGE_FEATURES)[:].numpy()
     evidence = Evidence.of(Whitener(features)(features), read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
@@ -85,41 +58,24 @@ def discover_classes(
     proposal_output: str,
     actions_path: str | None = None,
 ) -> None:
-    """Write class names, one per line, and the proposal as JSON.
+    """Write class names, one per line, and as JSON with the number of a person's actions.
 
     UserError: a person's actions leave fewer than two classes.
     """
     proposal = read_proposal(proposed_path)
-    about = proposal.about
-    actions = read_actions(actions_path, about) if actions_path else []
-    classes = replay(about, actions, str(actions_path))
-    if len(classes.names) < 2:
+    actions = read_actions(actions_path, proposal.about) if actions_path else []
+    classes, _ = replay(proposal.about, actions)
+    if len(classes) < 2:
         raise UserError(
             f"{actions_path} leaves fewer than two classes; undo some of its actions."
         )
-    names = [*classes.names.values()]
-    labels = classes.labels(proposal)
-    sizes = [
-        DiscoveredClass(name, int(np.count_nonzero(labels == k)))
-        for k, name in classes.names.items()
-    ]
-    left_out = [proposal.image_ids[row] for row in np.flatnonzero(labels == LEFT_OUT)]
-    record = DiscoveryRecord(about.digest, len(actions), sizes, left_out)
-    write_record(proposal_output, record)
+    names = [*classes.values()]
+    write_json(proposal_output, {"actions": len(actions), "classes": names})
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
-    page = shlex.join(["latteclip", "classes", str(Path(output).parent)])
-    changed = f"A person made {counted(len(actions), 'change')}."
-    log.log(
-        logging.INFO if actions else logging.WARNING,
-        "%d classes of %d images: %s.%s %s",
-        len(names),
-        len(labels),
-        one_line(", ".join(names)),
-        ""
-        if about.by_names
-        else " Names do not fit the image features, so k-means was used.",
-        changed
-        if actions
-        else f"Nobody has checked them. To check and change them: {page}",
-    )
+    log.info("%d classes: %s.", len(names), one_line(", ".join(names)))
+    if not proposal.about.by_names:
+        log.info("Names do not fit the image features, so k-means began the classes.")
+    if not actions:
+        page = shlex.join(["latteclip", "classes", str(Path(output).parent)])
+        log.warning("Nobody has checked the classes. To check and change them: %s", page)

@@ -1,18 +1,19 @@
 """Groups of images by features and names, and the order in which they merge.
 
-An image begins in the group of its most reliable name. In ROUNDS rounds it goes where
+An image begins in the group of its most reliable name. Until no image moves, each goes to the group
+where
 
     SHARPNESS (cos(x, X_k) + r cos(u, U_k)) + log n_k / 2
 
-is largest, softly: x are whitened image features, u are weighted names, r is how well features
-predict the name, X_k and U_k are the means of group k without the image's own part. Groups of fewer
-than MIN_IMAGES images dissolve. Then the two groups with the smallest cost merge, again and again:
+is largest: x are whitened image features, u are weighted names, r is how well features predict the
+name, X_k and U_k are the means of group k without the image itself. Groups of fewer than MIN_IMAGES
+images dissolve. Then the two groups with the smallest cost merge, again and again:
 
     |X_i - X_j|^2 sqrt(h) + NAMES |U_i - U_j|^2 sqrt(g)
 
 h is half the harmonic mean of the two numbers of images, and g is the same of summed reliabilities,
 so that groups without names are compared by features alone. Costs are relative to sqrt(N / 2 K) of
-the K groups at the beginning. More images of the same kinds leave them as they are.
+the K groups that names begin. More images of the same kinds leave them as they are.
 
 Where features hardly predict names, k-means of the features replaces the names as the start. Then
 nothing merges.
@@ -20,11 +21,11 @@ nothing merges.
 Letters: N images, D embedding width, T terms, K groups, n some images.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,25 +39,21 @@ from latteclip.discover.names import (
     Names,
     normalised,
     predictability,
+    unit_rows,
     weighted,
 )
 
-ROUNDS = 8
-MAX_ROUNDS = 32  # while small groups dissolve
+MAX_ROUNDS = 32
 SHARPNESS = 10.0  # nats of a cosine
 NAMES = 0.7  # weight of names beside features, which have a mean length of 1
 MIN_IMAGES = 3
 MAX_GROUPS = 4_000  # merges have three tables [K, K] of float64
 STOP = 0.65  # the relative cost above which groups are different classes
-LIKELIEST = 8  # groups of an image that have a share in the means
 ROWS = 2048  # images that are scored at once
-MIN_SQUARE = 1e-6  # of the length of a sum
 # How well features predict the names of images, at least, for names alone to form groups.
 MIN_INFORMATION = 0.3
 ITERATIONS = 40  # of k-means
 SAMPLE = 20_000  # images by which its centres are found
-# [N, K] the shares of N images in K groups, of which each image has a few.
-Shares: TypeAlias = scipy.sparse.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -87,23 +84,13 @@ def groups(evidence: Evidence, start: Ints) -> Ints:
 
     Groups are numbered in the order of their first images.
     """
-    has_group = start >= 0
-    used, numbers = np.unique(start[has_group], return_inverse=True)
-    if not len(used):
-        return np.zeros(len(start), np.int64)
-    labels = np.full(len(start), -1)
-    labels[has_group] = numbers
-    shares = _without_small(_whole_shares(labels, len(used)))
-    for done in range(1, MAX_ROUNDS + 1):
-        shares = _step(evidence, shares)
-        labels = _likeliest(shares)
-        sizes = np.bincount(labels, minlength=shares.shape[1])
-        is_small = sizes < MIN_IMAGES
-        if done < ROUNDS:
-            continue
-        if not is_small.any():
+    labels = start
+    for _ in range(MAX_ROUNDS):
+        before = _large(labels)
+        scored = _scores(evidence, before)
+        labels = np.concatenate([scores.argmax(axis=1) for _, scores in scored])
+        if (labels == before).all():
             break
-        shares = _select(shares, ~is_small)
     return _numbered(labels)
 
 
@@ -135,39 +122,24 @@ def _spread(unit: Floats, n: int) -> Floats:
 
 
 def confidences(evidence: Evidence, labels: Ints) -> Floats:
-    """Return the probability [N] of the groups [N] of images, each of which is in use.
-
-    An image has no part in the means with which it is compared.
-    """
-    shares = _step(evidence, _whole_shares(labels, int(labels.max(initial=0)) + 1))
-    rows = np.repeat(np.arange(len(labels)), np.diff(shares.indptr))
-    of_label = shares.data * (shares.indices == labels[rows])
-    return np.bincount(rows, of_label, minlength=len(labels)).astype(np.float32)
+    """Return the probability [N] of the groups [N] of images."""
+    found = []
+    for rows, scores in _scores(evidence, labels):
+        of_group = scores[np.arange(len(scores)), labels[rows]]
+        found.append(1 / np.exp(scores - of_group[:, None]).sum(axis=1))
+    return np.asarray(np.concatenate(found), np.float32)
 
 
-def _whole_shares(labels: Ints, n_groups: int) -> Shares:
-    """Return shares of 1 of the groups [N] of images, none where the group is -1."""
-    rows = np.flatnonzero(labels >= 0)
-    ones = np.ones(len(rows), np.float32)
-    return scipy.sparse.csr_matrix((ones, (rows, labels[rows])), (len(labels), n_groups))
-
-
-def _without_small(shares: Shares) -> Shares:
-    """Return the shares in the groups of MIN_IMAGES or more, at most MAX_GROUPS of them."""
-    sizes = np.asarray(shares.sum(axis=0)).ravel()
-    is_large = sizes >= min(MIN_IMAGES, sizes.max())
-    largest = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
-    return _select(shares, is_large & np.isin(np.arange(len(sizes)), largest))
-
-
-def _select(shares: Shares, wanted: npt.NDArray[np.bool_]) -> Shares:
-    """Return the shares in the wanted groups [K], or in all if none is, of sum 1 for an image."""
-    if not wanted.any():
-        wanted = np.ones_like(wanted)
-    selected = shares[:, np.flatnonzero(wanted)].tocsr()
-    sums = np.asarray(selected.sum(axis=1)).ravel()
-    scale = np.divide(1, sums, out=np.zeros_like(sums), where=sums > 0)
-    return scipy.sparse.diags(scale).astype(np.float32) @ selected
+def _large(labels: Ints) -> Ints:
+    """Return groups [N] by their size, without those of few images. Without any, all are one."""
+    sizes = np.bincount(labels[labels >= 0])
+    if sizes.max(initial=0) == 0:
+        return np.zeros_like(labels)
+    order = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
+    wanted = order[sizes[order] >= min(MIN_IMAGES, sizes.max())]
+    number = np.full(len(sizes) + 1, -1)  # the last stands for no group
+    number[np.sort(wanted)] = np.arange(len(wanted))
+    return number[labels]
 
 
 def _numbered(labels: Ints) -> Ints:
@@ -177,87 +149,41 @@ def _numbered(labels: Ints) -> Ints:
     return numbered
 
 
-def _likeliest(shares: Shares) -> Ints:
-    """Return the group [N] with the largest share, which is the first that `_step` stores."""
-    labels: Ints = shares.indices[shares.indptr[:-1]].astype(np.int64)
-    return labels
+def members(labels: Ints) -> scipy.sparse.csr_matrix:
+    """Return which images are in which group [N, K]."""
+    rows = np.flatnonzero(labels >= 0)
+    ones = np.ones(len(rows), np.float32)
+    return scipy.sparse.csr_matrix(
+        (ones, (rows, labels[rows])), (len(labels), labels.max() + 1)
+    )
 
 
-def _step(evidence: Evidence, shares: Shares) -> Shares:
-    """Return the shares that follow from the means of some shares, the largest first."""
-    n, k = shares.shape
-    n_best = min(LIKELIEST, k)
-    columns = np.empty((n, n_best), np.int64)
-    values = np.empty((n, n_best), np.float32)
-    for rows, scores in _scores(evidence, shares):
-        best = np.argpartition(-scores, n_best - 1, axis=1)[:, :n_best]
-        of_best = np.take_along_axis(scores, best, axis=1)
-        order = np.lexsort((best, -of_best), axis=1)
-        columns[rows] = np.take_along_axis(best, order, axis=1)
-        ordered = np.take_along_axis(of_best, order, axis=1)
-        likelihoods = np.exp(ordered - ordered[:, :1])
-        values[rows] = likelihoods / likelihoods.sum(axis=1, keepdims=True)
-    ends = np.arange(0, n * n_best + 1, n_best)
-    return scipy.sparse.csr_matrix((values.ravel(), columns.ravel(), ends), (n, k))
-
-
-def _scores(evidence: Evidence, shares: Shares) -> Iterator[tuple[slice, Floats]]:
-    """Yield rows and their scores [n, K]."""
-    weighted_shares = scipy.sparse.diags(evidence.reliability) @ shares
-    features = np.asarray(shares.T @ evidence.features, np.float32)  # [K, D]
-    names = (weighted_shares.T @ evidence.names).tocsr()  # [K, T]
-    feature_squares = (features**2).sum(axis=1)
-    name_squares = _squares(names)
-    feature_lengths = np.sqrt(np.maximum(feature_squares, MIN_SQUARE))
-    name_lengths = np.sqrt(np.maximum(name_squares, MIN_SQUARE))
-    unit_features = np.asarray(features / feature_lengths[:, None], np.float32)
-    unit_names = (scipy.sparse.diags(1 / name_lengths) @ names).astype(np.float32)
-    sizes = np.asarray(shares.sum(axis=0)).ravel() + 1
+def _scores(evidence: Evidence, labels: Ints) -> Iterator[tuple[slice, Floats]]:
+    """Yield rows and their scores [n, K] in groups [N]."""
+    belongs = members(labels)
+    reliability = evidence.reliability[:, None]
+    names = evidence.names.multiply(reliability).tocsr()
+    feature_sums = np.asarray(belongs.T @ evidence.features)  # [K, D]
+    name_sums = (belongs.T @ names).tocsr()  # [K, T]
+    feature_means = normalised(feature_sums)
+    name_means = unit_rows(name_sums)
+    sizes = np.asarray(belongs.sum(axis=0)).ravel() + 1
     offset = (0.5 * np.log(sizes / sizes.sum())).astype(np.float32)
-    for start in range(0, len(evidence.features), ROWS):
+    for start in range(0, len(labels), ROWS):
         rows = slice(start, start + ROWS)
         x = evidence.features[rows]
         u = evidence.names[rows]
-        r = evidence.reliability[rows]
-        scores = x @ unit_features.T
-        by_names = (u @ unit_names.T).toarray()
-        # Few cells: elsewhere an image has no part in the mean.
-        cells = shares[rows].tocoo()
-        i = cells.row
-        k = cells.col
-        of_features = _without_row(
-            scores[i, k] * feature_lengths[k],
-            (x**2).sum(axis=1)[i],
-            cells.data,
-            feature_squares[k],
-        )
-        of_names = _without_row(
-            by_names[i, k] * name_lengths[k],
-            _squares(u)[i],
-            cells.data * r[i],
-            name_squares[k],
-        )
-        by_names *= r[:, None]
-        scores += by_names
-        scores[i, k] = of_features + r[i] * of_names
-        scores *= np.float32(SHARPNESS)
-        scores += offset
-        yield rows, scores
-
-
-def _squares(table: scipy.sparse.csr_matrix) -> Floats:
-    """Return the squared length [n] of each row of a table."""
-    return np.asarray(table.multiply(table).sum(axis=1)).ravel()
-
-
-def _without_row(
-    products: Floats, row_squares: Floats, share: Floats, squares: Floats
-) -> Floats:
-    """Return products of rows with normalised sums, each without the row's own share."""
-    new_squares = squares - 2 * share * products + share**2 * row_squares
-    lengths = np.sqrt(np.maximum(new_squares, MIN_SQUARE))
-    cosines: Floats = (products - share * row_squares) / lengths
-    return cosines
+        r = reliability[rows]
+        scores = x @ feature_means.T + r * (u @ name_means.T).toarray()
+        # Of its group, an image is compared with the others.
+        i = np.flatnonzero(labels[rows] >= 0)
+        k = labels[rows][i]
+        others = normalised(feature_sums[k] - x[i])
+        names_of_others = unit_rows(name_sums[k] - names[rows][i])
+        by_features = (x[i] * others).sum(axis=1)
+        by_names = u[i].multiply(names_of_others).sum(axis=1)
+        scores[i, k] = by_features + r[i, 0] * np.asarray(by_names).ravel()
+        yield rows, np.float32(SHARPNESS) * scores + offset
 
 
 @dataclass(frozen=True)
@@ -269,22 +195,21 @@ class Merge:
     cost: float  # relative
 
 
-def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
-    """Return the merges of K groups until one is left, in their order."""
-    features, names = _sums(evidence, labels)
-    unit = math.sqrt(len(labels) / len(features.sizes) / 2)
-    return [Merge(i, j, cost / unit) for i, j, cost in _cheapest(features, names)]
-
-
-class GroupSums:
+@dataclass(frozen=True)
+class Sums:
     """Sums of K groups in features or in names, as inner products that add up in a merge."""
 
-    def __init__(self, sums: Any, sizes: Floats, weight: float) -> None:
-        products = sums @ sums.T
-        is_sparse = scipy.sparse.issparse(products)
-        self.products = np.array(products.toarray() if is_sparse else products, np.float64)
-        self.sizes = sizes.astype(np.float64)
-        self.weight = weight
+    products: npt.NDArray[np.float64]  # [K, K]
+    sizes: npt.NDArray[np.float64]  # [K]
+    weight: float
+
+    @classmethod
+    def of(cls, belongs: Any, table: Any, weight: float) -> "Sums":
+        """Sum the rows of a table [N, ...] over groups, to which rows belong by [N, K]."""
+        sums = scipy.sparse.csr_matrix(belongs.T @ table)
+        sizes = np.asarray(belongs.sum(axis=0)).ravel()
+        products = (sums @ sums.T).toarray()
+        return cls(products.astype(np.float64), sizes.astype(np.float64), weight)
 
     def costs(self, i: int) -> npt.NDArray[np.float64]:
         """Return the cost of merging group i with each [K]."""
@@ -292,10 +217,8 @@ class GroupSums:
         squares = self.products.diagonal() / n**2
         products = self.products[i] / (n * n[i])
         distances = np.maximum(squares + squares[i] - 2 * products, 0)
-        both = np.maximum(self.sizes + self.sizes[i], TINY)
-        halves = self.sizes * self.sizes[i] / both
-        costs: npt.NDArray[np.float64] = self.weight * distances * np.sqrt(halves)
-        return costs
+        halves = n * n[i] / (n + n[i])
+        return np.asarray(self.weight * distances * np.sqrt(halves))
 
     def merge(self, i: int, j: int) -> None:
         self.products[i] += self.products[j]
@@ -303,27 +226,24 @@ class GroupSums:
         self.sizes[i] += self.sizes[j]
 
 
-def _sums(evidence: Evidence, labels: Ints) -> tuple[GroupSums, GroupSums]:
-    """Return the sums of groups [N] in features, and in names."""
-    members = _whole_shares(labels, int(labels.max(initial=0)) + 1)
-    reliable = scipy.sparse.diags(evidence.reliability) @ members
-    sizes = np.asarray(members.sum(axis=0)).ravel()
-    reliabilities = np.asarray(reliable.sum(axis=0)).ravel()
-    return (
-        GroupSums(members.T @ evidence.features, sizes, 1.0),
-        GroupSums((reliable.T @ evidence.names).tocsr(), reliabilities, NAMES),
+def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
+    """Return the merges of K groups until one is left, in their order."""
+    belongs = members(labels)
+    reliable = belongs.multiply(evidence.reliability[:, None]).tocsr()
+    parts = (
+        Sums.of(belongs, evidence.features, 1.0),
+        Sums.of(reliable, evidence.names, NAMES),
     )
-
-
-def _cheapest(*parts: GroupSums) -> Iterator[tuple[int, int, float]]:
-    """Yield the two groups of each merge by the smallest cost, and the cost."""
-    k = len(parts[0].sizes)
+    k = belongs.shape[1]
+    sizes = np.bincount(evidence.best[evidence.best >= 0])
+    n_named = max(1, np.count_nonzero(sizes >= MIN_IMAGES))
+    unit = math.sqrt(len(labels) / n_named / 2)
     costs = np.stack([sum(part.costs(i) for part in parts) for i in range(k)])
     np.fill_diagonal(costs, np.inf)
+    steps = []
     for _ in range(k - 1):
-        pair = divmod(int(costs.argmin()), k)
-        i, j = sorted(pair)
-        yield i, j, float(costs[pair])
+        i, j = sorted(divmod(int(costs.argmin()), k))
+        steps.append(Merge(i, j, float(costs[i, j]) / unit))
         for part in parts:
             part.merge(i, j)
         costs[j] = np.inf
@@ -331,11 +251,12 @@ def _cheapest(*parts: GroupSums) -> Iterator[tuple[int, int, float]]:
         row = sum(part.costs(i) for part in parts)
         costs[i] = np.where(np.isinf(costs[i]), np.inf, row)  # itself, and merged groups
         costs[:, i] = costs[i]
+    return steps
 
 
 def suggested_number(steps: list[Merge]) -> int:
     """Return the number of groups after the merges before the first that costs more than STOP."""
-    n_merged = len(list(itertools.takewhile(lambda step: step.cost <= STOP, steps)))
+    n_merged = len(list(takewhile(lambda step: step.cost <= STOP, steps)))
     n_groups = len(steps) + 1
     return max(min(2, n_groups), n_groups - n_merged)
 

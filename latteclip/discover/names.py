@@ -123,40 +123,35 @@ def terms_of(phrase: str) -> Iterator[str]:
 class Names:
     """The terms of N images."""
 
-    terms: list[str]
-    counts: scipy.sparse.csr_matrix  # [N, T] float32: names of an image that hold the term
+    terms: list[str]  # the most frequent first
+    has: scipy.sparse.csr_matrix  # [N, T] float32: 1 where an image has the term
     whole: Ints  # [T] images of which the term is a whole name
 
     @property
     def images(self) -> Ints:
         """Return the number [T] of images that have each term."""
-        return np.bincount(self.counts.indices, minlength=len(self.terms))
+        return np.bincount(self.has.indices, minlength=len(self.terms))
 
 
 def read_names(answers: Sequence[str]) -> Names:
     """Return the terms that at least MIN_IMAGES of the answers have, most frequent first."""
     listed = without_plurals([phrases(answer) for answer in answers])
     terms_of_image = [
-        Counter(itertools.chain.from_iterable(map(terms_of, names))) for names in listed
+        dict.fromkeys(itertools.chain.from_iterable(map(terms_of, names)))
+        for names in listed
     ]
     images = Counter(itertools.chain.from_iterable(terms_of_image))
-    whole = Counter(itertools.chain.from_iterable(map(set, listed)))
-    often = [term for term, n in images.most_common() if n >= MIN_IMAGES]
-    terms = sorted(often[:MAX_TERMS], key=lambda term: (-images[term], term))
+    whole = Counter(itertools.chain.from_iterable(map(dict.fromkeys, listed)))
+    often = [term for term, n in images.items() if n >= MIN_IMAGES]
+    terms = sorted(often, key=lambda term: (-images[term], term))[:MAX_TERMS]
     number = {term: place for place, term in enumerate(terms)}
-    rows = []
-    columns = []
-    values = []
-    for row, counted in enumerate(terms_of_image):
-        for term, n in counted.items():
-            if term in number:
-                rows.append(row)
-                columns.append(number[term])
-                values.append(n)
-    shape = len(answers), len(terms)
-    counts = scipy.sparse.csr_matrix((values, (rows, columns)), shape, dtype=np.float32)
-    counts.sort_indices()
-    return Names(terms, counts, np.array([whole[term] for term in terms], np.int64))
+    columns = [[number[term] for term in each if term in number] for each in terms_of_image]
+    ends = np.cumsum([0, *map(len, columns)])
+    flat = np.array([*itertools.chain.from_iterable(columns)], np.int64)
+    ones = np.ones(len(flat), np.float32)
+    has = scipy.sparse.csr_matrix((ones, flat, ends), (len(answers), len(terms)))
+    has.sort_indices()
+    return Names(terms, has, np.array([whole[term] for term in terms], np.int64))
 
 
 def predictability(features: Floats, names: Names) -> Floats:
@@ -170,7 +165,6 @@ def predictability(features: Floats, names: Names) -> Floats:
         return np.zeros(len(names.terms), np.float32)
     unit = normalised(features)
     queries = _queries(names, n_images)
-    has = names.counts.astype(bool).astype(np.float32)
     # A term of few images can be found in as few of the neighbours.
     reach = np.clip(images - 1, 1, min(NEIGHBOURS, n_images - 1))
     hits = np.zeros(len(images))
@@ -178,30 +172,34 @@ def predictability(features: Floats, names: Names) -> Floats:
     for start in range(0, len(queries), ROWS):
         rows = queries[start : start + ROWS]
         nearest = _nearest(unit, rows)
-        terms = has[rows]
-        asked += np.asarray(terms.sum(axis=0)).ravel()
+        terms = names.has[rows]
+        asked += terms.sum(axis=0).A1
         for place in range(nearest.shape[1]):
-            both = terms.multiply(has[nearest[:, place]])
-            hits += np.asarray(both.sum(axis=0)).ravel() * (place < reach)
+            both = terms.multiply(names.has[nearest[:, place]])
+            hits += both.sum(axis=0).A1 * (place < reach)
     share = hits / np.maximum(asked * reach, 1)
     chance = (images - 1) / (n_images - 1)
     beyond_chance = (share - chance) / np.maximum(1 - chance, TINY)
-    weights: Floats = np.clip(beyond_chance, 0, 1).astype(np.float32)
-    return weights
+    return np.asarray(np.clip(beyond_chance, 0, 1), np.float32)
 
 
 def normalised(features: Floats) -> Floats:
     """Return features [N, D] of length 1, or 0."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: Floats = features / np.maximum(lengths, TINY)
-    return unit
+    return np.asarray(features / np.maximum(lengths, TINY))
+
+
+def unit_rows(table: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    """Return a table whose rows have length 1, or 0."""
+    lengths = np.sqrt(table.power(2).sum(axis=1))
+    return table.multiply(1 / np.maximum(lengths, TINY)).tocsr()
 
 
 def _queries(names: Names, n_images: int) -> Ints:
     """Return rows: all if they are few, else some of each term, evenly spaced."""
     if n_images <= QUERIES:
         return np.arange(n_images)
-    by_term = names.counts.tocsc()
+    by_term = names.has.tocsc()
     columns = np.split(by_term.indices, by_term.indptr[1:-1])
     wanted = max(MIN_QUERIES, QUERIES // len(columns))
     some = [rows[:: math.ceil(len(rows) / wanted)] for rows in columns]
@@ -214,10 +212,8 @@ def _nearest(unit: Floats, rows: Ints) -> Ints:
     distances[np.arange(len(rows)), rows] = np.inf
     k = min(NEIGHBOURS, len(unit) - 1)
     best = np.argpartition(distances, k - 1, axis=1)[:, :k]
-    of_best = np.take_along_axis(distances, best, axis=1)
-    order = np.argsort(of_best, axis=1, kind="stable")
-    nearest: Ints = np.take_along_axis(best, order, axis=1)
-    return nearest
+    order = np.take_along_axis(distances, best, axis=1).argsort(axis=1, kind="stable")
+    return np.take_along_axis(best, order, axis=1)
 
 
 def weighted(names: Names, weights: Floats) -> tuple[scipy.sparse.csr_matrix, Floats, Ints]:
@@ -227,27 +223,13 @@ def weighted(names: Names, weights: Floats) -> tuple[scipy.sparse.csr_matrix, Fl
     the largest weight of its terms, and the term [N] that has it, -1 without one. Of equal terms
     the more frequent one counts.
     """
-    counts = names.counts
-    n_images = counts.shape[0]
-    images_of_term = np.maximum(names.images, 1)
-    ratio = np.maximum(n_images / images_of_term, 1)
-    rarity = np.log(ratio) ** FREQUENCY_EXPONENT
-    rows = np.repeat(np.arange(n_images), np.diff(counts.indptr))
-    terms = counts.indices  # in order of frequency
-    rated = weights[terms]
-    values = np.sqrt(counts.data) * rated * rarity[terms]
-    squares = np.bincount(rows, values**2, minlength=n_images)
-    lengths = np.maximum(np.sqrt(squares), TINY)
-    table = counts.copy()
-    table.data = (values / lengths[rows]).astype(np.float32)
-    reliability = np.zeros(n_images, np.float32)
-    np.maximum.at(reliability, rows, rated)
-    # Of names that an image has several times, the more frequent ones.
-    strength = counts.data * rated
-    order = np.lexsort((terms, -strength, rows))
-    is_first = np.diff(rows[order], prepend=-1) > 0
-    first = order[is_first]
-    named = first[strength[first] > 0]
-    best = np.full(n_images, -1)
-    best[rows[named]] = terms[named]
-    return table, reliability, best
+    n_images, n_terms = names.has.shape
+    if not n_terms:
+        return names.has, np.zeros(n_images, np.float32), np.full(n_images, -1)
+    ratio = n_images / np.maximum(names.images, 1)
+    rarity = np.log(np.maximum(ratio, 1)) ** FREQUENCY_EXPONENT
+    rated = names.has.multiply(weights).tocsr()
+    reliability = rated.max(axis=1).toarray().ravel()
+    best = rated.argmax(axis=1).A1
+    table = unit_rows(rated.multiply(rarity).tocsr()).astype(np.float32)
+    return table, reliability, np.where(reliability > 0, best, -1)

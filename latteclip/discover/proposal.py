@@ -1,8 +1,7 @@
 """Classes that are proposed for images without class names, and a person's actions on them.
 
-Actions rename, merge or drop classes, or leave out their images as well. They are replayed on the
-proposal in their order.
-Letters: N images, C proposed classes.
+Actions rename, merge or drop classes. They are replayed on the proposal in their order.
+Letters: N images, C proposed classes, T terms.
 """
 
 from collections.abc import Sequence
@@ -17,17 +16,19 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import DELETE, UserError
-from latteclip.core.files import digest, read_object, write_json
+from latteclip.core.files import ACTIONS, digest, read_object, write_json
+from latteclip.core.terminal import one_line
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
-from latteclip.discover.names import Floats, Ints
-from latteclip.discover.naming import name_classes
+from latteclip.discover.names import Floats, Ints, Names
 
 FILE = "proposed_classes.parquet"
 MAX_NAME = 100  # characters of a class name
-# In place of the number of a class: it was dropped, and its images were left out of the dataset.
-DROPPED = -1
-LEFT_OUT = -2
+DROPPED = -1  # in place of the number of a class
+RUNNERS_UP = 4  # further names of a class
+BETA = 0.5  # weight of recall
+RARITY = 0.5  # exponent of inverse document frequency
+PART_OF_NAMES = 0.5  # factor of a term that is never a whole name, as "harley"
 PROPOSED = pa.schema(
     {
         "image_id": pa.string(),  # of a training image
@@ -67,18 +68,43 @@ def propose(
         labels = grouping.cut(steps, first, number)
     else:
         labels = grouping.by_features(evidence, number)
-    names = name_classes(labels, evidence.terms, int(labels.max()) + 1)
-    texts = [*image_ids, str(names)]
-    return Proposal(
-        image_ids,
-        labels,
-        grouping.confidences(evidence, labels),
-        ProposalMetadata(
-            digest=digest(labels.tobytes(), "\n".join(texts).encode())[:32],
-            names=names,
-            by_names=evidence.is_predictable,
-        ),
-    )
+    names = name_classes(labels, evidence.terms)
+    content = digest(labels.tobytes(), *image_ids, str(names))[:32]
+    about = ProposalMetadata(content, names, evidence.is_predictable)
+    return Proposal(image_ids, labels, grouping.confidences(evidence, labels), about)
+
+
+def name_classes(labels: Ints, names: Names) -> list[list[str]]:
+    """Return the names of classes by the labels [N] of the images, the best name first.
+
+    A term's score is its F_0.5 as a test for the class, times the root of its inverse document
+    frequency. So "stegosaurus" comes before "dinosaur". Each class has a name, no two have the same
+    first one, and the class that fits a term best has it.
+    """
+    belongs = grouping.members(labels)
+    table = (belongs.T @ names.has).tocoo()
+    k, t, both = table.row, table.col, table.data
+    images = names.images
+    sizes = np.bincount(labels)
+    precise = (1 + BETA**2) * both / (images[t] + BETA**2 * sizes[k])
+    rarity = np.log(len(labels) / images[t]) ** RARITY
+    score = precise * rarity * np.where(names.whole[t] > 0, 1, PART_OF_NAMES)
+    n_words = np.array([term.count(" ") for term in names.terms], np.int64)[t]
+    order = np.lexsort((t, -n_words, -score))
+    terms = names.terms
+    ranked: list[list[str]] = [[] for _ in sizes]
+    first: dict[str, int] = {}  # classes by their names
+    for number, term in zip(k[order].tolist(), t[order].tolist(), strict=True):
+        ranked[number].append(terms[term])
+        if number not in first.values():
+            first.setdefault(terms[term], number)
+    named = {number: name for name, number in first.items()}
+    found = []
+    for number, others in enumerate(ranked):
+        name = named.get(number, f"unnamed group {number + 1}")
+        rest = [other for other in others if other != name]
+        found.append([name, *rest[:RUNNERS_UP]])
+    return found
 
 
 def write_proposal(proposal: Proposal, path: str) -> None:
@@ -105,67 +131,58 @@ def read_proposal(path: str | Path) -> Proposal:
 class Action(BaseModel, extra="forbid"):
     """What a person does to a class, which is known by its number."""
 
-    do: Literal["rename", "merge", "drop", "leave_out"]
-    of: int = Field(ge=0)
-    other: int | None = Field(default=None, ge=0)  # merge: the class that is taken into it
-    name: str | None = Field(default=None, max_length=10 * MAX_NAME)  # rename
+    do: Literal["rename", "merge", "drop"]
+    of: int
+    other: int = -1  # merge: the class that is taken into it
+    name: str = Field("", max_length=10 * MAX_NAME)  # rename
 
 
-@dataclass(frozen=True)
-class Classes:
-    """Classes after some actions: their names by number, and the number of each proposed class."""
+def replay(
+    about: ProposalMetadata, actions: Sequence[Action]
+) -> tuple[dict[int, str], Ints]:
+    """Return the classes after some actions: their names by number, and what became of each [C].
 
-    names: dict[int, str]
-    owner: Ints  # [C], DROPPED or LEFT_OUT for none
-
-    def labels(self, proposal: Proposal) -> Ints:
-        """Return the number [N] of the class of each image, DROPPED or LEFT_OUT for none."""
-        labels: Ints = self.owner[proposal.labels]
-        return labels
-
-
-def replay(about: ProposalMetadata, actions: Sequence[Action], where: str) -> Classes:
-    """Return the classes after some actions. UserError: an action that the classes do not allow."""
+    UserError: an action that the classes do not allow.
+    """
     names = {k: each[0] for k, each in enumerate(about.names)}
     owner = np.arange(len(names))
     for number, action in enumerate(actions, start=1):
-        for k in (action.of, action.other):
-            if k is not None and k not in names:
-                raise UserError(f"{where}: there is no class {k} for action {number}.")
+        where = f"{ACTIONS}, action {number} ({action.do})"
+        others = {action.other} if action.do == "merge" else set()
+        if action.of not in names or not others <= names.keys() - {action.of}:
+            raise UserError(f"{where} is about a class that is not there; undo it.")
         if action.do == "rename":
-            names[action.of] = _new_name(names, action, f"{where}, action {number}")
-        elif action.do in ("drop", "leave_out"):
-            owner[owner == action.of] = DROPPED if action.do == "drop" else LEFT_OUT
+            names[action.of] = _new_name(names, action, where)
+        elif action.do == "drop":
+            owner[owner == action.of] = DROPPED
             del names[action.of]
-        elif action.other in (None, action.of):
-            raise UserError(f"{where}: action {number} names no other class to merge.")
         else:
             owner[owner == action.other] = action.of
-            del names[action.other]
-    return Classes(names, owner)
+            names.pop(action.other)
+    return names, owner
 
 
 def _new_name(names: dict[int, str], action: Action, where: str) -> str:
-    """Return a name on one line, of at most MAX_NAME characters, that no other class has."""
-    wanted = action.name or ""
-    plain = "".join(letter if letter.isprintable() else " " for letter in wanted)
-    name = " ".join(plain.split())[:MAX_NAME].strip()
+    """Return a name on one line that no other class has."""
+    name = one_line(action.name, MAX_NAME)
     others = [clean_classname(other) for k, other in names.items() if k != action.of]
     if not name or clean_classname(name) in others:
-        raise UserError(f"{where}: the name {wanted[:MAX_NAME]!r} is empty or in use.")
+        raise UserError(f"{where}: the name {name!r} is empty or in use.")
     return name
 
 
 def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
     """Read a person's actions. UserError: they belong to another proposal, or are no actions."""
-    saved = read_object(path, ("actions",), DELETE) if Path(path).is_file() else {}
+    if not Path(path).is_file():
+        return []
+    saved = read_object(path, ("proposal", "actions"), DELETE)
     try:
-        actions = TypeAdapter(list[Action]).validate_python(saved.get("actions", []))
+        actions = TypeAdapter(list[Action]).validate_python(saved["actions"])
     except ValidationError:
         raise UserError(
             f"{path} has other actions than `latteclip classes` writes; delete it."
         ) from None
-    if actions and saved.get("proposal") != about.digest:
+    if actions and saved["proposal"] != about.digest:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "
@@ -178,5 +195,5 @@ def write_actions(
     path: str | Path, about: ProposalMetadata, actions: Sequence[Action]
 ) -> None:
     """Write a person's actions, from which the classes follow."""
-    values = [action.model_dump(exclude_none=True) for action in actions]
+    values = [action.model_dump(exclude_defaults=True) for action in actions]
     write_json(path, {"proposal": about.digest, "actions": values})

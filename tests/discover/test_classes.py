@@ -43,14 +43,6 @@ def test_pictures_are_of_images_of_the_dataset(results):
     assert page.picture(36) is None
 
 
-def test_a_damaged_file_of_actions_is_named_when_the_workflow_has_refused_it(results):
-    (results / "classes.json").write_text("[")
-    for output in ("classes.txt", "discovery.json"):  # Snakemake removes these
-        (results / output).unlink()
-    with pytest.raises(UserError, match=r"classes\.json"):
-        ClassesPage(results)
-
-
 def test_two_pages_at_once_lose_no_action(results):
     def rename(page, of):
         for number in range(8):
@@ -79,15 +71,6 @@ def test_two_pages_follow_each_other_and_a_refused_action_leaves_no_trace(result
 
 def test_classes_edited_by_hand_have_no_page(results):
     listed = results / "classes.txt"
-    proposed = listed.read_text()
     listed.write_text("cup\nhound\ncar\n")
     with pytest.raises(UserError, match=r"classes\.txt"):
         ClassesPage(results)
-    listed.write_text(proposed)
-    save(ClassesPage(results), do="drop", of=0)
-    assert actions(results) == ["drop"]
-
-
-def test_a_dataset_with_classes_of_its_own_has_no_page(tmp_path):
-    with pytest.raises(UserError, match=r"proposed_classes"):
-        ClassesPage(tmp_path)

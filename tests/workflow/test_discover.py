@@ -10,6 +10,7 @@ from PIL import Image
 
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
+from latteclip.discover.proposal import FILE, read_proposal
 
 NAMES = ("cup", "dog", "car")
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
@@ -58,7 +59,7 @@ def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
     again = checkout.snakemake(LABELS, *configured)
     assert "Nothing to be done" in again.stdout
 
-    proposal = json.loads((results / "discovery.json").read_text())["proposal"]
+    proposal = read_proposal(results / FILE).about.digest
     renamed = {"do": "rename", "of": classes.index("dog"), "name": "hound"}
     actions = {"proposal": proposal, "actions": [renamed]}
     (results / "classes.json").write_text(json.dumps(actions))

@@ -23,7 +23,6 @@ rule index_images:
     input:
         made=users(of(jobs.made_folder)),
         classes=when("results/{dataset}/classes.txt", lambda dataset: dataset.discovers),
-        discovery=when("results/{dataset}/discovery.json", jobs.proposes_classes),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -40,7 +39,7 @@ rule index_images:
         folder=of(machine.image_folder),
         state=of(machine.folder_state),
         settings=as_json(jobs.index_images),
-        classes=options("classes", "discovery"),
+        classes=options("classes"),
         limit="" if run.keys.limit is None else f"--limit {run.keys.limit}",
         examples=of(jobs.example_classes),
     shell:
