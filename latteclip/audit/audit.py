@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.audit import sampling
@@ -45,14 +44,8 @@ def audit(
         answers: import the answers that the page exported
         score: print the estimate from the answers so far
     """
-    run_session(
-        partial(AuditSession, results, budget),
-        offline=offline,
-        answers=answers,
-        score=score,
-        port=port,
-        browser=not no_browser,
-    )
+    make_session = partial(AuditSession, results, budget)
+    run_session(make_session, offline, answers, score, port, browser=not no_browser)
 
 
 class AuditSession(QuestionSession):
@@ -73,14 +66,13 @@ class AuditSession(QuestionSession):
         if not plan_file.exists():
             sampling.draw_plan(self.folder, sampling.of_split(index, split), names, split)
         self.plan = sampling.read_plan(plan_file, index, names)
-        rows = self.plan.order[:budget]
-        if not len(rows):
+        self.schema = self.plan.schema(self.folder.absolute().name)
+        images = self.schema.images[:budget]
+        if not len(images):
             raise UserError(
                 f"{plan_file} is about images that are all gone; move the folder "
                 f"{plan_file.parent} away to begin a new audit."
             )
-        self.schema = self.plan.schema(self.folder.absolute().name)
-        images = self.plan.images.take(pa.array(rows))
         ids = images["image_id"]
         ranked = tables.lookup_column(
             self.folder / "pseudo_labels.parquet",
@@ -90,29 +82,20 @@ class AuditSession(QuestionSession):
             ids,
         )
         predicted = sampling.candidates_of(self.folder, ids, names, split).values()
-        self.questions = [
-            Question(
-                number=number,
-                image_id=image["image_id"],
-                path=image["path"],
-                content=image["checksum"].hex(),
-                options=offered_classes(names, [one[number] for one in predicted], likely),
-            )
-            for number, (image, likely) in enumerate(
-                zip(images.to_pylist(), ranked.to_pylist(), strict=True)
-            )
-        ]
+        self.questions = []
+        for number, image in enumerate(images.to_pylist()):
+            votes = [classes[number] for classes in predicted]
+            options = offered_classes(names, votes, ranked[number].as_py())
+            self.questions.append(Question.about(image, number, options))
         self.total = len(self.questions)
 
     def result(self) -> dict[str, Any]:
         return scoring.as_texts(self.folder, self.score(self.saved().asked))
 
     def score(self, answers: Answers) -> Audit:
-        """Score every run in the folder by answers, or raise UserError where these are too few."""
-        runs = sampling.runs_in(self.folder)
-        dataset = self.schema.dataset
-        predictions = scoring.read_predictions(dataset, self.plan, runs)
-        return scoring.score(dataset, self.plan, predictions, answers)
+        """Score every run in the folder by answers, or raise UserError where no run can be."""
+        predictions = scoring.read_predictions(self.plan, sampling.runs_in(self.folder))
+        return scoring.score(self.schema.dataset, self.plan, predictions, answers)
 
 
 def offered_classes(

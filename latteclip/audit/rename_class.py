@@ -25,23 +25,17 @@ def rename_class(results: str, old: str, new: str, /) -> None:
         new: the name that the class has now
     """
     folder = Path(results)
-    places = [
-        folder / "answers.json",
-        *(audit_files(folder, split)[1] for split in ("test", "train")),
-    ]
-    classes = {path: answers.read_classes(path) for path in places if path.exists()}
-    if not classes:
-        raise UserError(f"{folder} has no answers, so that nothing is to be renamed.")
+    audits = [audit_files(folder, split)[1] for split in ("test", "train")]
+    files = [path for path in (folder / "answers.json", *audits) if path.exists()]
     metadata = tables.read_metadata(folder / "images.parquet", IndexMetadata)
     clean = {written: name for name, written in metadata.written_names.items()}
     replaced = SplitSection().classname_replace
     old, new = (clean.get(name) or clean_classname(name, replaced) for name in (old, new))
-    named = [path for path, names in classes.items() if old in names]
-    if not named:
-        known = {name for names in classes.values() for name in names}
+    known = {name for path in files for name in answers.read_document(path).classes}
+    if old not in known:
         raise UserError(
             f"No answer of {folder} knows the class {old!r}; {suggestion(old, known)}"
         )
-    for path in named:
+    for path in files:
         n = answers.rename_class(path, old, new)
         log.info("%s: %d answers name %r now, and no longer %r.", path, n, new, old)

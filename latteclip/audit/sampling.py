@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import digest
+from latteclip.core.files import sha256
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.predictions import MISSING, classes_of, pool_seeds
@@ -59,18 +59,11 @@ class RunFiles:
         return self.method, self.seed
 
 
-@dataclass
-class PlanMetadata:
-    """The metadata of PLAN."""
-
-    split: str  # test, or train for the images of the training and validation splits
-
-
 @dataclass(frozen=True)
 class SamplingPlan:
     """The order in which the N images of an audit are asked about, of those that are there."""
 
-    split: str
+    split: str  # test, or train for the images of the training and validation splits
     classnames: list[str]  # the names of the classes as they are now
     images: pa.Table  # N rows of the index
     strata: Ints  # [N]
@@ -93,12 +86,11 @@ def runs_in(folder: Path) -> list[RunFiles]:
     """Return the evaluated runs of a dataset's results: baselines first, then by name."""
     names = ("metrics.json", "predictions.parquet", "train_predictions.parquet")
     runs = []
-    for metrics in folder.glob("*/seed*/metrics.json"):
-        place = metrics.parent
+    for place in folder.glob("*/seed*"):
         seed = int(place.name.removeprefix("seed"))
-        runs.append(
-            RunFiles(place.parent.name, seed, *(str(place / name) for name in names))
-        )
+        files = [place / name for name in names]
+        if files[0].exists():
+            runs.append(RunFiles(place.parent.name, seed, *map(str, files)))
     return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 
@@ -108,43 +100,35 @@ def predictions_of(
     classnames: Sequence[str],
     split: str,
 ) -> list[Ints]:
-    """Return what each run predicts [n], MISSING where all seeds of its method learned from it."""
-    own = [_predictions(run, image_ids, classnames, split) for run in runs]
-    return own if split == TEST else pool_seeds(own, [run.method for run in runs])
+    """Return what each run predicts [N], MISSING where all seeds of its method learned from it.
 
-
-def _predictions(
-    run: RunFiles, image_ids: pa.ChunkedArray, classnames: Sequence[str], split: str
-) -> Ints:
-    """Return classes [n], MISSING without a prediction or where the table has other classes."""
-    path, schema = run.predictions, tables.PREDICTIONS
-    if split != TEST:
-        path, schema = run.train_predictions, tables.TRAIN_PREDICTIONS
-    if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
-        return np.full(len(image_ids), MISSING)
-    return classes_of(tables.read(path, schema, ["image_id", "prediction"]), image_ids)
+    A run with other classes predicts nothing.
+    """
+    predicted = []
+    for run in runs:
+        path, schema = run.predictions, tables.PREDICTIONS
+        if split != TEST:
+            path, schema = run.train_predictions, tables.TRAIN_PREDICTIONS
+        table = tables.read(path, schema, ["image_id", "prediction"])
+        if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
+            table = table.slice(0, 0)
+        predicted.append(classes_of(table, image_ids))
+    if split == TEST:
+        return predicted
+    return pool_seeds(predicted, [run.method for run in runs])
 
 
 def candidates_of(
     folder: Path, image_ids: pa.ChunkedArray, classnames: Sequence[str], split: str
-) -> dict[Run, Ints]:
-    """Return what one run of each method predicts, of the chosen seed where there is such a run."""
-    chosen = chosen_run(folder)
+) -> dict[str, Ints]:
+    """Return what the first run of each method predicts [N] that predicts anything."""
     runs = runs_in(folder)
-    all_predictions = predictions_of(runs, image_ids, classnames, split)
-    run_of_method: dict[str, tuple[Run, Ints]] = {}
-    for run, predictions in zip(runs, all_predictions, strict=True):
-        is_chosen = chosen is not None and run.seed == chosen[1]
-        is_wanted = run.method not in run_of_method or is_chosen
-        if is_wanted and (predictions != MISSING).any():
-            run_of_method[run.method] = run.run, predictions
-    return dict(run_of_method.values())
-
-
-def chosen_run(folder: Path) -> Run | None:
-    """Return the run that the workflow chose, if it chose."""
-    path = folder / "selection.json"
-    return read_selection(path).run if path.is_file() else None
+    found: dict[str, Ints] = {}
+    predicted = predictions_of(runs, image_ids, classnames, split)
+    for run, classes in zip(runs, predicted, strict=True):
+        if (classes != MISSING).any():
+            found.setdefault(run.method, classes)
+    return found
 
 
 def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: str) -> None:
@@ -153,22 +137,27 @@ def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: s
     All models predict them, none learned from them, and `latteclip teach` did not ask about them to
     teach.
     """
-    predicted = candidates_of(folder, index["image_id"], classnames, split)
-    known = ~_taught(folder, index, classnames)
-    for classes in predicted.values():
-        known &= classes != MISSING
-    if not (predicted and known.any()):
+    image_ids = index["image_id"]
+    candidates = candidates_of(folder, image_ids, classnames, split)
+    schema = teaching_schema(folder.absolute().name, classnames, index)
+    saved = schema.read(folder / "answers.json")
+    taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
+    known = pc.invert(pc.is_in(image_ids, pa.array(taught, pa.string()))).to_numpy()
+    for classes in candidates.values():
+        known = known & (classes != MISSING)
+    if not (candidates and known.any()):
         raise UserError(
             f"{folder} has no {split} images that all models predict and none learned from. Run "
             f"the workflow first: {run_command(folder)}. Trainings leave out images where "
             "selection.share is above 0 and there are at least 100 to leave out."
         )
-    index = index.filter(known)
-    predictions = np.stack([*predicted.values()], axis=1)[known]
-    runs = list(predicted)
-    chosen = chosen_run(folder)
+    index = index.filter(pa.array(known))
+    predictions = np.stack([*candidates.values()], axis=1)[known]
+    selection = folder / "selection.json"
+    chosen = read_selection(selection).method if selection.is_file() else None
     differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
-    model = runs.index(chosen) if chosen in runs[1:] else int(differ.argmax())
+    methods = [*candidates]
+    model = methods.index(chosen) if chosen in methods[1:] else int(differ.argmax())
     confidence = tables.lookup_column(
         folder / "pseudo_labels.parquet",
         tables.PSEUDO_LABELS,
@@ -177,22 +166,14 @@ def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: s
         index["image_id"],
     )
     strata = stratify(predictions, confidence.to_numpy().astype(np.float64), model)
-    turn = sampling_order(strata, np.random.default_rng(SEED))
-    columns = {"stratum": strata, "turn": turn}
-    columns |= {name: index[name] for name in ("image_id", "checksum")}
+    columns = {
+        "image_id": index["image_id"],
+        "checksum": index["checksum"],
+        "stratum": strata,
+        "turn": sampling_order(strata, np.random.default_rng(SEED)),
+    }
     plan, _ = audit_files(folder, split)
-    tables.write(plan, columns, tables.PLAN, PlanMetadata(split))
-
-
-def _taught(
-    folder: Path, index: pa.Table, classnames: Sequence[str]
-) -> npt.NDArray[np.bool_]:
-    """Return the mask [N] of the images whose answers were asked for to teach the labels."""
-    schema = teaching_schema(folder.absolute().name, classnames, index)
-    saved = schema.read(folder / "answers.json")
-    taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
-    is_taught = pc.is_in(index["image_id"], pa.array(taught, pa.string()))
-    return np.asarray(is_taught.to_numpy(), bool)
+    tables.write(plan, columns, tables.PLAN)
 
 
 def of_split(index: pa.Table, split: str) -> pa.Table:
@@ -206,19 +187,21 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
 
     The rest is a stratified sample as before, for no image is gone because of an answer.
     """
+    split = Path(path).parent.name
     table = tables.read(path, tables.PLAN)
-    split = tables.read_metadata(path, PlanMetadata).split
-    ids = table["image_id"].to_pylist()
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
-    strata, turn = (table[name].to_numpy().astype(np.int_) for name in ("stratum", "turn"))
-    numbers = np.stack([strata, turn]).astype("<i8").tobytes()
-    identity = digest(split, numbers, *ids, *contents)[:16]
     index = of_split(index, split)
-    rows = locate(list(zip(ids, contents, strict=True)), index)
-    is_there = np.array([row is not None for row in rows], dtype=bool)
-    images = index.take(pa.array([row for row in rows if row is not None], pa.int64()))
-    order = np.argsort(turn[is_there])
-    return SamplingPlan(split, list(classnames), images, strata[is_there], order, identity)
+    found = locate(list(zip(table["image_id"].to_pylist(), contents, strict=True)), index)
+    rows = pa.array(found, pa.int64())
+    table = table.filter(pc.is_valid(rows))
+    return SamplingPlan(
+        split=split,
+        classnames=list(classnames),
+        images=index.take(rows.drop_null()),
+        strata=table["stratum"].to_numpy().astype(np.int_),
+        order=np.argsort(table["turn"].to_numpy()),
+        digest=sha256(path)[:16],
+    )
 
 
 def stratify(predictions: Ints, confidence: Floats, model: int) -> Ints:
@@ -234,13 +217,10 @@ def stratify(predictions: Ints, confidence: Floats, model: int) -> Ints:
         sure = confidence >= np.median(confidence[agree])
         strata[agree & ~sure] = 1
     # A variance cannot be estimated from a handful of images.
-    n_strata = len(RATES)
-    for h in range(n_strata - 1):
-        expected = np.bincount(strata, minlength=n_strata) * RATES
-        is_small = expected[h] * PREFIX < MIN_IMAGES * expected.sum()
-        filled = np.flatnonzero(expected)
-        larger = filled[filled > h]
-        if is_small and len(larger):
+    for h in range(len(RATES) - 1):
+        expected = np.bincount(strata, minlength=len(RATES)) * RATES
+        larger = h + 1 + np.flatnonzero(expected[h + 1 :])
+        if expected[h] * PREFIX < MIN_IMAGES * expected.sum() and len(larger):
             strata[strata == h] = larger[0]
     return strata
 
@@ -255,8 +235,5 @@ def sampling_order(strata: Ints, rng: np.random.Generator) -> Ints:
     for h in np.unique(strata):
         rows = np.flatnonzero(strata == h)
         n = len(rows)
-        order = rng.permutation(n)
-        due[rows] = (order + rng.random()) / (n * RATES[h])
-    turn = np.empty(len(strata), dtype=np.int_)
-    turn[np.argsort(due, kind="stable")] = np.arange(len(strata))
-    return turn
+        due[rows] = (rng.permutation(n) + rng.random()) / (n * RATES[h])
+    return np.argsort(np.argsort(due, kind="stable"))

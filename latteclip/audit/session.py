@@ -4,7 +4,6 @@ The page is served and its answers saved one by one, or it works offline and exp
 same JSON.
 """
 
-import contextlib
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from pydantic import BaseModel
-
-from latteclip.audit.score import TooFewAnswersError
 from latteclip.audit.server import SERVED, PageServer, fill
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
-from latteclip.core.terminal import counted
 from latteclip.data.images import open_rgb
-from latteclip.labels.answers import Answer, Answers, AnswerSchema, Saved, entries
+from latteclip.labels.answers import (
+    Answer,
+    Answers,
+    AnswerSchema,
+    Saved,
+    as_json,
+    read_whole,
+)
 from latteclip.report.gallery import picture
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,18 @@ class Question:
     options: list[str]
     phase: str | None = None  # TEACH or CHECK, of answers that teach
 
+    @classmethod
+    def about(
+        cls,
+        image: Mapping[str, Any],
+        number: int,
+        options: list[str],
+        phase: str | None = None,
+    ) -> "Question":
+        """Return a question about a row of the index."""
+        content = image["checksum"].hex()
+        return cls(number, image["image_id"], image["path"], content, options, phase)
+
     def as_json(self, picture: str) -> dict[str, Any]:
         return {
             "image": self.image_id,
@@ -52,12 +65,6 @@ class Question:
             "picture": picture,
             "phase": self.phase,
         }
-
-
-class Removed(BaseModel):
-    """The images whose answers a request takes back, beside the answers that it adds."""
-
-    removed: list[str] = []
 
 
 class QuestionSession:
@@ -83,14 +90,15 @@ class QuestionSession:
         return [question for question in self.questions if question.image_id not in answers]
 
     def read_file(self, path: str) -> Saved:
-        return self.schema.read_exported(path)
+        """Return the answers of a file that the page exported, or raise UserError."""
+        return self.schema.parse(read_whole(path), path)
 
     def status(self, _: Answers) -> str:
         """Return a sentence for the page."""
         return ""
 
     def result(self) -> dict[str, Any]:
-        """Return a sentence, tables of a head and rows, and steps: a text and a command each."""
+        """Return a sentence, lines below it, and steps: a text and a command each."""
         raise NotImplementedError
 
     def state(self, answers: Answers) -> dict[str, Any]:
@@ -111,14 +119,13 @@ class QuestionSession:
 
     def save(self, content: bytes) -> dict[str, Any]:
         """Save new answers, and take others back."""
-        changed = self.schema.parse(content, "The request").answers
-        removed = Removed.model_validate_json(content).removed
-        return self.state(self.schema.update(self.path, changed, removed))
+        sent = self.schema.parse(content, "The request")
+        return self.state(self.schema.update(self.path, sent.answers, sent.removed))
 
     def render(self) -> tuple[str, str]:
         answers = self.answers()
-        last = entries(list(answers.values())[-LAST:])
-        return self._render(SERVED, {"state": self.state(answers), "last": last})
+        last = [*answers.values()][-LAST:]
+        return self._render(SERVED, last, {"state": self.state(answers)})
 
     def render_offline(self) -> str:
         """Return a page that needs no server, with all open questions, or raise UserError."""
@@ -127,17 +134,15 @@ class QuestionSession:
             raise UserError(
                 "There is no image left without an answer; a larger --budget asks about more."
             )
-        values = {
-            "take": f"latteclip {self.name} {shlex.quote(str(self.folder))} "
-            "--answers answers.json",
-            "answered": self.total - len(questions),
-            "questions": [
-                question.as_json(_data_uri(question.path)) for question in questions
-            ],
-        }
-        return self._render(OFFLINE, values)[0]
+        asked = [question.as_json(_data_uri(question.path)) for question in questions]
+        take = (
+            f"latteclip {self.name} {shlex.quote(str(self.folder))} --answers answers.json"
+        )
+        return self._render(OFFLINE, [], {"take": take, "questions": asked})[0]
 
-    def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    def _render(
+        self, sources: str, answers: list[Answer], values: Mapping[str, Any]
+    ) -> tuple[str, str]:
         names = sorted(self.schema.classnames)
         return fill(
             "latteclip.audit",
@@ -147,39 +152,36 @@ class QuestionSession:
             session=self,
             classnames=names,
             all_offered=len(names) <= ALL_OFFERED,
-            values={**self.schema.header(), **values},
+            values={**as_json(self.schema.document(answers)), **values},
         )
 
 
 def _data_uri(path: str) -> str:
     """Return an image as part of a page, "" where it cannot be decoded."""
     try:
-        image = open_rgb(path, max_side=OFFLINE_SIDE)
+        return picture(open_rgb(path, max_side=OFFLINE_SIDE), OFFLINE_SIDE)
     except UserError as error:
         log.warning("%s It has no picture on the page.", error)
         return ""
-    return picture(image, OFFLINE_SIDE)
 
 
 def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str]:
     """Return all classes if they are few, or the likely ones in an order that tells nothing."""
-    labels = range(len(classnames)) if len(classnames) <= ALL_OFFERED else sorted(likely)
-    return [classnames[label] for label in labels]
+    if len(classnames) <= ALL_OFFERED:
+        return list(classnames)
+    return [classnames[label] for label in sorted(likely)]
 
 
 def run_session(
     make_session: Callable[[], QuestionSession],
-    *,
     offline: str | None,
     answers: str | None,
     score: bool,
     port: int,
+    *,
     browser: bool,
 ) -> None:
-    """Do what the options of `audit` and `teach` say. Without them, ask the questions on a page.
-
-    After the answers, the result is printed if they are enough for one.
-    """
+    """Do what the options of `audit` and `teach` say. Without them, ask the questions on a page."""
     print("Preparing the questions ...", flush=True)
     session = make_session()
     if offline:
@@ -191,21 +193,10 @@ def run_session(
         return
     if answers:
         import_answers(session, answers)
-    if score:
-        print_result(session)
-        return
-    if not answers:
+    elif not score:
         PageServer(session, port).show("Every answer is saved.", browser=browser)
-    with contextlib.suppress(TooFewAnswersError):
-        print_result(session)
-
-
-def print_result(session: QuestionSession) -> None:
-    """Print the result by the saved answers, and what to do next."""
     result = session.result()
-    for head, rows in result["tables"]:
-        print(pd.DataFrame(rows, columns=head).to_string(index=False), end="\n\n")
-    print(result["sentence"])
+    print(result["sentence"], *result["lines"], sep="\n")
     for text, command in result["steps"]:
         print(f"\n{text}\n  {command}")
 
@@ -217,9 +208,4 @@ def import_answers(session: QuestionSession, path: str) -> None:
     saved = session.answers()
     new = {key: answer for key, answer in exported.answers.items() if key not in saved}
     session.schema.update(session.path, new)
-    log.info(
-        "Took %s of %d from %s: an image that has an answer keeps it.",
-        counted(len(new), "answer"),
-        len(exported.answers),
-        path,
-    )
+    log.info("Took %d answers of %d from %s.", len(new), len(exported.answers), path)

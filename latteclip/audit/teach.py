@@ -8,7 +8,8 @@ every moment. Letters: N training images, P images of the pool that is computed 
 import shlex
 from collections.abc import Iterable
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,8 @@ def teach(
             or JSON Lines with the columns image and class, or an export of Label Studio
         score: print the accuracy of the labels by the answers so far
     """
-    run_session(
-        partial(TeachingSession, results, budget),
-        offline=offline,
-        answers=answers,
-        score=score,
-        port=port,
-        browser=not no_browser,
-    )
+    make_session = partial(TeachingSession, results, budget)
+    run_session(make_session, offline, answers, score, port, browser=not no_browser)
 
 
 class TeachingSession(QuestionSession):
@@ -110,7 +105,6 @@ class TeachingSession(QuestionSession):
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
         self.ids = tables.Strings(self.index["image_id"])
-        self.paths = tables.Strings(self.index["path"])
         self.path = self.folder / "answers.json"
         self.schema = teaching_schema(dataset, self.classnames, self.index)
         saved = self.saved()
@@ -123,20 +117,23 @@ class TeachingSession(QuestionSession):
         names = pa.array(list(answers), pa.string())
         rows = pc.index_in(names, self.index["image_id"]).to_pylist()
         self.pool = self._choose_pool(rows)  # [P] ascending rows
+        self.pool_images = self.index.take(pa.array(self.pool))
         self.inputs, self.has_votes = self._read_inputs()
         self._learn(answers)
         self.questions = []
-        self._ask(zip(rows, (a.phase or TEACH for a in answers.values()), strict=True))
+        phases = [answer.phase or TEACH for answer in answers.values()]
+        for phase, pairs in groupby(zip(phases, rows, strict=True), key=itemgetter(0)):
+            self._ask([row for _, row in pairs], phase)
 
     def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
-        answers = dict(answers)
-        questions = super().open_questions(answers)
-        while len(answers) < self.total and (offline or not questions):
+        asked = dict(answers)
+        questions = super().open_questions(asked)
+        while offline or not questions:
             for question in questions:
-                unsure = Answer(question.image_id, UNSURE, phase=question.phase)
-                answers[question.image_id] = unsure
-            added = self._next_questions(answers, learn=not offline)
+                answer = Answer(question.image_id, UNSURE, phase=question.phase)
+                asked[question.image_id] = answer
+            added = self._next_questions(asked, learn=not offline)
             if not added:
                 break
             questions += added
@@ -151,14 +148,11 @@ class TeachingSession(QuestionSession):
         return super().read_file(path)
 
     def status(self, answers: Answers) -> str:
-        if n := sum(answer.phase == CHECK for answer in answers.values()):
-            return (
-                f"Images drawn at random check the labels: {counted(n, 'answer')} so far. "
-                f"{MIN_ANSWERS} of them that name a class or none give the share of right labels."
-            )
+        n = sum(answer.phase == CHECK for answer in answers.values())
         return (
-            "The labels learn from every ten answers. The last half of the questions estimates how "
-            "many labels are wrong."
+            "The labels learn from every ten answers. The last half of the questions are about "
+            f"images drawn at random, which check the labels: {counted(n, 'answer')} so far. "
+            f"{MIN_ANSWERS} of them that name a class or none give the share of right labels."
         )
 
     def result(self) -> dict[str, Any]:
@@ -166,17 +160,21 @@ class TeachingSession(QuestionSession):
         sentence = self.status(answers)
         if checked := self._checked(answers):
             sentence = (
-                f"Labels, with your answers: {checked.words}, by "
-                f"{counted(checked.n, 'answer')} about images drawn at random."
+                f"Labels, with your answers: {checked.words}, by {checked.n} answers about images "
+                "drawn at random."
             )
-        rerun = (
-            "Run the workflow again as before: labels, models and pages follow the answers."
-        )
-        export = "To export the labels of the training images:"
         folder = shlex.quote(str(self.folder))
-        command = f"latteclip labels export {folder} --format csv --output labels.csv"
-        steps = [(rerun, run_command(self.folder)), (export, command)]
-        return {"sentence": sentence, "tables": [], "steps": steps}
+        steps = [
+            (
+                "Run the workflow again as before. Labels, models and pages follow the answers:",
+                run_command(self.folder),
+            ),
+            (
+                "To export the labels of the training images:",
+                f"latteclip labels export {folder} --format csv --output labels.csv",
+            ),
+        ]
+        return {"sentence": sentence, "lines": [], "steps": steps}
 
     def _choose_pool(self, answered: list[int]) -> np.ndarray:
         """Return the rows of answered, random and the least certain images."""
@@ -208,15 +206,14 @@ class TeachingSession(QuestionSession):
             str(self.folder / "image_encoders" / f"{slug({'model': encoder})}.parquet")
             for encoder in report.image_encoders
         ]
-        image_ids = self.index["image_id"].take(pa.array(self.pool))
+        image_ids = self.pool_images["image_id"]
         files = LabelFiles.of(self.folder, examples=bool(report.examples))
         inputs = LabelInputs.read(files, image_ids, self.classnames, labellers, encoders)
         return inputs, any(one.weight > 0 for one in report.labellers)
 
     def _answered(self, answers: Answers) -> AnsweredRows:
         """Return answers about images of the pool."""
-        pool = self.index.take(pa.array(self.pool))
-        return answered_rows(answers, pool, self.classnames)
+        return answered_rows(answers, self.pool_images, self.classnames)
 
     def _learn(self, answers: Answers) -> None:
         """Learn from the answers of the first phase."""
@@ -224,55 +221,46 @@ class TeachingSession(QuestionSession):
         self.model: LabelModel = self.inputs.fit(self._answered(taught))
         self.posterior = self.model.probabilities(np.arange(len(self.pool)))  # [P, C]
 
-    def _next_questions(self, answers: Answers, *, learn: bool = True) -> list[Question]:
-        teaching = [answer for answer in answers.values() if answer.phase != CHECK]
-        is_checking = len(answers) > len(teaching)  # once it has begun, it goes on
-        if learn and teaching and not is_checking:
-            self._learn(answers)
-        wanted = min(BATCH, self.n_taught - len(teaching))
-        if wanted > 0 and not is_checking:
-            return self._ask((row, TEACH) for row in self._doubtful(answers, wanted))
-        n_checked = min(BATCH, self.total - len(answers))
-        rest = (row for row in self._order.tolist() if self.ids[row] not in answers)
-        return self._ask((row, CHECK) for row in islice(rest, n_checked))
+    def _next_questions(self, answers: Answers, *, learn: bool) -> list[Question]:
+        """Ask about doubtful images, then about drawn ones. Once these have begun, they go on."""
+        n_checked = sum(answer.phase == CHECK for answer in answers.values())
+        n_taught = len(answers) - n_checked
+        if not n_checked and n_taught < self.n_taught:
+            if learn and n_taught:
+                self._learn(answers)
+            rows, phase = self._doubtful(), TEACH
+            wanted = self.n_taught - n_taught
+        else:
+            rows, phase = self._order.tolist(), CHECK
+            wanted = self.total - len(answers)
+        rest = (row for row in rows if self.ids[row] not in answers)
+        return self._ask(islice(rest, max(0, min(BATCH, wanted))), phase)
 
-    def _ask(self, asked: Iterable[tuple[int, str]]) -> list[Question]:
-        """Return new questions about rows, each with its phase."""
-        asked = list(asked)
+    def _ask(self, rows: Iterable[int], phase: str | None) -> list[Question]:
+        """Return new questions about rows."""
         start = len(self.questions)
-        places = np.searchsorted(self.pool, [row for row, _ in asked])
-        predicted = self.model.without_answers(places.astype(np.int64))
-        n_offered = min(OFFERED, len(self.classnames))
-        likely = np.argsort(-predicted, axis=1, kind="stable")[:, :n_offered].tolist()
-        for (row, phase), labels in zip(asked, likely, strict=True):
-            checksum = self.index["checksum"][row].as_py()
-            question = Question(
-                number=len(self.questions),
-                image_id=self.ids[row],
-                path=self.paths[row],
-                content=checksum.hex(),
-                options=in_class_order(self.classnames, labels),
-                phase=phase,
-            )
-            self.questions.append(question)
+        rows = [*rows]
+        places = np.searchsorted(self.pool, np.array(rows, np.int64))
+        predicted = self.model.without_answers(places)
+        likely = np.argsort(-predicted, axis=1, kind="stable")[:, :OFFERED].tolist()
+        images = self.index.take(pa.array(rows, pa.int64())).to_pylist()
+        for image, labels in zip(images, likely, strict=True):
+            options = in_class_order(self.classnames, labels)
+            number = len(self.questions)
+            self.questions.append(Question.about(image, number, options, phase))
         return self.questions[start:]
 
-    def _doubtful(self, answers: Answers, n: int) -> list[int]:
-        """Return rows with the smallest margins, or in their place images that cover the pool."""
+    def _doubtful(self) -> list[int]:
+        """Return rows by their margins, after images that cover the pool where nobody votes."""
         best = -np.sort(-self.posterior, axis=1)[:, :2]
         order = np.argsort(best[:, 0] - best[:, -1], kind="stable").tolist()
         if not self.has_votes:
-            order = self._covering() + order
-        rows = dict.fromkeys(self.pool[order].tolist())
-        doubtful = (row for row in rows if self.ids[row] not in answers)
-        return list(islice(doubtful, n))
-
-    def _covering(self) -> list[int]:
-        """Return places of images that cover the pool, for half of the questions at most."""
-        features = self.inputs.features[0][: len(self.pool)]
-        wanted = COVERAGE * len(self.classnames)
-        half = max(1, self.n_taught // 2)
-        return medoids(features - features.mean(axis=0), min(wanted, half, len(features)))
+            features = self.inputs.features[0][: len(self.pool)]
+            wanted = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2))
+            centred = features - features.mean(axis=0)
+            order = medoids(centred, min(wanted, len(centred))) + order
+        rows: list[int] = self.pool[list(dict.fromkeys(order))].tolist()
+        return rows
 
     def _checked(self, answers: Answers) -> Interval | None:
         """Return the share of right labels of all images, as `fuse_labels` will state it.

@@ -18,7 +18,7 @@ from latteclip.core.user_tables import (
     numbers_of_classes,
     read_table,
 )
-from latteclip.labels.answers import CLASS, WORDS, Answer, by_image
+from latteclip.labels.answers import CLASS, WORDS, Answer, by_image, read_whole
 
 log = logging.getLogger(__name__)
 IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
@@ -29,20 +29,10 @@ WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def is_foreign(path: str) -> bool:
-    """Return whether a file is not one that the page exports. UserError: it is neither."""
-    suffix = Path(path).suffix.lower()
-    if suffix in READERS:
+    """Return whether a file is a table or an export of Label Studio. UserError: it is not there."""
+    if Path(path).suffix.lower() in READERS:
         return True
-    if suffix != ".json":
-        raise UserError(
-            f"{path} is neither a file of answers of the page (.json), nor an export of Label "
-            f"Studio (.json), nor a table ({', '.join(READERS)})."
-        )
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            return file.read(64).lstrip().startswith("[")
-    except (OSError, ValueError):
-        return False
+    return read_whole(path).lstrip().startswith(b"[")
 
 
 def read_foreign(
@@ -79,9 +69,7 @@ def read_foreign(
             answers.append(Answer(image_id, kind, classname))
     if missing:
         first = one_line(missing[0], 80)
-        log.warning(
-            "%s: %d images are no training images, such as %s.", path, len(missing), first
-        )
+        log.warning("%s: %d images are not here, such as %s.", path, len(missing), first)
     if not answers:
         raise UserError(f"{path} names no training image of this dataset.")
     return by_image(dict.fromkeys(answers), path)  # equal ones once
@@ -99,20 +87,19 @@ def _table_rows(path: str) -> Iterator[tuple[str, Any]]:
             f"{path} needs a column of images, called {' or '.join(IMAGE)}, and one of classes, "
             f"called {' or '.join(LABEL)}."
         )
-    for cells in table[found].itertuples(index=False):
-        is_csv = Path(path).suffix.lower() == ".csv"
-        image, label = (
-            from_csv_cell(cell) if is_csv and isinstance(cell, str) else cell
-            for cell in cells
-        )
+    for image, label in table[found].itertuples(index=False):
         if not is_empty(label):
-            yield str(image), label
+            yield str(from_csv_cell(str(image))), _plain(label)
+
+
+def _plain(label: Any) -> Any:
+    return from_csv_cell(label) if isinstance(label, str) else label
 
 
 def _tasks(path: str) -> Iterator[tuple[str, str]]:
     """Yield the images and choices of the last annotation of each task of Label Studio."""
     try:
-        for task in json.loads(Path(path).read_text(encoding="utf-8")):
+        for task in json.loads(read_whole(path)):
             annotations = task.get("annotations") or [{"result": []}]
             for result in annotations[-1]["result"]:
                 for choice in result.get("value", {}).get("choices", []):
@@ -120,8 +107,6 @@ def _tasks(path: str) -> Iterator[tuple[str, str]]:
                     if image is None:  # the address of a picture
                         image = unquote(task["data"]["image"].rpartition("?d=")[2])
                     yield str(image), str(choice)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except WRONG as error:
         raise UserError(
             f"{path} is not a valid export of Label Studio ({one_line(error, 80)})."

@@ -8,7 +8,7 @@ images and classes of now stays in the file, and counts again when they are back
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,72 +43,58 @@ class Answer:
     phase: Annotated[str | None, Field(pattern=f"^({TEACH}|{CHECK})$")] = None
     # The image's checksum in hexadecimal digits.
     content: Annotated[str | None, Field(pattern="^[0-9a-f]{32}$")] = None
-    # Where the kind is NONE: classes that the person could not choose, of all that the file knows.
-    not_offered: tuple[str, ...] = ()
-
-    @property
-    def image(self) -> tuple[str, str | None]:
-        """The image's name and content when the answer was saved."""
-        return self.image_id, self.content
+    # Where the kind is NONE: the classes that the person saw, () for all of the document.
+    offered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Document:
-    """The content of a file of answers."""
+    """The content of a file of answers, or of a request of the page."""
 
     plan: str
     answers: list[Answer]
     dataset: str = ""
-    # All that the dataset had since the first.
+    # All that the dataset had since the first answer.
     classes: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)  # images whose answers are taken back
 
 
 Answers = Mapping[str, Answer]  # the keys are image ids
-ANSWERS = TypeAdapter(list[Answer])
 DOCUMENT = TypeAdapter(Document)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The answers of a file, about the images of now under their names of now."""
+    """The answers of a document, about the images of now under their names of now."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     # Answers that say nothing about these classes.
     lapsed: dict[str, Answer] = field(default_factory=dict)
     gone: list[Answer] = field(default_factory=list)  # about images that are not there
-    classes: list[str] = field(default_factory=list)  # names of the classes in the document
+    classes: list[str] = field(default_factory=list)  # those of the document
+    removed: list[str] = field(default_factory=list)
 
     @property
     def asked(self) -> dict[str, Answer]:
         """Return all answers about images that are there. Those without a meaning are UNSURE."""
-        unsure = {
-            key: Answer(answer.image_id, UNSURE) for key, answer in self.lapsed.items()
-        }
-        return unsure | self.answers
+        return {key: Answer(key, UNSURE) for key in self.lapsed} | self.answers
 
     def warn(self, path: str | Path, folder: str | Path) -> None:
-        """Log which answers of a file do not count, and why; `folder` is results/<dataset>."""
-        n = len(self.answers) + len(self.lapsed) + len(self.gone)
-        lapsed = self.lapsed.values()
-        named = [answer.classname for answer in lapsed if answer.classname is not None]
-        classes = one_line(", ".join(sorted({*named})), 120)
-        images = ", ".join([one_line(answer.image_id, 60) for answer in self.gone][:3])
-        for count, reason in (
-            (
-                len(named),
-                f"their classes are gone: {classes}. After renaming a class, run latteclip "
-                f"rename-class {folder} OLD NEW",
-            ),
-            (
-                len(lapsed) - len(named),
-                'they are "none of these", and a class was added later',
-            ),
-            (len(self.gone), f"their images are gone or changed, such as {images}"),
-        ):
-            if count:
-                log.warning(
-                    "%s: %d of %d answers do not count: %s.", path, count, n, reason
-                )
+        """Log that answers of a file do not count, and why; `folder` is results/<dataset>."""
+        others = [*self.lapsed.values(), *self.gone]
+        if others:
+            about = others[0].classname or WORDS.get(others[0].kind)
+            log.warning(
+                "%s: %d of %d answers do not count, such as %s about %s. Their images or classes "
+                'are gone, or a class was added after "none of these". After renaming a class, run '
+                "latteclip rename-class %s OLD NEW.",
+                path,
+                len(others),
+                len(others) + len(self.answers),
+                one_line(about, 80),
+                one_line(others[0].image_id, 80),
+                folder,
+            )
 
 
 @dataclass(frozen=True)
@@ -120,15 +106,12 @@ class AnswerSchema:
     images: pa.Table  # columns image_id and checksum of IMAGES
     classnames: tuple[str, ...]
 
-    def header(self) -> dict[str, Any]:
-        classes = list(self.classnames)
-        return {"plan": self.plan, "dataset": self.dataset, "classes": classes}
-
-    def document(self, answers: Answers) -> dict[str, Any]:
-        return {**self.header(), "answers": entries(answers.values())}
+    def document(self, answers: Iterable[Answer] = ()) -> Document:
+        """Return a document with answers about these images and classes."""
+        return Document(self.plan, [*answers], self.dataset, [*self.classnames])
 
     def parse(self, content: bytes, where: str) -> Saved:
-        """Return the answers of a document of this plan, or raise UserError."""
+        """Return what a document of this plan says now, or raise UserError."""
         document = _document(content, where)
         if document.plan != self.plan:
             other = one_line(f"{document.dataset}, plan {document.plan}", 160)
@@ -140,40 +123,34 @@ class AnswerSchema:
 
     def resolve(self, document: Document, where: str) -> Saved:
         """Return the answers of a document by what they say now, or raise UserError."""
-        images = list(dict.fromkeys(answer.image for answer in document.answers))
-        rows = dict(zip(images, locate(images, self.images), strict=True))
-        ids = self.images["image_id"]
-        checksums = self.images["checksum"]
-        now = set(self.classnames)
-        then = set(document.classes or self.classnames)
-        added = now - then
-        known = now | then
-        resolved = []
+        images = [(answer.image_id, answer.content) for answer in document.answers]
+        known = document.classes or [*self.classnames]
+        ids, checksums = self.images["image_id"], self.images["checksum"]
+        found = []
         gone = []
-        for number, answer in enumerate(document.answers, start=1):
-            self._check(answer, known, f"{where}, answer {number},")
-            completed = _not_offered(answer, added)
-            if (row := rows[answer.image]) is not None:
+        for answer, row in zip(document.answers, locate(images, self.images), strict=True):
+            self._check(answer, known, where)
+            answer = replace(answer, offered=answer.offered or tuple(known))
+            if row is not None:
                 content = checksums[row].as_py()
-                content = None if content is None else content.hex()
-                resolved.append(
-                    replace(completed, image_id=ids[row].as_py(), content=content)
-                )
+                content = content and content.hex()
+                found.append(replace(answer, image_id=ids[row].as_py(), content=content))
             elif answer.content is not None:
-                gone.append(completed)
+                gone.append(answer)
             else:
                 name = one_line(answer.image_id, 120)
                 raise UserError(
                     f"{where} is about {name!r}, which is not among the images of its questions."
                 )
-        answers = by_image(resolved, where)
+        answers = by_image(found, where)
         lapsed = {key: answer for key, answer in answers.items() if self._is_lapsed(answer)}
         answers = {key: answer for key, answer in answers.items() if key not in lapsed}
-        return Saved(answers, lapsed, gone, document.classes)
+        return Saved(answers, lapsed, gone, document.classes, document.removed)
 
-    def _check(self, answer: Answer, classes: set[str], where: str) -> None:
+    def _check(self, answer: Answer, known: Collection[str], where: str) -> None:
         name = answer.classname
-        if name not in (classes if answer.kind == CLASS else (None,)):
+        names = {*known, *self.classnames} if answer.kind == CLASS else {None}
+        if name not in names:
             likely = one_line(suggestion(str(name), self.classnames))
             raise UserError(
                 f"{where} names the unknown class {one_line(name, 80)!r}; {likely}"
@@ -182,15 +159,11 @@ class AnswerSchema:
     def _is_lapsed(self, answer: Answer) -> bool:
         if answer.kind == CLASS:
             return answer.classname not in self.classnames
-        return not set(self.classnames).isdisjoint(answer.not_offered)
+        return answer.kind == NONE and not set(self.classnames) <= {*answer.offered}
 
     def read(self, path: Path) -> Saved:
         """Return the answers of a file; none where there is no file."""
-        return self.read_exported(path) if path.exists() else Saved()
-
-    def read_exported(self, path: str | Path) -> Saved:
-        """Return the answers of a file that the page exported, or raise UserError."""
-        return self.parse(_read(path), str(path))
+        return self.parse(read_whole(path), str(path)) if path.exists() else Saved()
 
     def update(
         self, path: Path, changed: Answers, removed: Collection[str] = ()
@@ -199,75 +172,64 @@ class AnswerSchema:
 
         The file keeps what other processes have saved, and answers about other images and classes.
         """
+        added = self.resolve(self.document(changed.values()), str(path)).answers
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
             before = self.read(path)
-            answers = {**before.answers, **changed}
+            answers = {**before.answers, **added}
             for key in removed:
                 answers.pop(key, None)
-            lapsed = [
-                answer
-                for key, answer in before.lapsed.items()
-                if key not in answers and key not in removed
-            ]
-            every = entries([*before.gone, *lapsed, *self._described(answers, before)])
-            classes = list(dict.fromkeys([*before.classes, *self.classnames]))
-            write_json(path, {**self.header(), "classes": classes, "answers": every})
+            replaced = {*answers, *removed}
+            lapsed = [one for key, one in before.lapsed.items() if key not in replaced]
+            every = [*before.gone, *lapsed, *answers.values()]
+            classes = dict.fromkeys([*before.classes, *self.classnames])
+            _write(path, replace(self.document(every), classes=[*classes]))
         return answers
 
-    def _described(self, answers: Answers, before: Saved) -> Iterator[Answer]:
-        """Yield answers with their images' content, new ones with the classes not offered."""
-        names = [answer.image_id for answer in answers.values()]
-        rows = pc.index_in(pa.array(names, pa.string()), self.images["image_id"])
-        checksums = self.images["checksum"].take(rows).to_pylist()
-        missing = set(before.classes) - set(self.classnames)
-        for (key, answer), checksum in zip(answers.items(), checksums, strict=True):
-            known = before.answers.get(key)
-            is_new = known is None or known.kind != answer.kind
-            described = _not_offered(answer, missing if is_new else ())
-            content = answer.content if checksum is None else checksum.hex()
-            yield replace(described, content=content)
 
-
-def entries(answers: Iterable[Answer]) -> list[dict[str, Any]]:
-    """Return answers as JSON has them."""
-    values = ANSWERS.dump_python(
-        [*answers], mode="json", by_alias=True, exclude_defaults=True
+def as_json(document: Document) -> dict[str, Any]:
+    """Return a document as JSON has it."""
+    values = DOCUMENT.dump_python(
+        document, mode="json", by_alias=True, exclude_defaults=True
     )
-    return list(values)
+    return dict(values)
 
 
-def _not_offered(answer: Answer, classes: Iterable[str]) -> Answer:
-    """Return an answer to which more classes were not offered."""
-    if answer.kind != NONE:
-        return answer
-    return replace(answer, not_offered=tuple(sorted({*answer.not_offered, *classes})))
+def _write(path: Path, document: Document) -> None:
+    """Write a document, in which few answers name the classes that were offered."""
+    every = set(document.classes)
+    answers = [
+        replace(answer, offered=())
+        if answer.kind != NONE or every <= {*answer.offered}
+        else answer
+        for answer in document.answers
+    ]
+    write_json(path, as_json(replace(document, answers=answers)))
 
 
 def rename_class(path: Path, old: str, new: str) -> int:
     """Give a class another name in a file of answers, and return how many answers name it."""
-
-    def names(classes: Iterable[str]) -> list[str]:
-        return list(dict.fromkeys(new if name == old else name for name in classes))
-
     with locked(path):
-        document = _document(_read(path), str(path))
+        document = read_document(path)
+
+        def renamed(names: Iterable[str]) -> list[str]:
+            return list(dict.fromkeys(new if name == old else name for name in names))
+
         answers = [
             replace(
                 answer,
                 classname=new if answer.classname == old else answer.classname,
-                not_offered=tuple(names(answer.not_offered)),
+                offered=tuple(renamed(answer.offered or document.classes)),
             )
             for answer in document.answers
         ]
-        values = {**vars(document), "classes": names(document.classes)}
-        write_json(path, {**values, "answers": entries(answers)})
+        _write(path, replace(document, answers=answers, classes=renamed(document.classes)))
     return sum(answer.classname == old for answer in document.answers)
 
 
-def read_classes(path: Path) -> list[str]:
-    """Return all classes that a file of answers knows, or raise UserError."""
-    return _document(_read(path), str(path)).classes
+def read_document(path: Path) -> Document:
+    """Return the content of a file of answers, or raise UserError."""
+    return _document(read_whole(path), str(path))
 
 
 def _document(content: bytes, where: str) -> Document:
@@ -277,7 +239,7 @@ def _document(content: bytes, where: str) -> Document:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{where} is not a file of answers of latteclip audit ({place}: {first['msg']})."
+            f"{where} is not a file of answers of latteclip ({place}: {first['msg']})."
         ) from None
 
 
@@ -287,28 +249,26 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> list[in
     A row has the name and the content, or else the content alone; None: it is not there. A content
     of None is any. Images of different rows stay different.
     """
-    names = index["image_id"]
     checksums = index["checksum"]
+    names = pa.array([name for name, _ in images], pa.string())
     wanted = [None if content is None else bytes.fromhex(content) for _, content in images]
-    rows = pc.index_in(pa.array([name for name, _ in images], pa.string()), names)
+    rows = pc.index_in(names, index["image_id"])
     there = checksums.take(rows).to_pylist()
     located = [
         row if content in (None, checksum) else None
         for row, content, checksum in zip(rows.to_pylist(), wanted, there, strict=True)
     ]
-    moved = {content for row, content in zip(located, wanted, strict=True) if row is None}
-    moved.discard(None)
-    if moved:
-        taken = set(located)
-        free = defaultdict[bytes, list[int]](list)
-        of_moved = pc.is_in(checksums, pa.array(list(moved), checksums.type))
-        for row in reversed(np.flatnonzero(of_moved.to_numpy()).tolist()):
-            if row not in taken:
-                free[checksums[row].as_py()].append(row)
-        for number, content in enumerate(wanted):
-            if located[number] is None and content is not None and free[content]:
-                located[number] = free[content].pop()
-    return located
+    missing = [content for row, content in zip(located, wanted, strict=True) if row is None]
+    is_wanted = pc.is_in(checksums, pa.array(missing, checksums.type))
+    taken = set(located)
+    free = defaultdict[bytes | None, list[int]](list)
+    for row in reversed(np.flatnonzero(is_wanted.to_numpy()).tolist()):
+        if row not in taken:
+            free[checksums[row].as_py()].append(row)
+    return [
+        free[content].pop() if row is None and content and free[content] else row
+        for row, content in zip(located, wanted, strict=True)
+    ]
 
 
 def by_image(answers: Iterable[Answer], where: str) -> dict[str, Answer]:
@@ -317,14 +277,13 @@ def by_image(answers: Iterable[Answer], where: str) -> dict[str, Answer]:
     for answer in answers:
         other = answer_of_image.setdefault(answer.image_id, answer)
         if other is not answer:
-            pair = (other, answer)
-            names = " and ".join(repr(each.classname or each.kind) for each in pair)
             image = one_line(answer.image_id, 120)
-            raise UserError(f"{where} answers {image!r} more than once: {names}.")
+            raise UserError(f"{where} answers {image!r} more than once.")
     return answer_of_image
 
 
-def _read(path: str | Path) -> bytes:
+def read_whole(path: str | Path) -> bytes:
+    """Return the content of a file, or raise UserError."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

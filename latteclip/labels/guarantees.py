@@ -2,9 +2,9 @@
 
 `share_right` is of a finite population, in which other images were chosen to be asked about.
 `share` and `difference` are of a stratified sample. Their variance is that of sampling without
-replacement (Cochran, Sampling Techniques, 1977, 5.6), with Satterthwaite's degrees of freedom
-(5.4). A small stratum whose few answers are all alike would count as known. So ADDED answers of the
-largest possible variance are added to each stratum. Guarantees are about N other labels.
+replacement (Cochran, Sampling Techniques, 1977, 5.6). A small stratum whose few answers are all
+alike would count as known. So ADDED answers of the largest possible variance are added to each
+stratum. Guarantees are about N other labels.
 
 Letters: N labels, H strata, n or m answers.
 """
@@ -131,24 +131,15 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     deviations = (values - means[strata]) ** 2
     squares = np.bincount(strata, weights=deviations, minlength=n_strata)
     free = np.maximum(n - 1, 0)
-    free_and_added = free + ADDED
-    variances = (squares + ADDED * largest) / free_and_added
+    variances = (squares + ADDED * largest) / (free + ADDED)
     of_means = shares**2 * variances
     sampling = of_means / n_counted
     census = of_means / np.maximum(sizes, 1)
-    known = np.where(is_answered, census, 0)
-    left = sampling - known
-    # The added variance is no estimate: it has no error of its own.
-    spread = left**2 * free / free_and_added**2
-    n_answered = int(np.count_nonzero(n))
-    freedom = float(max(1, len(values) - n_answered))
-    total_spread = float(spread.sum())
-    if total_spread > 0:
-        satterthwaite = float(left.sum()) ** 2 / total_spread
-        freedom = min(freedom, satterthwaite)
+    variance = float((sampling - np.where(is_answered, census, 0)).sum())
+    freedom = max(1, len(values) - np.count_nonzero(is_answered))
     return Mean(
         value=float((shares * means).sum()),
-        variance=max(0.0, float(left.sum())),
+        variance=max(0.0, variance),
         quantile=float(stdtrit(freedom, 1 - ALPHA / 2)),
     )
 

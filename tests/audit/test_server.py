@@ -12,7 +12,7 @@ from support.visits import running
 from latteclip.audit.audit import AuditSession
 from latteclip.audit.server import MAX_BODY, PageServer
 from latteclip.core import files
-from latteclip.labels import answers
+from latteclip.labels import answers as answers_
 from latteclip.labels.answers import Answer
 
 
@@ -48,9 +48,8 @@ def ask(server, what="", *, method="GET", body=b"", token=None, **headers):
 def document(server, n=1, kind="none"):
     session = server.page
     ids = [session.questions[number].image_id for number in range(n)]
-    return json.dumps(
-        session.schema.document({one: Answer(one, kind) for one in ids})
-    ).encode()
+    answers = [Answer(one, kind) for one in ids]
+    return json.dumps(answers_.as_json(session.schema.document(answers))).encode()
 
 
 def put(server, body=None, **headers):
@@ -93,8 +92,8 @@ def test_a_page_sends_what_it_changed_and_other_pages_keep_their_answers(server)
 def test_with_30000_answers_one_more_is_saved(server):
     """All of them would be more than a request may have."""
     saved = server.page.schema
-    many = {f"{n}.png": Answer(f"{n}.png", "none", content="0" * 32) for n in range(30_000)}
-    every = saved.document(many)
+    many = [Answer(f"{n}.png", "none", content="0" * 32) for n in range(30_000)]
+    every = answers_.as_json(saved.document(many))
     assert len(json.dumps(every)) > MAX_BODY
     server.page.path.write_text(json.dumps(every))
     status, _, body = put(server)
@@ -108,7 +107,7 @@ def test_a_full_disk_is_reported_and_with_room_the_audit_goes_on(server, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(answers, "write_json", full)
+        patch.setattr(answers_, "write_json", full)
         status, _, body = put(server)
     assert status == 500 and "No space" in json.loads(body)["error"]
     assert put(server)[0] == 200

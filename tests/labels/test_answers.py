@@ -9,6 +9,7 @@ from latteclip.data.index_images import checksum
 from latteclip.labels.answers import (
     Answer,
     AnswerSchema,
+    as_json,
     rename_class,
     teaching_schema,
 )
@@ -55,13 +56,9 @@ def path(tmp_path):
 def test_a_change_leaves_all_other_answers(path):
     SCHEMA.update(path, THREE)
     changed = {IDS[0]: about(IDS[0], "unsure"), IDS[4]: about(IDS[4], "none")}
-    found = SCHEMA.update(path, changed, [IDS[1], "never there"])
-    assert found == {
-        IDS[0]: changed[IDS[0]],
-        IDS[2]: THREE[IDS[2]],
-        IDS[4]: changed[IDS[4]],
-    }
-    assert SCHEMA.read(path).answers == found
+    SCHEMA.update(path, changed, [IDS[1], "never there"])
+    expected = {IDS[0]: "unsure", IDS[2]: "\u202edots", IDS[4]: "none"}
+    assert said(SCHEMA.read(path)) == expected
 
 
 def test_changes_at_once_are_all_saved(path):
@@ -77,13 +74,13 @@ def test_changes_at_once_are_all_saved(path):
 
 
 def document(**values):
-    return json.dumps({**SCHEMA.document(THREE), **values}).encode()
+    return json.dumps({**as_json(SCHEMA.document(THREE.values())), **values}).encode()
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        *(None, b"", b"[]", b"\xff\xfe", b"[" * 100_000),
+        *(b"", b"[]", b"\xff\xfe", b"[" * 100_000),
         *(document(plan="another"), document(plan={"a": 1})),
         *(document(answers=3), document(answers=[3])),
         document(answers=[{"image": "/etc/passwd", "answer": "none"}]),
@@ -98,10 +95,9 @@ def document(**values):
 )
 def test_a_file_that_is_not_valid_is_named(tmp_path, content):
     path = tmp_path / "answers.json"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(UserError, match=r"answers\.json"):
-        SCHEMA.read_exported(str(path))
+        SCHEMA.read(path)
 
 
 # --- answers that teach --------------------------------------------------------------------------
@@ -155,7 +151,7 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
     saved = now.read(path)
     saved.warn(path, "results/made")
     assert said(saved) == {} and set(saved.asked) == {"b", "c"}
-    for word in ("dots", "rename-class results/made", "added", "such as a"):
+    for word in ("3 of 3", "dots about b", "rename-class results/made"):
         assert word in caplog.text
     now.update(path, {"d": Answer("d", "none")})
     assert said(now.read(path)) == {"d": "none"}

@@ -7,7 +7,7 @@ const asDocument = (some) => ({ plan: page.plan, dataset: page.dataset, classes:
 // The server saves each answer before the next question, beside those of other pages.
 const server = {
   load() {
-    answers = page.last;
+    answers = page.answers;
     return page.state;
   },
   save(added, removed) {
@@ -89,7 +89,7 @@ async function show(next) {
   hideResult();
   if (!isOver) ask();
   else if (!isOffline) await showResult();
-  else draw({ sentence: "Thank you.", tables: [], steps: [["Export the answers. This command imports them:", page.take]] }, "");
+  else draw({ sentence: "Thank you.", lines: [], steps: [["Export the answers. This command imports them:", page.take]] }, "");
 }
 
 function give(answer) {
@@ -114,28 +114,11 @@ function undo() {
   });
 }
 
-function row(texts, name) {
-  const node = element("tr");
-  node.append(...texts.map((text, n) => {
-    const isHead = name === "th" || n === 0;
-    const scope = name === "th" ? "col" : "row";
-    return element(isHead ? "th" : name, text, { ...(n && { class: "num" }), ...(isHead && { scope }) });
-  }));
-  return node;
-}
-
-function table([head, rows]) {
-  const node = element("table");
-  node.createTHead().append(row(head, "th"));
-  node.createTBody().append(...rows.map((texts) => row(texts, "td")));
-  return node;
-}
-
-function draw(result, advice) {
-  at("verdict").textContent = result.sentence;
+function draw({ sentence, lines, steps }, advice) {
+  at("verdict").textContent = sentence;
   at("advice").textContent = advice;
-  at("steps").replaceChildren(...result.steps.flatMap(([text, command]) => [element("p", text), element("pre", command)]));
-  at("figures").replaceChildren(...result.tables.map(table));
+  at("lines").replaceChildren(...lines.map((line) => element("li", line)));
+  at("steps").replaceChildren(...steps.flatMap(([text, command]) => [element("p", text), element("pre", command)]));
   at("result").hidden = false;
 }
 
