@@ -23,8 +23,7 @@ from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schem
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
-BASELINE = "zero_shot"
-BASELINES = (BASELINE, "zero_shot_adapted")  # which need no model of their own
+BASELINES = ("zero_shot", "zero_shot_adapted")  # which need no model of their own
 SEED = 0
 TEST = "test"  # the split that no model learned from
 TRAIN = "train"

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from latteclip.audit.sampling import (
-    BASELINE,
     RATES,
     TEST,
     Ints,
@@ -145,35 +144,25 @@ def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[int, Answer]:
 
 
 def verdict(audit: Audit) -> str:
-    """Name the best run, and say whether it is decidedly better than the others."""
+    """Name the best run, and say whether it is decidedly better than those of other methods."""
     best = audit.best or audit.accuracies[0]
-    pairs = comparisons_of_best(audit)
-    lead = (
-        "The best model is" if all(pair.decided for pair in pairs) else "So far the best is"
-    )
-    sentences = [
-        f"{lead} {_name(best.run)}, right on {_percent(best, ' %')} of the images."
-    ]
-    for pair in pairs:
-        other = _name(pair.runs[1])
-        difference = f"The difference to {other} is {_percent(pair, ' points')}"
-        sentences.append(
-            f"{difference}{'' if pair.decided else ', which decides nothing'}."
-        )
-    return " ".join(sentences)
-
-
-def comparisons_of_best(audit: Audit) -> list[Comparison]:
-    """Compare the best run with the best run of another method, and with the baseline."""
-    best = audit.best
-    if best is None:
-        return []
-    able = [run for run in audit.accuracies if run.can_be_chosen]
-    others = sorted(able, key=lambda run: -run.value)
+    others = [run for run in by_accuracy(audit) if run.can_be_chosen]
     others = [run for run in others if run.method != best.method]
-    baselines = [run for run in others if run.method == BASELINE]
-    wanted = dict.fromkeys(run.run for run in others[:1] + baselines)
-    return [pair for run in wanted if (pair := audit.compare(best.run, run))]
+    pairs = [pair for run in others if (pair := audit.compare(best.run, run.run))]
+    better = [_name(pair.runs[1]) for pair in pairs if pair.decided and pair.value > 0]
+    undecided = [_name(pair.runs[1]) for pair in pairs if not pair.decided]
+    lead = "So far the best is" if undecided else "The best model is"
+    sentence = f"{lead} {_name(best.run)}, right on {_percent(best, ' %')} of the images."
+    if better:
+        sentence += f" It is better than {', '.join(better)}."
+    if undecided:
+        sentence += f" Answers do not decide yet between it and {', '.join(undecided)}."
+    return sentence
+
+
+def by_accuracy(audit: Audit) -> list[Accuracy]:
+    """Return the accuracies of runs, the largest first."""
+    return sorted(audit.accuracies, key=lambda run: -run.value)
 
 
 def _name(run: Run) -> str:
@@ -190,8 +179,12 @@ def _percent(estimate: Accuracy | Comparison, unit: str) -> str:
 
 def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     """Return the verdict, the accuracies, and the next steps."""
-    order = sorted(audit.accuracies, key=lambda run: -run.value)
-    lines = [f"{_name(run.run)}: {_percent(run, ' %')}" for run in order]
+    lines = []
+    for run in by_accuracy(audit):
+        line = f"{_name(run.run)}: {_percent(run, ' %')}"
+        if audit.best and (pair := audit.compare(run.run, audit.best.run)):
+            line += f", {_percent(pair, ' points')} beside the best"
+        lines.append(line)
     rerun = (
         "Run the workflow again as before: it chooses the model by these answers where they "
         "decide, and puts them on the page."

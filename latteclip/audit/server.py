@@ -62,7 +62,7 @@ class Page(Protocol):
 
 
 class RefusedError(Exception):
-    """A refused request, with its HTTPStatus."""
+    """A refused request, with its HTTPStatus, and perhaps a sentence."""
 
 
 class PageServer(ThreadingHTTPServer):
@@ -109,12 +109,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Log nothing: the address holds the token."""
-
-    def send_error(
-        self, code: int, message: str | None = None, explain: str | None = None
-    ) -> None:
-        """Refuse a request without repeating it."""
-        self._send(*_error(HTTPStatus(code)))
 
     def do_GET(self) -> None:
         """Reply to a request, whatever its method."""

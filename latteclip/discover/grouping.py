@@ -1,4 +1,4 @@
-"""Groups of images by features and names, and the order in which they merge.
+"""Groups of images by features and names, and the classes that they merge into.
 
 An image begins in the group of its most reliable name. Until no image moves, each goes to the group
 where
@@ -7,7 +7,8 @@ where
 
 is largest: x are whitened image features, u are weighted names, r is how well features predict the
 name, X_k and U_k are the means of group k without the image itself. Groups of fewer than MIN_IMAGES
-images dissolve. Then the two groups with the smallest cost merge, again and again:
+images dissolve. Then groups merge, as long as the largest cost within a class is small. That of two
+groups is
 
     |X_i - X_j|^2 sqrt(h) + NAMES |U_i - U_j|^2 sqrt(g)
 
@@ -15,7 +16,7 @@ h is half the harmonic mean of the two numbers of images, and g is the same of s
 so that groups without names are compared by features alone. Costs are relative to sqrt(N / 2 K) of
 the K groups that names begin. More images of the same kinds leave them as they are.
 
-Where features hardly predict names, k-means of the features replaces the names as the start. Then
+Where features hardly predict names, images begin in as many groups of k-means of the features, and
 nothing merges.
 
 Letters: N images, D embedding width, T terms, K groups, n some images.
@@ -24,13 +25,13 @@ Letters: N images, D embedding width, T terms, K groups, n some images.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.cluster.vq import kmeans2, vq
+from scipy.spatial.distance import squareform
 
 from latteclip.discover.names import (
     TINY,
@@ -47,13 +48,13 @@ MAX_ROUNDS = 32
 SHARPNESS = 10.0  # nats of a cosine
 NAMES = 0.7  # weight of names beside features, which have a mean length of 1
 MIN_IMAGES = 3
-MAX_GROUPS = 4_000  # merges have three tables [K, K] of float64
-STOP = 0.65  # the relative cost above which groups are different classes
+MAX_GROUPS = 4_000  # merges have some tables [K, K] of float64
+STOP = 0.7  # the relative cost above which groups are different classes
 ROWS = 2048  # images that are scored at once
 # How well features predict the names of images, at least, for names alone to form groups.
 MIN_INFORMATION = 0.3
 ITERATIONS = 40  # of k-means
-SAMPLE = 20_000  # images by which its centres are found
+SAMPLE = 5_000  # images by which its centres are found
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,23 @@ def groups(evidence: Evidence, start: Ints) -> Ints:
     return _numbered(labels)
 
 
-def by_features(evidence: Evidence, n_groups: int) -> Ints:
-    """Return groups [N] by features and names that begin with k-means of the features."""
-    start = k_means(evidence.features, n_groups)
+def classes(evidence: Evidence, wanted: int | None) -> Ints:
+    """Return classes [N] of images: a number of them, or None for as many as the costs suggest."""
+    first = groups(evidence, evidence.best)
+    if not first.any():  # one group
+        return first
+    belongs = members(first)
+    reliable = belongs.multiply(evidence.reliability[:, None]).tocsr()
+    costs = _costs(belongs, evidence.features) + NAMES * _costs(reliable, evidence.names)
+    sizes = np.bincount(evidence.best[evidence.best >= 0])
+    n_named = max(1, int((sizes >= MIN_IMAGES).sum()))
+    unit = math.sqrt(len(first) / n_named / 2)
+    np.fill_diagonal(costs, 0)
+    tree = linkage(squareform(costs / unit, checks=False), "complete")
+    number = wanted or max(2, int(fcluster(tree, STOP, "distance").max()))
+    if evidence.is_predictable:
+        return _numbered(fcluster(tree, number, "maxclust")[first])
+    start = k_means(evidence.features, number)
     found = groups(evidence, start)
     return found if found.max() == start.max() else start  # no small group dissolved
 
@@ -105,20 +120,8 @@ def k_means(features: Floats, n_groups: int) -> Ints:
     """Return groups [N] by k-means of the directions of features [N, D]."""
     unit = normalised(features)
     sample = unit[:: -(-len(unit) // SAMPLE)]
-    centres, _ = kmeans2(sample, _spread(sample, n_groups), ITERATIONS, minit="matrix")
+    centres, _ = kmeans2(sample, n_groups, ITERATIONS, minit="++", rng=0)
     return _numbered(vq(unit, centres)[0])
-
-
-def _spread(unit: Floats, n: int) -> Floats:
-    """Return n of some rows of length 1, drawn by their distance to those before (k-means++)."""
-    rng = np.random.default_rng(0)
-    rows = [int(rng.integers(len(unit)))]
-    distances = np.full(len(unit), np.inf)
-    for _ in range(n - 1):
-        to_last = np.maximum(1 - unit @ unit[rows[-1]], TINY).astype(np.float64)
-        distances = np.minimum(distances, to_last)
-        rows.append(int(rng.choice(len(unit), p=distances / distances.sum())))
-    return unit[rows]
 
 
 def confidences(evidence: Evidence, labels: Ints) -> Floats:
@@ -186,85 +189,12 @@ def _scores(evidence: Evidence, labels: Ints) -> Iterator[tuple[slice, Floats]]:
         yield rows, np.float32(SHARPNESS) * scores + offset
 
 
-@dataclass(frozen=True)
-class Merge:
-    """Two groups that become one: the second is taken into the first."""
-
-    into: int
-    taken: int
-    cost: float  # relative
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums of K groups in features or in names, as inner products that add up in a merge."""
-
-    products: npt.NDArray[np.float64]  # [K, K]
-    sizes: npt.NDArray[np.float64]  # [K]
-    weight: float
-
-    @classmethod
-    def of(cls, belongs: Any, table: Any, weight: float) -> "Sums":
-        """Sum the rows of a table [N, ...] over groups, to which rows belong by [N, K]."""
-        sums = scipy.sparse.csr_matrix(belongs.T @ table)
-        sizes = np.asarray(belongs.sum(axis=0)).ravel()
-        products = (sums @ sums.T).toarray()
-        return cls(products.astype(np.float64), sizes.astype(np.float64), weight)
-
-    def costs(self, i: int) -> npt.NDArray[np.float64]:
-        """Return the cost of merging group i with each [K]."""
-        n = np.maximum(self.sizes, TINY)
-        squares = self.products.diagonal() / n**2
-        products = self.products[i] / (n * n[i])
-        distances = np.maximum(squares + squares[i] - 2 * products, 0)
-        halves = n * n[i] / (n + n[i])
-        return np.asarray(self.weight * distances * np.sqrt(halves))
-
-    def merge(self, i: int, j: int) -> None:
-        self.products[i] += self.products[j]
-        self.products[:, i] += self.products[:, j]
-        self.sizes[i] += self.sizes[j]
-
-
-def merges(evidence: Evidence, labels: Ints) -> list[Merge]:
-    """Return the merges of K groups until one is left, in their order."""
-    belongs = members(labels)
-    reliable = belongs.multiply(evidence.reliability[:, None]).tocsr()
-    parts = (
-        Sums.of(belongs, evidence.features, 1.0),
-        Sums.of(reliable, evidence.names, NAMES),
-    )
-    k = belongs.shape[1]
-    sizes = np.bincount(evidence.best[evidence.best >= 0])
-    n_named = max(1, np.count_nonzero(sizes >= MIN_IMAGES))
-    unit = math.sqrt(len(labels) / n_named / 2)
-    costs = np.stack([sum(part.costs(i) for part in parts) for i in range(k)])
-    np.fill_diagonal(costs, np.inf)
-    steps = []
-    for _ in range(k - 1):
-        i, j = sorted(divmod(int(costs.argmin()), k))
-        steps.append(Merge(i, j, float(costs[i, j]) / unit))
-        for part in parts:
-            part.merge(i, j)
-        costs[j] = np.inf
-        costs[:, j] = np.inf
-        row = sum(part.costs(i) for part in parts)
-        costs[i] = np.where(np.isinf(costs[i]), np.inf, row)  # itself, and merged groups
-        costs[:, i] = costs[i]
-    return steps
-
-
-def suggested_number(steps: list[Merge]) -> int:
-    """Return the number of groups after the merges before the first that costs more than STOP."""
-    n_merged = len(list(takewhile(lambda step: step.cost <= STOP, steps)))
-    n_groups = len(steps) + 1
-    return max(min(2, n_groups), n_groups - n_merged)
-
-
-def cut(steps: list[Merge], labels: Ints, n_classes: int) -> Ints:
-    """Return classes [N] after as many merges of groups [N] as leave `n_classes`."""
-    n_groups = len(steps) + 1
-    owner = np.arange(n_groups)
-    for step in steps[: max(0, n_groups - n_classes)]:
-        owner[owner == step.taken] = step.into
-    return _numbered(owner[labels])
+def _costs(belongs: Any, table: Any) -> Floats:
+    """Return the costs [K, K] of merging groups, to which rows of a table belong [N, K]."""
+    sums = scipy.sparse.csr_matrix(belongs.T @ table)
+    n = np.maximum(np.asarray(belongs.sum(axis=0)).ravel(), TINY).astype(np.float64)
+    pairs = np.outer(n, n)
+    products = (sums @ sums.T).toarray() / pairs
+    squares = products.diagonal()
+    distances = np.maximum(squares[:, None] + squares - 2 * products, 0)
+    return np.asarray(distances * np.sqrt(pairs / (n[:, None] + n)))

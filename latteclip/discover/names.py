@@ -31,6 +31,7 @@ MIN_QUERIES = 2  # of a term
 ROWS = 256  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
 TINY = 1e-9
+PLURALS = (("ies", "y"), ("es", ""), ("s", ""))
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -56,17 +57,6 @@ _EMPTY = re.compile(
     r"an?|the|this|that|these|those|its?|is|are|very|some|there|one|two|three|several|many|few"
     r"|other|his|her|their|i|you|we|not|no|s"
 )
-
-
-def singular(word: str) -> str:
-    """Return an English word without the ending of its plural, where it has one."""
-    if len(word) <= 3 or word.endswith(("ss", "us", "is")):
-        return word
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("ches", "shes", "sses", "xes", "zes")):
-        return word[:-2]
-    return word.removesuffix("s")
 
 
 def phrases(answer: str) -> list[str]:
@@ -95,14 +85,15 @@ def _full_words(text: str) -> list[str]:
 
 def without_plurals(listed: Sequence[list[str]]) -> list[list[str]]:
     """Return names with their last words in the singular, where that is a word of the answers."""
-    known: set[str] = set()
-    for phrase in itertools.chain(*listed):
-        known.update(phrase.split())
+    known = {word for names in listed for phrase in names for word in phrase.split()}
 
     def plain(phrase: str) -> str:
-        start, space, last = phrase.rpartition(" ")
-        without_ending = singular(last)
-        return start + space + (without_ending if without_ending in known else last)
+        for ending, instead in PLURALS:
+            if phrase.endswith(ending):
+                without = phrase.removesuffix(ending) + instead
+                if without.rpartition(" ")[2] in known:
+                    return without
+        return phrase
 
     return [list(map(plain, names)) for names in listed]
 
@@ -125,7 +116,6 @@ class Names:
 
     terms: list[str]  # the most frequent first
     has: scipy.sparse.csr_matrix  # [N, T] float32: 1 where an image has the term
-    whole: Ints  # [T] images of which the term is a whole name
 
     @property
     def images(self) -> Ints:
@@ -141,7 +131,6 @@ def read_names(answers: Sequence[str]) -> Names:
         for names in listed
     ]
     images = Counter(itertools.chain.from_iterable(terms_of_image))
-    whole = Counter(itertools.chain.from_iterable(map(dict.fromkeys, listed)))
     often = [term for term, n in images.items() if n >= MIN_IMAGES]
     terms = sorted(often, key=lambda term: (-images[term], term))[:MAX_TERMS]
     number = {term: place for place, term in enumerate(terms)}
@@ -151,7 +140,7 @@ def read_names(answers: Sequence[str]) -> Names:
     ones = np.ones(len(flat), np.float32)
     has = scipy.sparse.csr_matrix((ones, flat, ends), (len(answers), len(terms)))
     has.sort_indices()
-    return Names(terms, has, np.array([whole[term] for term in terms], np.int64))
+    return Names(terms, has)
 
 
 def predictability(features: Floats, names: Names) -> Floats:

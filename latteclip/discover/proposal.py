@@ -28,7 +28,6 @@ DROPPED = -1  # in place of the number of a class
 RUNNERS_UP = 4  # further names of a class
 BETA = 0.5  # weight of recall
 RARITY = 0.5  # exponent of inverse document frequency
-PART_OF_NAMES = 0.5  # factor of a term that is never a whole name, as "harley"
 PROPOSED = pa.schema(
     {
         "image_id": pa.string(),  # of a training image
@@ -61,13 +60,7 @@ def propose(
     image_ids: list[str], evidence: Evidence, wanted: int | None = None
 ) -> Proposal:
     """Propose a number of classes, or None for as many as the costs of merges suggest."""
-    first = grouping.groups(evidence, evidence.best)
-    steps = grouping.merges(evidence, first)
-    number = wanted or grouping.suggested_number(steps)
-    if evidence.is_predictable:
-        labels = grouping.cut(steps, first, number)
-    else:
-        labels = grouping.by_features(evidence, number)
+    labels = grouping.classes(evidence, wanted)
     names = name_classes(labels, evidence.terms)
     content = digest(labels.tobytes(), *image_ids, str(names))[:32]
     about = ProposalMetadata(content, names, evidence.is_predictable)
@@ -88,7 +81,7 @@ def name_classes(labels: Ints, names: Names) -> list[list[str]]:
     sizes = np.bincount(labels)
     precise = (1 + BETA**2) * both / (images[t] + BETA**2 * sizes[k])
     rarity = np.log(len(labels) / images[t]) ** RARITY
-    score = precise * rarity * np.where(names.whole[t] > 0, 1, PART_OF_NAMES)
+    score = precise * rarity
     n_words = np.array([term.count(" ") for term in names.terms], np.int64)[t]
     order = np.lexsort((t, -n_words, -score))
     terms = names.terms

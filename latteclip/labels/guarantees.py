@@ -24,7 +24,6 @@ MIN_ANSWERS = 10  # about images drawn at random, for an interval that is stated
 ALPHA = 0.05  # probability that a guarantee or an interval fails
 MANY = 10**6  # images for each of a sample, of which new ones will be
 ADDED = 2  # answers, to the variance of each stratum
-MAX_ANSWERS = 2**62
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,6 @@ class Mean(NamedTuple):
     variance: float
     quantile: float  # standard errors that an interval reaches to each side
 
-    @property
-    def reach(self) -> float:
-        """Half the width of the interval around the value."""
-        return self.quantile * math.sqrt(self.variance)
-
 
 def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
     """Estimate the mean over a population from values [n] of its strata [n].
@@ -132,10 +126,9 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     squares = np.bincount(strata, weights=deviations, minlength=n_strata)
     free = np.maximum(n - 1, 0)
     variances = (squares + ADDED * largest) / (free + ADDED)
-    of_means = shares**2 * variances
-    sampling = of_means / n_counted
-    census = of_means / np.maximum(sizes, 1)
-    variance = float((sampling - np.where(is_answered, census, 0)).sum())
+    # Of a stratum that is asked about as a whole, nothing is left to estimate.
+    left = 1 - n / np.maximum(sizes, 1)
+    variance = float((shares**2 * variances / n_counted * left).sum())
     freedom = max(1, len(values) - np.count_nonzero(is_answered))
     return Mean(
         value=float((shares * means).sum()),
@@ -186,8 +179,9 @@ def difference(leads: Floats, strata: Ints, sizes: Ints, apart: float) -> Interv
     if not n:
         return Interval(0.0, -apart, apart, n)
     mean = stratified_mean(leads, strata, sizes, largest=1.0)
-    low = max(-1.0, mean.value - mean.reach)
-    high = min(1.0, mean.value + mean.reach)
+    reach = mean.quantile * math.sqrt(mean.variance)
+    low = max(-1.0, mean.value - reach)
+    high = min(1.0, mean.value + reach)
     return Interval(apart * mean.value, apart * low, apart * high, n)
 
 
@@ -200,7 +194,7 @@ def upper_bound(wrong: int, answers: int, alpha: float = ALPHA) -> float:
 
 def fewest_answers(share: float) -> int:
     """Return how many answers promise this share of errors if no label among them is wrong."""
-    return math.ceil(min(math.log(ALPHA) / math.log1p(-share), MAX_ANSWERS))
+    return math.ceil(math.log(ALPHA) / math.log1p(-share))
 
 
 def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:

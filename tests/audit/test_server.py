@@ -11,7 +11,6 @@ from support.visits import running
 
 from latteclip.audit.audit import AuditSession
 from latteclip.audit.server import MAX_BODY, PageServer
-from latteclip.core import files
 from latteclip.labels import answers as answers_
 from latteclip.labels.answers import Answer
 
@@ -111,14 +110,6 @@ def test_a_full_disk_is_reported_and_with_room_the_audit_goes_on(server, monkeyp
         status, _, body = put(server)
     assert status == 500 and "No space" in json.loads(body)["error"]
     assert put(server)[0] == 200
-
-
-def test_a_lock_of_another_process_is_reported(server, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
-    server.page.path.parent.mkdir(exist_ok=True)
-    with files.locked(server.page.path):
-        status, _, body = put(server)
-    assert status == 400 and ".lock" in json.loads(body)["error"]
 
 
 FOREIGN = [

@@ -10,7 +10,6 @@ from support.taken import CLASSNAMES, Taken
 from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
 from latteclip.labels.answers import (
     CHECK,
@@ -154,13 +153,6 @@ def test_it_goes_on_where_it_was_killed(taken, label_of):
     assert list(saved) == list(some) and again.state(saved)["answered"] == 13
     more = answer_all(again, lambda one: label_of[one.image_id], saved)
     assert len(more) == 40 and list(more)[:13] == list(some)
-
-
-def test_an_image_of_another_dataset_is_refused(taken):
-    schema = TeachingSession(taken.folder, 30).schema
-    document = json.dumps(as_json(schema.document([Answer("other.png", "none")])))
-    with pytest.raises(UserError, match=r"other\.png"):
-        schema.parse(document.encode(), "The request")
 
 
 def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(

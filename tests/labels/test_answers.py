@@ -100,9 +100,6 @@ def test_a_file_that_is_not_valid_is_named(tmp_path, content):
         SCHEMA.read(path)
 
 
-# --- answers that teach --------------------------------------------------------------------------
-
-
 def test_answers_become_shares_of_classes():
     answers = [
         about(IDS[3], "class", "dots", phase="check"),
@@ -115,9 +112,6 @@ def test_answers_become_shares_of_classes():
     assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert found.drawn.tolist() == [False, False, True]
     assert (found.unsure_chosen, found.unsure_drawn) == (1, 0)
-
-
-# --- images and classes that change --------------------------------------------------------------
 
 
 def schema(pictures, classnames=CLASSNAMES):
