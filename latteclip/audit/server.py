@@ -22,12 +22,12 @@ from pydantic import ValidationError
 
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
-from latteclip.report import render
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 MAX_BODY = 1_000_000  # bytes of a request, which has one change or a few
 TIMEOUT = 30  # seconds that a connection may wait for the rest of a request
+SCRIPT = "served.js"  # what the scripts of served pages have in common
 # Sources that the policy of a served page allows.
 SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 QUALITY = 90  # of WebP
@@ -87,10 +87,12 @@ class PageServer(ThreadingHTTPServer):
     def address(self) -> str:
         return f"http://{HOST}:{self.server_port}/{self.token}/"
 
-    def show(self, note: str, *, browser: bool) -> None:
+    def show(self, *, browser: bool) -> None:
         """Serve the page until Ctrl-C, and open it in the browser if wanted."""
         with self, contextlib.suppress(KeyboardInterrupt):
-            print(f"The page: {self.address}\n{note} Ctrl-C ends.", flush=True)
+            print(
+                f"The page: {self.address}\nIt saves everything. Ctrl-C ends.", flush=True
+            )
             if browser:
                 webbrowser.open(self.address)
             self.serve_forever()
@@ -189,13 +191,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
-
-
-def fill(
-    package: str, template: str, script: str, sources: str, **values: Any
-) -> tuple[str, str]:
-    """Fill the template of a page on which a person works, with a script of its package."""
-    return render.fill(package, template, ["served.js", script], sources, **values)
 
 
 def _as_json(values: Any) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latteclip.audit.server import SERVED, PageServer, fill
+from latteclip.audit.server import SCRIPT, SERVED, PageServer
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.data.images import open_rgb
@@ -24,6 +24,7 @@ from latteclip.labels.answers import (
     read_whole,
 )
 from latteclip.report.gallery import picture
+from latteclip.report.render import fill
 
 log = logging.getLogger(__name__)
 ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
@@ -147,7 +148,7 @@ class QuestionSession:
         return fill(
             "latteclip.audit",
             "audit.html",
-            "audit.js",
+            [SCRIPT, "audit.js"],
             sources,
             session=self,
             classnames=names,
@@ -157,12 +158,8 @@ class QuestionSession:
 
 
 def _data_uri(path: str) -> str:
-    """Return an image as part of a page, "" where it cannot be decoded."""
-    try:
-        return picture(open_rgb(path, max_side=OFFLINE_SIDE), OFFLINE_SIDE)
-    except UserError as error:
-        log.warning("%s It has no picture on the page.", error)
-        return ""
+    """Return an image as part of a page."""
+    return picture(open_rgb(path, max_side=OFFLINE_SIDE), OFFLINE_SIDE)
 
 
 def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str]:
@@ -194,7 +191,7 @@ def run_session(
     if answers:
         import_answers(session, answers)
     elif not score:
-        PageServer(session, port).show("Every answer is saved.", browser=browser)
+        PageServer(session, port).show(browser=browser)
     result = session.result()
     print(result["sentence"], *result["lines"], sep="\n")
     for text, command in result["steps"]:

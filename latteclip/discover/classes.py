@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from latteclip.audit.server import SERVED, PageServer, fill
+from latteclip.audit.server import SCRIPT, SERVED, PageServer
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import ACTIONS, CLASSES, edited_classes, locked
@@ -20,6 +20,7 @@ from latteclip.discover.proposal import (
     replay,
     write_actions,
 )
+from latteclip.report.render import fill
 
 SURE = 6  # pictures of a class: the most confident ones, and
 DOUBTFUL = 2  # the least confident ones
@@ -33,7 +34,7 @@ def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
     run the workflow again.
     """
     page = ClassesPage(results)
-    PageServer(page, port).show("Every change is saved.", browser=not no_browser)
+    PageServer(page, port).show(browser=not no_browser)
     return page.result()
 
 
@@ -120,7 +121,7 @@ class ClassesPage:
         return fill(
             "latteclip.discover",
             "classes.html",
-            "classes.js",
+            [SCRIPT, "classes.js"],
             SERVED,
             dataset=self.dataset,
             by_names=self.proposal.about.by_names,

@@ -74,8 +74,6 @@ def discover_classes(
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
     log.info("%d classes: %s.", len(names), one_line(", ".join(names)))
-    if not proposal.about.by_names:
-        log.info("Names do not fit the image features, so k-means began the classes.")
     if not actions:
         page = shlex.join(["latteclip", "classes", str(Path(output).parent)])
         log.warning("Nobody has checked the classes. To check and change them: %s", page)

@@ -135,13 +135,13 @@ def confidences(evidence: Evidence, labels: Ints) -> Floats:
 
 def _large(labels: Ints) -> Ints:
     """Return groups [N] by their size, without those of few images. Without any, all are one."""
-    sizes = np.bincount(labels[labels >= 0])
-    if sizes.max(initial=0) == 0:
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    largest = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
+    wanted = np.sort(largest[sizes[largest] >= MIN_IMAGES])
+    if not len(wanted):
         return np.zeros_like(labels)
-    order = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
-    wanted = order[sizes[order] >= min(MIN_IMAGES, sizes.max())]
     number = np.full(len(sizes) + 1, -1)  # the last stands for no group
-    number[np.sort(wanted)] = np.arange(len(wanted))
+    number[wanted] = np.arange(len(wanted))
     return number[labels]
 
 

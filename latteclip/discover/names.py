@@ -64,10 +64,11 @@ def phrases(answer: str) -> list[str]:
     names = []
     text = _MARKS.sub(" ", answer[:MAX_ANSWER]).lower()
     for part in _SEPARATORS.split(text)[:MAX_PHRASES]:
-        pieces = map(_full_words, _REST.split(_without_opening(part)))
-        words = next(filter(None, pieces), None)
-        if words:
-            names.append(" ".join(word[:MAX_WORD] for word in words))
+        for piece in _REST.split(_without_opening(part)):
+            words = [word for word in piece.split() if not _EMPTY.fullmatch(word)]
+            if words:
+                names.append(" ".join(word[:MAX_WORD] for word in words))
+                break
     return names
 
 
@@ -77,10 +78,6 @@ def _without_opening(part: str) -> str:
     plain = re.sub(r"[^\w' ]+|_", " ", plain).replace("'", "")
     plain = " ".join(plain.split())
     return _OPENING.sub("", _SENTENCE.sub("", plain))
-
-
-def _full_words(text: str) -> list[str]:
-    return [word for word in text.split() if not _EMPTY.fullmatch(word)]
 
 
 def without_plurals(listed: Sequence[list[str]]) -> list[list[str]]:

@@ -114,10 +114,9 @@ class AnswerSchema:
         """Return what a document of this plan says now, or raise UserError."""
         document = _document(content, where)
         if document.plan != self.plan:
-            other = one_line(f"{document.dataset}, plan {document.plan}", 160)
             raise UserError(
-                f"{where} answers another audit ({other}) than that of {self.dataset}, plan "
-                f"{self.plan}; nothing was taken from it."
+                f"{where} answers other questions than those about {self.dataset}; nothing was "
+                "taken from it."
             )
         return self.resolve(document, where)
 

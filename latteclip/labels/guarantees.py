@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, gammaln, stdtrit
+from scipy.special import betaincinv, stdtrit
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -82,20 +82,16 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
     intervals of which all hold at once with 95 % probability (Waudby-Smith and Ramdas, NeurIPS
     2020, arXiv 2006.04347).
     """
+    from scipy.stats import hypergeom  # it takes half a second to import
+
     wrong = answers - right
     # Every possible number of right labels in the population.
     theta = np.arange(right, population - wrong + 1)
-    choices_of_right = _log_choose(theta, right)
-    choices_of_wrong = _log_choose(population - theta, wrong)
-    log_likelihood = choices_of_right + choices_of_wrong
+    log_likelihood = hypergeom.logpmf(right, population, theta, answers)
     log_posterior = log_likelihood - np.logaddexp.reduce(log_likelihood)
     lowest = np.log(ALPHA / (population + 1))
     inside = theta[log_posterior > lowest]
     return float(inside[0] / population), float(inside[-1] / population)
-
-
-def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
-    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 class Mean(NamedTuple):
