@@ -143,18 +143,6 @@ def test_after_any_answers_it_goes_on_and_has_a_result(taken, label_of, n, phase
     assert session.result()["steps"]
 
 
-def test_it_goes_on_where_it_was_killed(taken, label_of):
-    session = TeachingSession(taken.folder, 40)
-    answers = answer_all(session, lambda one: label_of[one.image_id])
-    some = dict(list(answers.items())[:13])
-    session.schema.update(session.path, some)
-    again = TeachingSession(taken.folder, 40)
-    saved = again.answers()
-    assert list(saved) == list(some) and again.state(saved)["answered"] == 13
-    more = answer_all(again, lambda one: label_of[one.image_id], saved)
-    assert len(more) == 40 and list(more)[:13] == list(some)
-
-
 def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
     taken, label_of, caplog
 ):

@@ -65,14 +65,6 @@ def test_hostile_names_are_one_plain_line_each(tmp_path):
     assert not any(set(name) & set("<>/\\") for name in names)
 
 
-def test_names_that_differ_in_case_alone_are_one_class(tmp_path):
-    called = [("Cup", "CUP "), ("dog", "A Dog"), ("car", "CARS")]
-    write_inputs(tmp_path, [called[i % 3][i // 3 % 2] for i in range(N)])
-    run(tmp_path)
-    names = (tmp_path / "classes.txt").read_text().splitlines()
-    assert sorted(names) == ["car", "cup", "dog"]
-
-
 @pytest.mark.parametrize(
     "content",
     ["no JSON", '{"actions": 3}', '{"proposal": "", "actions": [{"do": "drop", "of": 0}]}'],
