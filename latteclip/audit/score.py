@@ -99,7 +99,7 @@ def score(
         return audit
     rows = np.array([*known])
     label_of = {name: label for label, name in enumerate(plan.classnames)}
-    labels = [label_of.get(str(answer.classname), MISSING) for answer in known.values()]
+    labels = [label_of.get(answer.classname or "", MISSING) for answer in known.values()]
     strata = plan.strata[rows]
     hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]
     # Training images stand for new ones: however many are asked about, others remain.
@@ -191,9 +191,10 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     )
     steps = [(rerun, run_command(folder))]
     if audit.answered < audit.images:
-        budget = min(audit.images, max(100, 2 * audit.answered))
-        command = f"latteclip audit {shlex.quote(str(folder))} --budget {budget}"
-        steps.append(("More answers decide more:", command))
+        command = (
+            f"latteclip audit {shlex.quote(str(folder))} --budget {audit.answered + 100}"
+        )
+        steps.append(("To decide more, answer more:", command))
     return {"sentence": audit.sentence, "lines": lines, "steps": steps}
 
 
