@@ -37,6 +37,10 @@ MAX_MESSAGE = 2_000  # characters
 STREAM = "DefaultStreamHandler"  # the name of Snakemake's handler for the terminal
 NOTHING = "Nothing to be done"  # begins what Snakemake says of a run without jobs
 REFUSED = "SLURM sbatch failed"  # begins what the executor says of a job that has no log
+STALE = (
+    "Results of later stages are those of an earlier run. The next run makes them again, and "
+    "`latteclip status` lists them."
+)
 
 
 class Handlers:
@@ -92,7 +96,8 @@ class Handlers:
             failure(job.rule.name, dict(job.wildcards.items()), job.log)
             for job in self._machine.failed
         ]
-        lines = [*self._logs(), *(paint(line, "red", sys.stderr) for line in failures)]
+        lines = [*self._logs(), STALE]
+        lines += [paint(line, "red", sys.stderr) for line in failures]
         atexit.register(print, "", *lines, sep="\n", file=sys.stderr, flush=True)
 
     def _logs(self) -> list[str]:
