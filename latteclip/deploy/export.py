@@ -23,7 +23,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.terminal import counted
 from latteclip.deploy import onnx_graph, transformers_clip
-from latteclip.deploy.guaranteed_predictions import run_of
+from latteclip.deploy.guaranteed_predictions import guarantee, run_of
 from latteclip.deploy.predict import Predictor
 from latteclip.evaluate.results import read_metrics
 from latteclip.labels.fusion_report import NAME, read_fusion_report
@@ -69,11 +69,8 @@ def export(
     metadata = {}
     if abstain is not None:
         threshold = Predictor(opened.folder, device="cpu", abstain=abstain).threshold
-        promise = (
-            f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
-            f"probability, at most {100 * abstain:g} % of all predictions are wrong and not "
-            "abstained from, for images like the training images."
-        )
+        assert threshold is not None
+        promise = guarantee(threshold, abstain)
         described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
         metadata["abstain"] = described
     origin = read_origin(opened.folder)

@@ -8,9 +8,8 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,68 +27,42 @@ RESIZES = {
     "center": "shortest",
     "border": "longest",
     "squash": "squash",
-}  # by timm's crop_mode
+}  # of timm's crop_mode
 
 
-@dataclass(frozen=True)
-class InputPreprocessing:
-    """How an upright RGB image becomes one input [1, 3, H, W] of the graph."""
+def of_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how an upright RGB image becomes an input, by a `preprocess_cfg` of open_clip.
 
-    name: str
-    # Resize so that the sides are `target`; or the shorter one (rounded down), or so that the
-    # image covers the target (rounded to the nearest), or fits into it.
-    resize: Literal["squash", "shortest", "cover", "longest"]
-    target: list[int]  # height and width in pixels
-    size: list[int]  # height and width after a crop or a border about the centre
-    interpolation: str  # name of a filter of Pillow
-    fill: list[int]  # colour of the border
-    mean: list[float]  # subtracted from colours between 0 and 1
-    std: list[float]  # divisor after that
-
-    @classmethod
-    def of_open_clip(cls, name: str, config: dict[str, Any]) -> "InputPreprocessing":
-        """Return the preprocessing of a `preprocess_cfg` of open_clip."""
-        size = _sides(config["size"])
-        colour = config["fill_color"]
-        resize = _with_rounding(config["resize_mode"], size)
-        is_linear = config["interpolation"] == "bilinear" and resize != "cover"
-        return cls(
-            name=name,
-            resize=resize,
-            target=size,
-            size=size,
-            interpolation="BILINEAR" if is_linear else "BICUBIC",
-            fill=[colour] * 3,
-            mean=list(config["mean"]),
-            std=list(config["std"]),
-        )
-
-    @classmethod
-    def of_timm(cls, name: str, config: ImagePreprocessing) -> "InputPreprocessing":
-        """Return the preprocessing of a `pretrained_cfg` of timm."""
-        size = list(config.input_size[1:])
-        target = [math.floor(side / config.crop_pct) for side in size]
-        is_bordered = config.crop_mode == "border"
-        return cls(
-            name=name,
-            resize=_with_rounding(RESIZES[config.crop_mode], target),
-            target=target,
-            size=size,
-            interpolation=config.interpolation.upper(),
-            fill=[round(255 * value) if is_bordered else 0 for value in config.mean],
-            mean=list(config.mean),
-            std=list(config.std),
-        )
+    It is resized so that its sides are `target`, or that the shorter or longer one is. A crop or a
+    border of the colour `fill` about the centre gives `size` (both height and width). From colours
+    between 0 and 1, `mean` is subtracted, before `std` divides.
+    """
+    given = config["size"]
+    size = [given, given] if isinstance(given, int) else list(given)
+    return {
+        "resize": config["resize_mode"],
+        "target": size,
+        "size": size,
+        "interpolation": "BILINEAR" if config["interpolation"] == "bilinear" else "BICUBIC",
+        "fill": [config["fill_color"]] * 3,
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+    }
 
 
-def _sides(size: Any) -> list[int]:
-    return [size, size] if isinstance(size, int) else list(size)
-
-
-def _with_rounding(resize: str, target: list[int]) -> Any:
-    """Return how both libraries resize: only a square's shorter side is rounded down."""
-    is_square = target[0] == target[1]
-    return "cover" if resize == "shortest" and not is_square else resize
+def of_timm(config: ImagePreprocessing) -> dict[str, Any]:
+    """Return the same by a `pretrained_cfg` of timm."""
+    size = list(config.input_size[1:])
+    is_bordered = config.crop_mode == "border"
+    return {
+        "resize": RESIZES[config.crop_mode],
+        "target": [math.floor(side / config.crop_pct) for side in size],
+        "size": size,
+        "interpolation": config.interpolation.upper(),
+        "fill": [round(255 * value) if is_bordered else 0 for value in config.mean],
+        "mean": list(config.mean),
+        "std": list(config.std),
+    }
 
 
 class ImageClassifier(torch.nn.Module):
@@ -116,18 +89,17 @@ class ImageClassifier(torch.nn.Module):
         return scores, (self.logit_scale * scores).softmax(dim=-1), features
 
 
-def inputs_of(
-    opened: FinetunedModel, encoders: list[ImageEncoder]
-) -> list[InputPreprocessing]:
+def inputs_of(opened: FinetunedModel, encoders: list[ImageEncoder]) -> list[dict[str, Any]]:
     """Return the inputs of the graph: CLIP's, and then those of the image encoders."""
     inputs = []
     for number, model in enumerate([opened.clip, *encoders]):
         name = f"{INPUT}_{number}" if number else INPUT
         if isinstance(model, ImageEncoder) and model.timm is not None:
-            inputs.append(InputPreprocessing.of_timm(name, model.timm.preprocessing))
+            preprocessing = of_timm(model.timm.preprocessing)
         else:
             tower: Any = model.model.visual
-            inputs.append(InputPreprocessing.of_open_clip(name, tower.preprocess_cfg))
+            preprocessing = of_open_clip(tower.preprocess_cfg)
+        inputs.append({"name": name, **preprocessing})
     return inputs
 
 
@@ -145,8 +117,8 @@ def write(opened: FinetunedModel, folder: Path, further: Mapping[str, Any]) -> N
             warnings.simplefilter("ignore")  # torch's exporter warns about itself
             program = torch.onnx.export(
                 module,
-                tuple(torch.zeros(2, 3, *each.size) for each in inputs),
-                input_names=[each.name for each in inputs],
+                tuple(torch.zeros(2, 3, *each["size"]) for each in inputs),
+                input_names=[each["name"] for each in inputs],
                 output_names=["scores", "probabilities", "image_features"],
                 dynamic_shapes={"pixel_values": tuple({0: images} for _ in inputs)},
                 dynamo=True,
@@ -159,7 +131,7 @@ def write(opened: FinetunedModel, folder: Path, further: Mapping[str, Any]) -> N
         ) from error
     assert program is not None  # as it is with dynamo=True
     names = opened.class_templates.as_written(opened.classnames)
-    metadata = {"classnames": names, "inputs": [asdict(each) for each in inputs], **further}
+    metadata = {"classnames": names, "inputs": inputs, **further}
     for key, value in metadata.items():
         program.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
     n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())

@@ -32,10 +32,13 @@ class Model:
 def prepare(image, name, resize, target, size, interpolation, fill, mean, std):
     sides = image.height, image.width
     ratios = [side / goal for side, goal in zip(sides, target)]
-    ratio = max(ratios) if resize == "longest" else min(ratios)
-    new = target if resize == "squash" else [round(side / ratio) for side in sides]
-    if resize == "shortest":
-        new = [target[0] * side // min(sides) for side in sides]
+    if resize == "squash":
+        new = target
+    elif resize == "longest":
+        new = [round(side / max(ratios)) for side in sides]
+    else:
+        axis = int(np.argmin(ratios))
+        new = [side * target[axis] // sides[axis] for side in sides]
     image = image.resize(new[::-1], Image.Resampling[interpolation])
     canvas = Image.new("RGB", size[::-1], tuple(fill))
     canvas.paste(image, [gap(*pair) for pair in zip(size, new)][::-1])
