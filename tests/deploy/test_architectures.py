@@ -16,7 +16,6 @@ from support.tuned import predictions
 from timm.models import register_model
 
 from latteclip.clip import finetuned
-from latteclip.clip import model as clips
 from latteclip.config.keys import (
     ClassTextsSection,
     ClipSection,
@@ -83,12 +82,7 @@ def described(name, folder):
 def write_gemma_tokenizer(folder):
     """A tokenizer of lower-case letters, of the class of SigLIP 2's; the size of its vocabulary."""
     words = [
-        "<pad>",
-        "<eos>",
-        "<bos>",
-        "<unk>",
-        "<mask>",
-        "▁",
+        *["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁"],
         *"abcdefghijklmnopqrstuvwxyz",
     ]
     tokenizer = transformers.GemmaTokenizer(vocab={word: n for n, word in enumerate(words)})
@@ -163,14 +157,3 @@ def assert_both_towers_moved(start, trained, name):
     norms = [key for key in before if key.endswith(("running_mean", "running_var"))]
     assert (name == "MobileCLIP-S1") == bool(norms)
     assert not moved & set(norms)
-
-
-def test_siglip2_has_the_tokenizer_of_its_own_class(tmp_path):
-    clip = clips.load(
-        write_architecture("ViT-B-16-SigLIP2-256", tmp_path), None, torch.device("cpu")
-    )
-    assert type(clip.tokenizer.tokenizer).__name__ == "GemmaTokenizer"
-    tokens = clip.tokenizer(["Red SKY!", "red sky", "woven"])
-    assert tokens.shape == (3, 64)
-    assert torch.equal(tokens[0], tokens[1])  # "canonicalize": no case and no punctuation
-    assert not torch.equal(tokens[0], tokens[2])

@@ -195,11 +195,6 @@ def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
         assert float(probability) == pytest.approx(one.probability, abs=1e-4)
 
 
-def test_predict_py_says_how_it_is_called(exported):
-    done = run_without_torch(exported("onnx") / "predict.py", "--help")
-    assert "photo" in done.stdout and done.stderr == ""
-
-
 # --- what lies beside the weights ----------------------------------------------------------------
 
 
@@ -234,18 +229,17 @@ def test_the_card_has_dataset_method_accuracy_licence_and_classes(
     front, text = card_of(out)
     assert front["license"] == "mit"
     assert front["library_name"] == "open_clip"
-    words = (
-        "latteclip",
-        "ViT-B/32 with laion2b_s34b_b79k",
-        "51.25 %",
-        "90.00 %",
-        "40.00 %",
+    words = [
         *NAMES,
         "silver, ash",
         TEMPLATES[0],
-    )
-    for word in (*words, f"labels of training images | {said}"):
-        assert word in text
+        "latteclip",
+        "51.25 %",
+        "90.00 %",
+        "40.00 %",
+    ]
+    words += ["ViT-B/32 with laion2b_s34b_b79k", f"labels of training images | {said}"]
+    assert [word for word in words if word not in text] == []
     sums = ["sha256sum", "--check", "--strict", "--quiet", files.SUMS]
     subprocess.run(sums, cwd=out, check=True)
 

@@ -37,18 +37,14 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
 
 
 def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
-    before = {row["image_id"]: row for row in rows(taken)}
+    before = rows(taken)
     answers = taken.answer(20)
-    for row in rows(taken):
-        name = row["image_id"]
-        for column in ("fused_label", "probability"):
-            assert row[column] == before[name][column]
-        one = answers.get(name)
-        if one is None:
-            assert (row["label"], row["answered"]) == (row["fused_label"], None)
-        else:
+    for row, earlier in zip(rows(taken), before, strict=True):
+        changed = {"label": row["fused_label"], "answered": None}
+        if one := answers.get(row["image_id"]):
             word = one.classname or "none of these"
-            assert (row["label"], row["answered"]) == (one.classname, word)
+            changed = {"label": one.classname, "answered": word}
+        assert row == earlier | changed
     taken.answer(70)
     table, described = label_table.read(taken.folder)
     assert described.calibration.answers == 70
@@ -64,20 +60,10 @@ def test_of_images_that_show_one_picture_the_first_or_an_answered_one_remains(ta
     assert found == [None, first, first, answered, None, answered, None]
 
 
-# --- calibration ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def answers():
-    """Probabilities that are too high, and whether their labels are right."""
+def test_the_correction_is_found():
     rng = np.random.default_rng(0)
     probabilities = rng.uniform(0.05, 0.999, 4000)
-    truth = expit(0.5 * logit(probabilities) - 1)
-    return probabilities, (rng.random(4000) < truth).astype(float), truth
-
-
-def test_the_correction_is_found(answers):
-    probabilities, right, truth = answers
-    found = calibrate(probabilities, right)
+    truth = expit(0.5 * logit(probabilities) - 1)  # the probabilities are too high
+    found = calibrate(probabilities, (rng.random(4000) < truth).astype(float))
     np.testing.assert_allclose(found(probabilities), truth, atol=0.05)
     assert found.answers == 4000

@@ -4,7 +4,6 @@ import io
 import math
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from support.tuned import CLASSNAMES, NAMES, predictions
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
@@ -113,15 +112,6 @@ def test_the_python_of_the_documents_runs(model, pictures, taken):
     assert labels.tolist() == [one.topk_labels[0] for one in found]
 
 
-def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
-    shutil.copytree(model, tmp_path / "model")
-    other = Classifier.of(torch.ones(C, 127))
-    described = {"classnames": CLASSNAMES, "template": "a {}."}
-    save_classifier(tmp_path / "model" / clips.CLASSIFIER, other, described)
-    with pytest.raises(UserError, match=r"prototypes\.safetensors"):
-        predict.Predictor(tmp_path / "model", device="cpu", threads=1)
-
-
 def run(model, *arguments):
     return main.main(
         ["predict", str(model), *map(str, arguments), "--device", "cpu", "--threads", "1"]
@@ -184,13 +174,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    for name in (
-        "a.jpg",
-        "deep/er/b.PNG",
-        "deep/c.webp",
-        "deep/notes.txt",
-        "deep/.hidden.jpg",
-    ):
+    for name in ("a.jpg", *(f"deep/{n}" for n in ("er/b.PNG", "c.webp", "notes.txt"))):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
