@@ -139,10 +139,6 @@ _FLOATS = (  # measures of a step of a training
     "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
     "loss_finetuned",
     "agreement",  # share of the batch whose prediction is its pseudo-label
-    "weight_class",  # mean share of each text in the mixes
-    "weight_image",
-    "weight_group",
-    "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
     "logit_scale",
 )
 HISTORY = _schema(step=pa.int32(), epoch=pa.int32(), **dict.fromkeys(_FLOATS, pa.float32()))

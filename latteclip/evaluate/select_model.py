@@ -58,6 +58,16 @@ class Candidate:
     def is_trained(self) -> bool:
         return self.complexity is None
 
+    @property
+    def images_needed(self) -> int:
+        """How many held-out images a comparison takes."""
+        return MIN_HELD_OUT if self.is_trained else MIN_IMAGES
+
+    @property
+    def caution(self) -> tuple[bool, bool, int]:
+        """The order in which candidates are taken where nothing votes: the smallest first."""
+        return not self.is_default, self.is_trained, self.complexity or 0
+
 
 class Lead(NamedTuple):
     """By how much a candidate is better than another on the held-out images of both."""
@@ -171,47 +181,54 @@ def choose(
 ) -> Choice:
     """Choose among `eligible` candidates by votes, or why there are none, and by answers.
 
+    Where answers decide that candidates are better than the one that votes choose, the best of
+    these is taken.
+    """
+    if isinstance(votes, str):
+        default = min(candidates, key=lambda each: each.caution)
+        reason = f"{default.method} is the default without votes: {votes}."
+        choice = Choice(default, reason, [])
+    else:
+        choice = _by_votes(candidates, votes)
+    return _by_answers(candidates, choice, audit) if audit else choice
+
+
+def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
+    """Choose by votes.
+
     The reference is the simplest candidate without training that the best of these does not lead
     clearly. A trained one that at least MIN_HELD_OUT images compare replaces it where its lead is
-    clear: first the method, all seeds together, then its seed. Where answers decide that others are
-    better, the most accurate of them is taken.
+    clear: first the method, all seeds together, then its seed.
     """
-    best = _default(candidates)
-    if isinstance(votes, str):
-        reason = f"{candidates[best].method} is the default without votes: {votes}."
-        leads = []
-    else:
-        pooled = votes.pooled(candidates)
-        n_images = (pooled.predictions != MISSING).sum(axis=1)
-        compared = [
-            i
-            for i, candidate in enumerate(candidates)
-            if n_images[i] >= (MIN_HELD_OUT if candidate.is_trained else MIN_IMAGES)
-        ]
-        reference = _reference(candidates, compared, pooled, best)
-        best = _best(candidates, compared, votes, pooled, reference)
-        reason = _by_votes(candidates, compared, pooled, best, reference)
-        leads = [pooled.lead(i, reference) for i in range(len(candidates))]
-    by_answers = _by_answers(candidates, candidates[best], audit) if audit else None
-    chosen, reason = by_answers or (candidates[best], reason)
-    return Choice(chosen, reason, leads)
+    pooled = votes.pooled(candidates)
+    n_images = (pooled.predictions != MISSING).sum(axis=1)
+    compared = [i for i, each in enumerate(candidates) if n_images[i] >= each.images_needed]
+    reference = _reference(candidates, compared, pooled)
+    leads = [pooled.lead(i, reference) for i in range(len(candidates))]
+    method = candidates[reference].method
+    others = [i for i in compared if candidates[i].method != method]
+    trained = [i for i in others if candidates[i].is_trained]
 
+    def rank(i: int) -> tuple[float, bool, float]:
+        """Order seeds of one method by their own lead, and an average before its trainings."""
+        alone = votes.lead(i, reference).difference
+        return leads[i].difference, candidates[i].is_average, alone
 
-def _default(candidates: Sequence[Candidate]) -> int:
-    """Return the candidate that is taken where nothing votes: else the simplest."""
-
-    def caution(i: int) -> tuple[bool, bool, int]:
-        candidate = candidates[i]
-        return not candidate.is_default, candidate.is_trained, candidate.complexity or 0
-
-    return min(range(len(candidates)), key=caution)
+    best = max((i for i in trained if leads[i].is_clear), key=rank, default=reference)
+    rival = best if best != reference else max(trained or others, key=rank, default=best)
+    reason = (
+        f"By the {votes.source} of {leads[rival].images:,} held-out images, the accuracy of "
+        f"{candidates[rival].method} differs from that of {method} by "
+        f"{100 * leads[rival].difference:+.1f} points, with a standard error of "
+        f"{100 * leads[rival].standard_error:.1f}."
+    )
+    if rival == reference:
+        reason = f"{method} is the only model that can be compared."
+    return Choice(candidates[best], reason, leads)
 
 
 def _reference(
-    candidates: Sequence[Candidate],
-    compared: Sequence[int],
-    pooled: HeldOutVotes,
-    default: int,
+    candidates: Sequence[Candidate], compared: Sequence[int], pooled: HeldOutVotes
 ) -> int:
     """Return the simplest candidate without training that the best one does not lead clearly.
 
@@ -220,91 +237,37 @@ def _reference(
     untrained = [i for i in compared if not candidates[i].is_trained]
     able = untrained or compared
     if not able:
-        return default
+        return min(range(len(candidates)), key=lambda i: candidates[i].caution)
     best = max(able, key=lambda i: pooled.lead(i, able[0]).difference)
     ties = [i for i in untrained if not pooled.lead(best, i).is_clear]
     return min(ties, key=lambda i: candidates[i].complexity or 0, default=best)
 
 
-def _best(
-    candidates: Sequence[Candidate],
-    compared: Sequence[int],
-    votes: HeldOutVotes,
-    pooled: HeldOutVotes,
-    reference: int,
-) -> int:
-    """Return the trained candidate that leads the reference most and clearly, or the reference.
-
-    An average is taken rather than one of its trainings.
-    """
-    if candidates[reference].is_trained:
-        return reference
-    ranks = {}
-    for i in compared:
-        lead = pooled.lead(i, reference)
-        if candidates[i].is_trained and lead.is_clear:
-            alone = votes.lead(i, reference).difference
-            ranks[i] = (lead.difference, candidates[i].is_average, alone)
-    return max(ranks, key=ranks.__getitem__, default=reference)
-
-
-def _by_votes(
-    candidates: Sequence[Candidate],
-    compared: Sequence[int],
-    pooled: HeldOutVotes,
-    chosen: int,
-    reference: int,
-) -> str:
-    """Return the reason of a choice by votes: the numbers against the closest rival."""
-    winner = candidates[chosen].method
-    rivals = [i for i in compared if candidates[i].method != winner]
-    trained = [i for i in rivals if candidates[i].is_trained]
-    if chosen != reference:
-        rivals = [reference]
-    elif trained:
-        rivals = trained
-    if not rivals:
-        return f"{winner} is the only model that can be compared."
-    rival = min(rivals, key=lambda i: pooled.lead(chosen, i).difference)
-    lead = pooled.lead(chosen, rival)
-    other = candidates[rival].method
-    reason = (
-        f"By the {pooled.source} of {lead.images:,} held-out images, {winner} leads {other} by "
-        f"{100 * lead.difference:.1f} points, with a standard error of "
-        f"{100 * lead.standard_error:.1f}."
-    )
-    if lead.difference < 0:
-        reason += " The other lead is not clear, so the simpler model is taken."
-    return reason
-
-
-def _by_answers(
-    candidates: Sequence[Candidate], chosen: Candidate, audit: Audit
-) -> tuple[Candidate, str] | None:
-    """Return the most accurate candidate that answers decide to be better, if any, and why.
+def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -> Choice:
+    """Return the candidate that answers decide to be better by most, or else the same choice.
 
     One of several comparisons is often clear by chance, so each has to be clearer (Bonferroni).
     """
-    others = [each for each in candidates if each != chosen]
-    pairs = [(each, audit.compare(each.run, chosen.run)) for each in others]
-    compared = [(each, pair) for each, pair in pairs if pair]
-    if not compared:
-        return None
-    times = -ndtri(ALPHA / (2 * len(compared))) / NORMAL
+    others = [each for each in candidates if each != choice.candidate]
+    pairs = [audit.compare(each.run, choice.candidate.run) for each in others]
+    n_compared = sum(pair is not None for pair in pairs)
+    if not n_compared:
+        return choice
+    times = -ndtri(ALPHA / (2 * n_compared)) / NORMAL
     better = [
-        (each, pair)
-        for each, pair in compared
-        if pair.decided and pair.value > times * (pair.high - pair.low) / 2
+        (pair.value, pair, each)
+        for pair, each in zip(pairs, others, strict=True)
+        if pair and pair.decided and pair.value > times * (pair.high - pair.low) / 2
     ]
     if not better:
-        return None
-    # All are compared with one run, so the largest difference is the most accurate.
-    best, pair = max(better, key=lambda each: each[1].value)
-    return best, (
+        return choice
+    value, pair, best = max(better, key=lambda each: each[0])
+    reason = (
         f"A person's answers about {audit.answered:,} {audit.split} images decide: {pair.method} "
-        f"is better than {pair.other} by {100 * pair.value:.1f} points "
+        f"is better than {pair.other} by {100 * value:.1f} points "
         f"({100 * pair.low:.1f} to {100 * pair.high:.1f})."
     )
+    return replace(choice, candidate=best, reason=reason)
 
 
 def _row(candidate: Candidate, lead: Lead | None) -> dict[str, Any]:

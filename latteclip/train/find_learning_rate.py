@@ -17,7 +17,7 @@ from latteclip.core.terminal import Progress
 from latteclip.data import loader
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps, recipe_for
-from latteclip.train.training import DivergedError, Setup, Training
+from latteclip.train.training import Setup, Training
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -58,7 +58,7 @@ class _Search:
         return torch.cat([images for _, images in batches])
 
     def run(self, lr: float) -> torch.Tensor:
-        """Train for a few steps, and return `losses`, infinite ones if the training diverged."""
+        """Train for a few steps, and return `losses`."""
         self.setup.clip.model.load_state_dict(self.pretrained)
         steps = self.recipe.epochs * self.recipe.steps_per_epoch(
             len(self.setup.inputs.paths)
@@ -72,14 +72,8 @@ class _Search:
         progress = Progress(total, f"steps at {lr:g}")
         for _ in training.steps(batches, total, per_epoch=total):
             progress.add(1)
-        try:
-            training.flush_metrics()
-            losses = self.losses(training)
-        except DivergedError:
-            losses = torch.full((len(self.held_out),), math.inf)
-        log.info(
-            "Learning rate %g: loss %.4f of held-out images.", lr, losses.mean().item()
-        )
+        losses = self.losses(training)
+        log.info("Learning rate %g: loss %.4f of held-out images.", lr, losses.mean())
         return losses
 
     def training(self, recipe: Recipe) -> Training:
@@ -89,7 +83,10 @@ class _Search:
 
     @torch.no_grad()
     def losses(self, training: Training) -> torch.Tensor:
-        """Return squared errors [m] of the held-out images' probabilities, at the best factor."""
+        """Return squared errors [m] of the held-out images' probabilities, at the best factor.
+
+        They are infinite if the training diverged.
+        """
         clip = self.setup.clip
         clip.model.eval()
         classifier = Classifier.of(training.objective.classifier())
@@ -102,8 +99,8 @@ class _Search:
         errors: list[torch.Tensor] = []
         for factor in FACTORS:
             shares = (factor * scores).softmax(1)  # [m, C]
-            errors.append((shares - labels).square().sum(1))
-        return min(errors, key=lambda each: each.nan_to_num(math.inf).mean().item())
+            errors.append((shares - labels).square().sum(1).nan_to_num(math.inf))
+        return min(errors, key=lambda each: each.mean().item())
 
 
 def find_learning_rate(
@@ -129,17 +126,15 @@ def find_learning_rate(
         recipe = recipe_for(settings.method.finetune, n, FALLBACK)
         if n < MIN_IMAGES:
             log.warning("%d images are too few to compare learning rates.", n)
-            write_json(output, {"lr": FALLBACK, "runs": []})
+            write_json(output, {"lr": FALLBACK, "losses": {}})
             return
         search = _Search(setup, recipe, decoded)
-        pretrained_loss = search.losses(search.training(recipe)).mean().item()
+        before = search.losses(search.training(recipe)).mean().item()
         losses = climb(search.run)
         means = {lr: each.mean().item() for lr, each in losses.items()}
-        lr = chosen(losses) if min(means.values()) < pretrained_loss else min(means)
-        runs = []
-        for rate, mean in means.items():
-            runs.append({"lr": rate, "loss": mean if math.isfinite(mean) else None})
-        write_json(output, {"lr": lr, "pretrained_loss": pretrained_loss, "runs": runs})
+        lr = chosen(losses) if min(means.values()) < before else min(means)
+        finite = {rate: loss for rate, loss in means.items() if math.isfinite(loss)}
+        write_json(output, {"lr": lr, "losses": finite, "loss_before": before})
         log.info("Learning rate %g.", lr)
 
 
@@ -149,8 +144,8 @@ def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:
     From FIRST upwards until a rate is worse, then downwards if the first higher one was.
     """
     place = RATES.index(FIRST)
-    losses = {FIRST: run(FIRST)}
-    for lr in RATES[place + 1 :]:
+    losses: dict[float, torch.Tensor] = {}
+    for lr in RATES[place:]:
         losses[lr] = run(lr)
         if is_worse(losses[lr], _best(losses)):
             break

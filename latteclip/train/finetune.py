@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -55,7 +54,6 @@ def finetune(
     pretrained model, marked "diverged". UserError: an input does not fit, or it diverged at a rate
     set by hand.
     """
-    log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
     with ending_in_order(
         "Nothing was trained yet: a rerun starts from the beginning."
     ) as signals:

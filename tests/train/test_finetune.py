@@ -83,9 +83,6 @@ def test_a_training_writes_prototypes_of_length_one_and_a_row_a_step(tuned, demo
     assert (table["loss_zero_shot"] + table["loss_finetuned"]).tolist() == pytest.approx(
         table["loss"].tolist(), rel=1e-5
     )
-    shares = table[[f"weight_{kind}" for kind in ("class", "image", "group")]].sum(axis=1)
-    assert shares.tolist() == pytest.approx([1] * 6)
-    assert abs(table["prototype_drift"][0]) < 1e-6 < table["prototype_drift"][5]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_another_model(inputs, tuned):

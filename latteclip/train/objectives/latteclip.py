@@ -3,6 +3,8 @@
 Letters: B batch, C classes, D width, G group descriptions, K kinds of text, M losses or targets.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -37,7 +39,7 @@ class GroupSampler:
 class LatteClip(base.Objective):
     """LatteCLIP (arXiv 2410.08211), section 3."""
 
-    STATE = ("prototypes", "start", "epoch_prototypes")
+    STATE = ("prototypes", "epoch_prototypes")
 
     def __init__(
         self, texts: base.TrainingTexts, switches: SwitchesSection, seed: int
@@ -45,7 +47,6 @@ class LatteClip(base.Objective):
         super().__init__(texts)
         self.switches = switches
         self.prototypes = super().classifier()  # P [C, D]
-        self.start = self.prototypes
         self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
         # Labels [B] and targets [B, D] of this step, for each loss.
@@ -67,12 +68,11 @@ class LatteClip(base.Objective):
         if switches.mixer_prototypes == "epoch":
             against = self.epoch_prototypes
         total = batch.features.new_zeros(())
-        logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
+        logs = {}
         self._moves = []
-        all_weights = []
         for (name, of_loss), of_classes in zip(labels.items(), classes, strict=True):
-            kinds = {"class": of_classes} if switches.class_description else {}
-            features = torch.stack([*kinds.values(), *described.values()])  # [K, B, D]
+            of_class = [of_classes] if switches.class_description else []
+            features = torch.stack([*of_class, *described])  # [K, B, D]
             weights = torch.ones_like(features[..., 0])  # [K, B]
             if switches.mixer_weights:
                 weights = margins(features, against)
@@ -83,29 +83,24 @@ class LatteClip(base.Objective):
             total = total + part
             logs[f"loss_{name}"] = part.detach()
             self._moves.append((of_loss, target.detach()))
-            all_weights.append(weights)
-        weights = torch.cat(all_weights, dim=1)  # [K, B or 2 B]
-        shares = (weights / weights.sum(dim=0)).mean(dim=1)
-        for name, share in zip([*kinds, *described], shares, strict=True):
-            logs[f"weight_{name}"] = share
         return total, scores, logs
 
     def _encode(
         self, batch: base.TrainingBatch, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         """Return class features [M, B, D] of labels [M, B], and those of descriptions [B, D]."""
         n = len(self.texts.classes)
         # To look for the classes that occur would wait for the GPU.
         classes = torch.arange(n) if n <= labels.numel() else labels.unique().cpu()
-        ids = {"class": self.texts.classes[classes]}
+        ids = [self.texts.classes[classes]]
         if self.switches.image_description:
-            ids["image"] = self.texts.images[batch.index]
+            ids.append(self.texts.images[batch.index])
         if self.switches.group_description:
-            ids["group"] = self.texts.groups[self.groups.draw(batch.pseudo_labels)]
-        encoded = self.texts.tokenized.encode(torch.cat([*ids.values()]))
-        features = dict(zip(ids, encoded.split([*map(len, ids.values())]), strict=True))
+            ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
+        encoded = self.texts.tokenized.encode(torch.cat(ids))
+        of_classes, *described = encoded.split([*map(len, ids)])
         places = torch.searchsorted(devices.send(classes, labels.device), labels)  # [M, B]
-        return features.pop("class")[places], features
+        return of_classes[places], described
 
     def after_step(self) -> None:
         if self.switches.prototypes:
