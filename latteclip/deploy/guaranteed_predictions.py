@@ -16,7 +16,6 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.finetuned import MODEL, FinetunedModel
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.predictions import read_held_out
 from latteclip.evaluate.results import read_selection
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, PersonAnswers
@@ -132,6 +131,6 @@ def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
     unseen = set(training.drawn)
     if not unseen and training.labels != "fused" and training.averaged is None:
         predictions = str(run / "train_predictions.parquet")
-        table = read_held_out(predictions, model.classnames)
+        table = tables.read(predictions, tables.TRAIN_PREDICTIONS)
         unseen = set(table["image_id"].to_pylist())
     return [image for image in ids if image in unseen]

@@ -14,7 +14,6 @@ from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, held_out_for_choice, left_out_images
 from latteclip.evaluate.predictions import (
     read_evaluated_images,
-    read_held_out,
     write_run,
 )
 from latteclip.labels.features import read_all_features
@@ -63,7 +62,7 @@ def evaluate(
     tested = model.classify(tables.Strings(table["path"]), tables.TOPK, threads)
     predicted: npt.ArrayLike = []
     if left_out_path:
-        left_out = read_held_out(left_out_path, names)
+        left_out = tables.read(left_out_path, tables.TRAIN_PREDICTIONS)
         predicted = left_out["prediction"]
     else:
         left_out = left_out_images(images_path, settings.fold)

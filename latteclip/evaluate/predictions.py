@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
 
@@ -91,19 +90,9 @@ def write_run(
     write_json(metrics_output, metrics)
 
 
-def read_held_out(path: str, classnames: Sequence[str]) -> pa.Table:
-    """Read TRAIN_PREDICTIONS, or raise UserError if they have other classes."""
-    table = tables.read(path, tables.TRAIN_PREDICTIONS)
-    if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
-        raise UserError(f"{path} has other classes than the image index; rerun its stage.")
-    return table
-
-
-def held_out_predictions(
-    path: str, image_ids: pa.ChunkedArray, classnames: Sequence[str]
-) -> npt.NDArray[np.int_]:
+def held_out_predictions(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
     """Return the classes [N] of images, MISSING where the model learned from the image."""
-    return classes_of(read_held_out(path, classnames), image_ids)
+    return classes_of(tables.read(path, tables.TRAIN_PREDICTIONS), image_ids)
 
 
 def classes_of(table: pa.Table, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:

@@ -168,7 +168,7 @@ def _by_checks(train_predictions: str, report: FusionReport) -> Interval | None:
     """Return the share of checked images that a run classifies correctly without them."""
     answers = report.answers
     ids = pa.chunked_array([answers.checking], pa.string())
-    predicted = held_out_predictions(train_predictions, ids, report.classnames)
+    predicted = held_out_predictions(train_predictions, ids)
     hits = [
         report.classnames[label] == answers.images[name]
         for name, label in zip(answers.checking, predicted, strict=True)

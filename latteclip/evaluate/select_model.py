@@ -166,12 +166,8 @@ def read_votes(
         return described.unfit
     if len(table) < MIN_IMAGES:
         return f"they are of {len(table)} images, and {MIN_IMAGES} are needed"
-    predictions = [
-        held_out_predictions(
-            each.train_predictions, table["image_id"], described.classnames
-        )
-        for each in candidates
-    ]
+    ids = table["image_id"]
+    predictions = [held_out_predictions(each.train_predictions, ids) for each in candidates]
     shares = tables.from_list_column(table["vote"])  # [n, C]
     return HeldOutVotes(shares, np.stack(predictions), described.votes)
 

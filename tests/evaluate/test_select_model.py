@@ -128,14 +128,6 @@ def test_models_that_were_trained_on_all_images_are_not_compared(results):
     assert numbers == [N, N, N, None, None]
 
 
-def test_predictions_of_other_classes_are_refused(results):
-    path = Path(results.runs[2].train_predictions)
-    results.write_predictions(path, np.zeros(N, int), CLASSNAMES[::-1])
-    with pytest.raises(UserError, match="train_predictions"):
-        results.select()
-    assert not (results.folder / "model").exists()
-
-
 # --- the choice itself ---------------------------------------------------------------------------
 
 M = 150

@@ -10,9 +10,7 @@ from support.tiny import DEMO_CLIP, ENCODER_WIDTH, network_of, write_encoder, wr
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClipSection
-from latteclip.core.errors import UserError
 from latteclip.deploy import predict
-from latteclip.deploy.export import export
 from latteclip.train.assemble_model import PretrainedClip, assemble_model
 
 NAME = f"local-dir:{DEMO_CLIP}"
@@ -80,10 +78,3 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
         assert prediction.topk_scores == pytest.approx(
             scores.sort(descending=True)[0].tolist(), 1e-3
         )
-    export(str(tmp_path / "model"), str(tmp_path / "out"), "open_clip")
-    again = predict.Predictor(tmp_path / "out", device="cpu", threads=1)(files, topk=2)
-    assert [one.topk_labels for one in again] == [one.topk_labels for one in predictions]
-    shutil.rmtree(tmp_path / "out" / "image_encoders")
-    (tmp_path / "out" / "SHA256SUMS").unlink()
-    with pytest.raises(UserError, match="image_encoders"):
-        predict.Predictor(tmp_path / "out", device="cpu")

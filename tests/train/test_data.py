@@ -13,16 +13,10 @@ from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles
 from latteclip.train.objectives.base import TokenizedTexts
-from latteclip.train.settings import steps_per_epoch
 
 LABELS = [2, 0, 2, 1, 0, 2, 1]
 TRUE = [0, 0, 2, 1, 1, 2, 1]
 FUSED = [2, 0, 2, 1, 0, 1, 1]
-
-
-@pytest.mark.parametrize(("n", "steps"), [(2, 3), (9, 3), (10, 6)])
-def test_an_epoch_has_the_steps_that_hold_its_images_up_to_a_multiple(n, steps):
-    assert steps_per_epoch(n, 3) == steps
 
 
 class Files(trainings.Inputs):

@@ -71,58 +71,14 @@ OBJECTIVES = {
 }
 
 
-T = torch.Tensor
-# What makes a number, a CPU tensor or a shape out of values.
-WAITING = {
-    *(T.item, T.tolist, T.cpu, T.numpy, T.__bool__, T.__int__, T.__float__, T.__index__),
-    *(T.nonzero, T.unique, T.bincount, T.masked_select, T.__array__, T.__contains__),
-    *(torch.nonzero, torch.unique, torch.bincount, torch.masked_select, torch.equal),
-    *(torch.allclose, torch.tensor),
-}
-
-
-class OnDevice(torch.Tensor):
-    """A CPU tensor as of a GPU where it counts: to read one is to wait. Results are so, too.
-
-    Apple's GPU has no float64.
-    """
-
-    watched = False  # whether waiting and float64 are errors
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if cls.watched and function in WAITING:
-            raise AssertionError(f"{function.__name__} waits for the device")
-        result = super().__torch_function__(function, types, args, kwargs)
-        if cls.watched and getattr(result, "dtype", None) == torch.float64:
-            raise TypeError(f"{function.__name__}: the device has no float64")
-        return result
-
-
-def send(tensor, device):
-    """`devices.send` to such a device."""
-    return tensor.as_subclass(OnDevice)
-
-
-def move(model):
-    """Give a model parameters on such a device."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(send(parameter.data, None))
-
-
-def a_training(case, objective):
-    """A training of the case's model on a device that notices when it is waited for."""
+def take(case, objective, n=2):
+    """A training of the case's model after n steps on its batch."""
     recipe = Recipe(**FINETUNE | {"batch_size": len(case.index)})
     training = Training(OBJECTIVES[objective](case), recipe)
-    training.predicted = training.predicted.as_subclass(OnDevice)
-    return training
-
-
-def take(training, case, n=2):
-    batch = case.index, case.labels[case.index], send(case.images, None)
+    batch = case.index, case.labels[case.index], case.images
     assert list(training.steps(iter([batch] * n), n, n)) == list(range(1, n + 1))
+    training.flush_metrics()
+    return training
 
 
 def gradients_of(case, objective):
@@ -156,23 +112,20 @@ def test_micro_batches_give_every_objective_its_gradients(objective, shape, size
 def test_a_step_halves_its_micro_batches_until_they_fit(classes, rows, chosen, monkeypatch):
     """With nine classes the images fit at first and the texts do not."""
     case = Case(6, classes, 9)
-    training = a_training(case, "latteclip")
     limit_memory(monkeypatch, case.clip, rows)
-    take(training, case)
+    training = take(case, "latteclip")
     assert case.clip.micro_batch == chosen
     other = Case(6, classes, 9)
     other.clip.micro_batch = chosen
-    from_the_start = a_training(other, "latteclip")
-    take(from_the_start, other)  # draws the same groups
+    from_the_start = take(other, "latteclip")  # draws the same groups
     assert torch.equal(training.objective.prototypes, from_the_start.objective.prototypes)
 
 
 def test_one_image_that_does_not_fit_is_one_sentence(monkeypatch):
     case = Case(6, 4, 9)
-    training = a_training(case, "latteclip")
     limit_memory(monkeypatch, case.clip, 0)
     with pytest.raises(UserError, match=r"clip\.model"):
-        take(training, case)
+        take(case, "latteclip")
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
@@ -188,39 +141,11 @@ def test_fp16_on_cuda_is_autocast_with_a_scaled_loss(monkeypatch):
 @pytest.mark.parametrize("objective", ["flyp", "latteclip"])
 def test_a_training_in_fp16_has_almost_the_losses_of_float32(objective, monkeypatch):
     """In fp16 as CUDA computes it, here on a CPU."""
-    losses = []
-    for is_half in (False, True):
-        case = Case(6, 4, 9)
-        training = a_training(case, objective)
-        if is_half:
-            half = partial(torch.autocast, "cpu", torch.float16)
-            monkeypatch.setattr(devices, "autocast", lambda *_, half=half: half())
-            training.scaler = torch.amp.GradScaler("cpu")
-        take(training, case, 4)
-        training.flush_metrics()
-        losses.append([row["loss"] for row in training.history])
-    assert training.scaler.get_scale() > 1
+    wanted = take(Case(6, 4, 9), objective, 4)
+    half = partial(torch.autocast, "cpu", torch.float16)
+    monkeypatch.setattr(devices, "autocast", lambda *_: half())
+    monkeypatch.setattr(devices, "loss_scaler", lambda *_: torch.amp.GradScaler("cpu"))
+    found = take(Case(6, 4, 9), objective, 4)
+    assert found.scaler.get_scale() > 1
+    losses = [[row["loss"] for row in each.history] for each in (wanted, found)]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("objective", "micro_batch"), [*((name, None) for name in OBJECTIVES), ("latteclip", 2)]
-)
-def test_a_step_never_waits_for_the_device_and_needs_no_float64(
-    objective, micro_batch, monkeypatch
-):
-    monkeypatch.setattr(devices, "send", send)
-    case = Case(5, 7, 11)
-    move(case.clip.model)
-    training = a_training(case, objective)
-    case.clip.micro_batch = micro_batch
-    before = training.logit_scale.item()
-    monkeypatch.setattr(OnDevice, "watched", True)
-    take(training, case)
-    with pytest.raises(AssertionError, match="item waits for the device"):
-        training._pending[0]["loss"].item()
-    monkeypatch.setattr(OnDevice, "watched", False)
-    assert isinstance(training.predicted, OnDevice)
-    assert training.logit_scale.item() != before
-    training.flush_metrics()
-    assert len(training.history) == 2
