@@ -153,10 +153,7 @@ FLAGS = {
     "ours": "not in the paper",
     "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
     "or hardly any prediction agrees with its pseudo-label",
-    "diverged": "the training diverged at the learning rate that was found: this is the untrained "
-    "model",
 }
-FAILED = frozenset({"collapsed", "diverged"})  # flags of trainings that are never chosen
 
 
 @dataclass

@@ -116,7 +116,7 @@ def read_origin(model: Path) -> dict[str, Any]:
     if (path := run / "history.parquet").is_file():
         history = tables.read_metadata(path, TrainingMetadata)
         clip = {"model": history.model, "pretrained": history.pretrained}
-        is_trained = "diverged" not in history.flags
+        is_trained = True
         reads_fused = history.labels == "fused"
     elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
         _, clip = load_classifier(path)

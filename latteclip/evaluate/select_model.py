@@ -24,7 +24,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import link_or_copy, replacing, write_record
 from latteclip.core.holdout import MIN_HELD_OUT
-from latteclip.core.tables import FAILED, VotesMetadata
+from latteclip.core.tables import VotesMetadata
 from latteclip.evaluate.predictions import MISSING, held_out_predictions, pool_seeds
 from latteclip.evaluate.results import Audit, Run, Selection, read_audit, read_metrics
 
@@ -145,13 +145,13 @@ def select_model(
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates that saw no label and did not fail, or else those that failed."""
+    """Return the candidates that saw no label and did not collapse, or else those that did."""
     unlabelled = [each for each in candidates if "supervised" not in each.flags]
     if not unlabelled:
         raise UserError(
             "No model can be chosen, because all of them read labels; run another method."
         )
-    return [each for each in unlabelled if FAILED.isdisjoint(each.flags)] or unlabelled
+    return [each for each in unlabelled if "collapsed" not in each.flags] or unlabelled
 
 
 def read_votes(

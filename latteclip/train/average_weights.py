@@ -17,7 +17,7 @@ from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
-from latteclip.core.tables import FAILED, ClassesMetadata
+from latteclip.core.tables import ClassesMetadata
 from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
@@ -51,19 +51,21 @@ def average_weights(
 ) -> None:
     """Write the model whose weights are the means of those of all trainings.
 
-    Its classifier is the class texts under the averaged text tower. A training that collapsed or
-    diverged is left out, unless all did. The history is that of the first training. The predictions
-    are those of each training for the images that it left out.
+    Its classifier is the class texts under the averaged text tower. A training that collapsed is
+    left out, unless all did. The history is that of the first training. The predictions are those
+    of each training for the images that it left out.
     """
     where = devices.pick(device, threads)
     described = [tables.read_metadata(each.history, TrainingMetadata) for each in trainings]
     pairs = zip(trainings, described, strict=True)
-    sound = [each for each, own in pairs if FAILED.isdisjoint(own.flags)]
+    sound = [each for each, own in pairs if "collapsed" not in own.flags]
     used = sound or trainings
     first = finetuned.load(used[0].model, torch.device("cpu"))
     history = tables.read(used[0].history, tables.HISTORY)
     of_first = tables.read_metadata(used[0].history, TrainingMetadata)
-    averaged = replace(of_first, flags=sorted(set(of_first.flags)), averaged=len(used))
+    averaged = replace(
+        of_first, flags=sorted({*of_first.flags, "ours"}), averaged=len(used)
+    )
     tables.write(history_output, history, tables.HISTORY, averaged)
     names = first.classnames
     classes = ClassesMetadata(names)

@@ -12,7 +12,6 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.config import hub_names
-from latteclip.config.keys import AUTO
 from latteclip.core import tables
 from latteclip.core.files import digest_of, fingerprint, new_folder, read_object, replacing
 from latteclip.core.signals import Signals, Terminated, ending_in_order
@@ -25,7 +24,7 @@ from latteclip.train.settings import (
     TrainingMetadata,
     recipe_for,
 )
-from latteclip.train.training import DivergedError, Setup, Training
+from latteclip.train.training import Setup, Training, diverged
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -50,9 +49,7 @@ def finetune(
 
     Only a supervised training reads labels. An interrupted run resumes from its last
     checkpoint, and on a CPU gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save
-    the current step. A training that diverges at a rate of `find_learning_rate` leaves the
-    pretrained model, marked "diverged". UserError: an input does not fit, or it diverged at a rate
-    set by hand.
+    the current step. UserError: an input does not fit, or the loss is not finite.
     """
     with ending_in_order(
         "Nothing was trained yet: a rerun starts from the beginning."
@@ -67,25 +64,14 @@ def finetune(
             return
         training = setup.training(recipe, seed)
         signals.are_deferred = True  # neither a step nor the writing may be interrupted
-        diverged = False
-        try:
-            images = setup.images(seed, decoded)
-            _train(training, setup, Checkpoint(checkpoint, identity), images, signals)
-        except DivergedError as error:
-            if section.lr != AUTO:
-                raise
-            log.warning("%s The rate was found: the model stays as pretrained.", error)
-            diverged = True
-            history = training.history
-            setup = Setup(files, settings, device, threads)
-            training = setup.training(recipe, seed)
-            training.history = history
+        images = setup.images(seed, decoded)
+        _train(training, setup, Checkpoint(checkpoint, identity), images, signals)
         metadata = TrainingMetadata(
             model=settings.clip.model,
             pretrained=settings.clip.pretrained,
             labels=settings.labels,
             recipe=recipe,
-            flags=_flags(settings, training, diverged),
+            flags=_flags(settings, training),
             drawn=setup.inputs.drawn,
             identity=identity,
         )
@@ -159,7 +145,7 @@ def _train(
             saved = f"Step {done} is saved as {checkpoint.path}: rerun to resume."
             raise Terminated(stopped, saved)
     if not all(each.isfinite().all() for each in training.clip.model.parameters()):
-        raise DivergedError("The last step left weights that are not finite")
+        raise diverged("The last step left weights that are not finite")
 
 
 def _write(
@@ -199,15 +185,13 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
     return False
 
 
-def _flags(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
+def _flags(settings: FinetuneSettings, training: Training) -> list[str]:
     """Return the keys of `core.tables.FLAGS` that apply to a run."""
     flags = []
     if settings.is_supervised:
         flags.append("supervised")
     elif settings.method.pseudo_labels != "zero_shot":
         flags.append("ours")
-    if diverged:
-        return [*flags, "diverged"]
     last = training.history[-1]["epoch"]
     agreements = [row["agreement"] for row in training.history if row["epoch"] == last]
     agreement = sum(agreements) / len(agreements)

@@ -30,12 +30,10 @@ Keys = list[tuple[int, int]]  # keys of a batch, see `data.schedule`
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class DivergedError(UserError):
-    """The loss or a weight of a training is not finite."""
-
-    def __init__(self, what: str) -> None:
-        remedy = "lower finetune.lr or raise finetune.warmup_steps"
-        super().__init__(f"{what}; nothing was written: {remedy}.")
+def diverged(what: str) -> UserError:
+    """Return the error of a training whose loss or weights are not finite."""
+    remedy = "lower finetune.lr or raise finetune.warmup_steps"
+    return UserError(f"{what}; nothing was written: {remedy}.")
 
 
 class Setup:
@@ -213,14 +211,12 @@ class Training:
     def flush_metrics(self) -> None:
         """Wait for the device, and move the pending rows to the history.
 
-        A loss that is not finite raises DivergedError.
+        UserError: a loss is not finite.
         """
         for row in self._pending:
             numbers = {name: float(value) for name, value in row.items()}
             if not math.isfinite(numbers["loss"]):
-                raise DivergedError(
-                    f"The loss became {numbers['loss']} at step {row['step']}"
-                )
+                raise diverged(f"The loss became {numbers['loss']} at step {row['step']}")
             self.history.append({**numbers, "step": row["step"], "epoch": row["epoch"]})
         self._pending = []
 

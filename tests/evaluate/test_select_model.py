@@ -229,7 +229,7 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
         candidate("zero_shot"),
         candidate("flyp_supervised", flags=("supervised",)),
         candidate("flyp", flags=("collapsed",)),
-        candidate("latteclip", flags=("ours", "diverged")),
+        candidate("latteclip", flags=("ours", "collapsed")),
         candidate("image_prototypes"),
     ]
     votes = votes_for(range(20), range(M), range(M), range(M), range(40))
