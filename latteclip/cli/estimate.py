@@ -22,7 +22,7 @@ from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import image_files
 from latteclip.report.provenance import JobCost, job_costs
-from latteclip.train.settings import recipe_for
+from latteclip.train.settings import recipe_for, steps_per_epoch
 
 RESULTS = Path("results")
 LIMIT = 64  # images of the limited run that the command makes
@@ -186,7 +186,7 @@ def _growth(
 def samples(section: FinetuneSection, n: int) -> int:
     """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
     recipe = recipe_for(section, n, lr=1.0)
-    return recipe.epochs * recipe.steps_per_epoch(n) * min(recipe.batch_size, n)
+    return recipe.epochs * steps_per_epoch(n, recipe.batch_size) * min(recipe.batch_size, n)
 
 
 def _disk(folder: Path, factor: float) -> int:

@@ -108,14 +108,8 @@ class Audit:
             if comparison.runs == (run, other):
                 return comparison
             if comparison.runs == (other, run):
-                return Comparison(
-                    *run,
-                    *other,
-                    value=-comparison.value,
-                    low=-comparison.high,
-                    high=-comparison.low,
-                    decided=comparison.decided,
-                )
+                ends = -comparison.value, -comparison.high, -comparison.low
+                return Comparison(*run, *other, *ends, comparison.decided)
         return None
 
     @property

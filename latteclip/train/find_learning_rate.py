@@ -16,7 +16,13 @@ from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data import loader
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.settings import FinetuneSettings, Recipe, auto_warmup_steps, recipe_for
+from latteclip.train.settings import (
+    FinetuneSettings,
+    Recipe,
+    auto_warmup_steps,
+    recipe_for,
+    steps_per_epoch,
+)
 from latteclip.train.training import Setup, Training
 
 log = logging.getLogger(__name__)
@@ -60,9 +66,8 @@ class _Search:
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`."""
         self.setup.clip.model.load_state_dict(self.pretrained)
-        steps = self.recipe.epochs * self.recipe.steps_per_epoch(
-            len(self.setup.inputs.paths)
-        )
+        n = len(self.setup.inputs.paths)
+        steps = self.recipe.epochs * steps_per_epoch(n, self.recipe.batch_size)
         total = max(2, steps // MAX_RUNS)
         short = replace(self.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
         training = self.training(short)
@@ -96,11 +101,9 @@ class _Search:
             features.append(encode.encode_images(clip, images).cpu())
         scores = classifier.scores(torch.cat(features))  # [m, C]
         labels = F.one_hot(self.labels, scores.shape[1])
-        errors: list[torch.Tensor] = []
-        for factor in FACTORS:
-            shares = (factor * scores).softmax(1)  # [m, C]
-            errors.append((shares - labels).square().sum(1).nan_to_num(math.inf))
-        return min(errors, key=lambda each: each.mean().item())
+        shares = (FACTORS[:, None, None] * scores).softmax(2)  # [factors, m, C]
+        errors = (shares - labels).square().sum(2).nan_to_num(math.inf)
+        return errors[errors.mean(1).argmin()]
 
 
 def find_learning_rate(

@@ -23,6 +23,7 @@ from latteclip.train.settings import (
     Recipe,
     TrainingMetadata,
     recipe_for,
+    steps_per_epoch,
 )
 from latteclip.train.training import Setup, Training, diverged
 
@@ -125,7 +126,7 @@ def _train(
     recipe = training.recipe
     inputs = setup.inputs
     first = checkpoint.resume(training)
-    per_epoch = recipe.steps_per_epoch(inputs.n_scheduled)
+    per_epoch = steps_per_epoch(inputs.n_scheduled, recipe.batch_size)
     total = recipe.epochs * per_epoch
     keys = schedule(len(inputs.paths), recipe.batch_size, total, images.seed, first)
     batches = setup.batches(images, keys)

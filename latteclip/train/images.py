@@ -66,8 +66,11 @@ class TrainingImages(Images):
         self.seed = seed
         self.folder = None
         size = 4 * self.shorter_side**2 * len(paths)  # if the longer side is a third longer
-        if folder and len(paths) <= MOST_CACHED and _has_room(folder, size):
-            self.folder = Path(folder)
+        if folder and len(paths) <= MOST_CACHED:
+            # Where the folder exists, a training that had room wrote it.
+            free = shutil.disk_usage(existing(folder)).free
+            has_room = os.path.isdir(folder) or FREE * size <= free
+            self.folder = Path(folder) if has_room else None
 
     def __getitem__(self, key: Any) -> tuple[Any, torch.Tensor]:
         number, index = key
@@ -98,8 +101,3 @@ class TrainingImages(Images):
         width, height = (max(1, round(scale * length)) for length in image.size)
         bicubic = Image.Resampling.BICUBIC
         return image.resize((width, height), bicubic, reducing_gap=REDUCING_GAP)
-
-
-def _has_room(folder: str, size: float) -> bool:
-    """Return whether a folder exists, where a training that had room wrote it, or has room."""
-    return os.path.isdir(folder) or FREE * size <= shutil.disk_usage(existing(folder)).free

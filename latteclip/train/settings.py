@@ -63,9 +63,6 @@ class Recipe:
         done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
         return self.lr * (1 + math.cos(math.pi * done)) / 2
 
-    def steps_per_epoch(self, n: int) -> int:
-        return steps_per_epoch(n, self.batch_size)
-
 
 def recipe_for(section: FinetuneSection, n: int, lr: float | None = None) -> Recipe:
     """Return the numbers of a training on n images, with `lr` in place of "auto"."""

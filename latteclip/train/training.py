@@ -1,5 +1,6 @@
 """A training: its set-up, its state and its optimiser step on B images of C classes."""
 
+import importlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.model import Clip
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.data.loader import by_processes
@@ -20,6 +20,7 @@ from latteclip.train.objectives import base
 from latteclip.train.settings import FinetuneSettings, Recipe
 
 log = logging.getLogger(__name__)
+OBJECTIVES = "latteclip.train.objectives"
 MAX_LOGIT_SCALE = math.log(100)
 # AdamW of the paper's code, which is open_clip's for a ViT (LatteCLIP, section 4).
 BETAS = (0.9, 0.98)
@@ -37,7 +38,10 @@ def diverged(what: str) -> UserError:
 
 
 class Setup:
-    """The model and the data of a training."""
+    """The model and the data of a training.
+
+    Its micro-batches are exact (Gao et al. 2021, GradCache): the loss compares the whole batch.
+    """
 
     def __init__(
         self,
@@ -52,16 +56,18 @@ class Setup:
         picked = devices.pick(device, threads)
         section = settings.clip
         self.clip = clips.load(section.model, section.pretrained, picked, section.precision)
-        set_micro_batch(self.clip)
+        if picked.type != "cuda":  # there, a lack of memory ends the process
+            self.clip.micro_batch = encode.fitting_micro_batch(self.clip)
         texts = base.TokenizedTexts(self.clip)
         template = settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
 
     def training(self, recipe: Recipe, seed: int) -> "Training":
         """Return a training that begins with the model as it is."""
-        objective = base.make_objective(
-            self.settings.module, self.inputs.texts, self.settings.method.switches, seed
-        )
+        settings = self.settings
+        # An edit of the module reruns only the trainings of its objective.
+        module = importlib.import_module(f"{OBJECTIVES}.{settings.module}")
+        objective = module.make(self.inputs.texts, settings.method.switches, seed)
         return Training(objective, recipe)
 
     def images(self, seed: int, folder: str | None) -> TrainingImages:
@@ -76,15 +82,6 @@ class Setup:
         for keys, pixels in by_processes(images, schedule, self.clip.device, self.threads):
             rows = torch.tensor([index for _, index in keys])
             yield rows, self.inputs.labels[rows], self.clip.normalise(pixels)
-
-
-def set_micro_batch(clip: Clip) -> None:
-    """Set the micro-batch of both towers, which a step halves where memory runs out.
-
-    Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
-    """
-    if clip.device.type != "cuda":  # there, a lack of memory ends the process
-        clip.micro_batch = encode.fitting_micro_batch(clip)
 
 
 def training_mode(model: torch.nn.Module) -> None:

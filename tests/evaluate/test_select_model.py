@@ -246,14 +246,6 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
 # --- by answers ----------------------------------------------------------------------------------
 
 
-def test_answers_that_decide_nothing_leave_the_choice_to_votes():
-    named = candidates("zero_shot", "image_prototypes")
-    accuracies = {"zero_shot": 0.5, "image_prototypes": 0.58}
-    lean = audit(named, accuracies, decided=False)
-    for votes in (votes_for(range(40), range(41)), votes_for(range(120), range(20))):
-        assert choice(named, votes, lean) == choice(named, votes)
-
-
 def audit(named, accuracies, decided=True):
     """An audit with these accuracies, in which every difference is decided or none is."""
     runs = [

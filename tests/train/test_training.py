@@ -16,8 +16,8 @@ from latteclip.config.keys import FinetuneSection
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.flyp import Flyp
-from latteclip.train.settings import Recipe, recipe_for
-from latteclip.train.training import Training, set_micro_batch
+from latteclip.train.settings import Recipe, recipe_for, steps_per_epoch
+from latteclip.train.training import Training
 
 # --- settings ------------------------------------------------------------------------------------
 
@@ -31,7 +31,8 @@ def test_auto_follows_from_the_number_of_images(n):
     assert recipe.lr == 1e-5
     assert recipe.batch_size in (64, 128, 256, 512)
     assert 3 <= recipe.epochs <= 30
-    assert recipe.warmup_steps <= recipe.epochs * recipe.steps_per_epoch(n) / 10
+    steps = recipe.epochs * steps_per_epoch(n, recipe.batch_size)
+    assert recipe.warmup_steps <= steps / 10
     assert more.batch_size >= recipe.batch_size
     assert more.epochs <= recipe.epochs
     given = FINETUNE | {"lr": 0.5}
@@ -46,8 +47,7 @@ def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monk
     sizes = []
     for bound in (2**20, 2**22):
         monkeypatch.setattr(encode, "ACTIVATIONS", bound)
-        set_micro_batch(clip)
-        sizes.append(clip.micro_batch)
+        sizes.append(encode.fitting_micro_batch(clip))
     assert sizes[1] == 4 * sizes[0]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):

@@ -3,7 +3,6 @@
 Letters: N images, B batch, C classes, D width, G groups, T texts, U distinct texts, L tokens.
 """
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import parts
-from latteclip.config.keys import SwitchesSection
 from latteclip.core import devices
 
 
@@ -111,11 +109,3 @@ def contrastive(
     logits = scale * image_features.float() @ targets.float().T  # [B, B]
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def make_objective(
-    name: str, texts: TrainingTexts, switches: SwitchesSection, seed: int
-) -> Objective:
-    """Return what `make` of an objective's module returns: its edit reruns only its trainings."""
-    module = importlib.import_module(f"{__package__}.{name}")
-    return module.make(texts, switches, seed)  # type: ignore[no-any-return]
