@@ -235,16 +235,22 @@ import os
 import time
 
 CHECK_EVERY = 1  # steps
-save_alone = CheckpointManager.save
+save_alone = Checkpoint.save
+train_alone = _train
+
+
+def _train(*arguments):
+    Checkpoint.signals = arguments[-1]
+    train_alone(*arguments)
 
 
 def save(self, training):
     save_alone(self, training)
-    while not training.signals.number and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+    while not self.signals.number and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         time.sleep(0.1)
 
 
-CheckpointManager.save = save
+Checkpoint.save = save
 """
 
 

@@ -293,8 +293,6 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     assert run.returncode != 0, output
     log = folder / "logs/finetune.log"
     saved = int(re.search(r"Step (\d+) is saved", log.read_text())[1])
-    [checkpoint] = folder.glob("checkpoint/*")
-    assert checkpoint.name.startswith(f"step-{saved:08d}-")
     ran(finished_copy, *command)
     assert f"Resuming after step {saved}," in log.read_text()
     assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(60))
