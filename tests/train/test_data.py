@@ -6,7 +6,6 @@ import torch
 from support import records, tiny, trainings
 from support.trainings import CLASSNAMES
 
-from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
@@ -30,24 +29,13 @@ class Files(trainings.Inputs):
         """The files of fused labels, which answers about some drawn images check."""
         schema = tables.FUSED_LABELS
         columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
-        columns |= {
-            "image_id": self.names,
-            "fused_label": FUSED,
-            "caption_label": FUSED[::-1],
-        }
+        columns |= {"image_id": self.names, "fused_label": FUSED}
         columns["fused_confidence"] = [0.5] * len(self.names)
         labels, report = str(self.folder / "l.parquet"), str(self.folder / "l.json")
         tables.write(labels, columns, schema)
         answers = PersonAnswers({}, records.checked(drawn) if drawn else None)
         write_fusion_report(report, records.fusion(answers=answers))
         return {"fused_labels": labels, "fusion_report": report}
-
-    def classifier(self, classnames=CLASSNAMES):
-        """Of the features, with a bias."""
-        path = str(self.folder / "adapted.safetensors")
-        head = Classifier.of(torch.eye(len(classnames), 4), torch.tensor([0.5, 0.0, -0.5]))
-        save_classifier(path, head, {"classnames": classnames})
-        return path
 
     def read(self, labels="zero_shot", fold=holdout.NO_FOLD, **files):
         bank = TokenizedTexts(tiny.tiny_clip())
