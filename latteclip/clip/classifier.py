@@ -20,6 +20,8 @@ from latteclip.core.files import replacing
 KEY = "classifier"  # names the matrix, and the one entry of the metadata
 BIAS = "classifier_bias"  # names the vector
 ROWS = 2**14  # images whose scores are held at once
+# Raised for a description or numbers of another form.
+WRONG_VALUES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class FeatureMemmap:
@@ -114,14 +116,7 @@ def load_classifier(
             bias = file.get_tensor(BIAS)
             described = json.loads(file.metadata()[KEY])
             _check(weights, bias, described)
-    except (
-        SafetensorError,
-        OSError,
-        TypeError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except (SafetensorError, OSError, *WRONG_VALUES) as error:
         raise UserError(
             f"{path} is not a classifier ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
@@ -133,21 +128,15 @@ def load_classifier(
 
 def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
     """Raise ValueError for what cannot classify, for the file may be a stranger's."""
-    is_matrix = weights.ndim == 2 and weights.numel() > 0
-    if not is_matrix or bias.shape != weights.shape[:1]:
+    if weights.ndim != 2 or not weights.numel() or bias.shape != weights.shape[:1]:
         raise ValueError(f"a matrix of shape {[*weights.shape]}, a bias of {[*bias.shape]}")
-    for numbers in (weights, bias):
-        if not numbers.is_floating_point() or not numbers.isfinite().all():
-            raise ValueError("numbers that are not finite floating-point ones")
-    if not isinstance(described, dict):
-        raise ValueError("a description that is no object")
+    if not (weights.is_floating_point() and bias.is_floating_point()):
+        raise ValueError("numbers that are not floating-point ones")
+    if not (weights.isfinite().all() and bias.isfinite().all()):
+        raise ValueError("numbers that are not finite")
     names = described.get("classnames")
-    if names is None:
-        return
-    n = len(weights)
-    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not are_names or len(names) != n or len(set(names)) != n:
-        raise ValueError(f"class names that are not {n} different strings")
+    if names is not None and len({*map(str.encode, names)}) != len(weights):
+        raise ValueError(f"class names that are not {len(weights)} different strings")
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

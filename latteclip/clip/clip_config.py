@@ -29,6 +29,7 @@ PICKLES = (".bin", ".pth")
 REMEDY = "take another copy of the model, or another model"
 MAX_LAYERS = 1024
 MAX_PIXELS = 4096
+PIXELS = ("image_size", "img_size", "size", "patch_size")
 MAX_NUMBER = 10**8
 # Mean of a colour, as a network is trained on it.
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
@@ -57,19 +58,16 @@ def read(model: str) -> dict[str, Any]:
         if config is None:
             raise UserError(f"open_clip lists no such name; {REMEDY}.")
         return config
+    folder = Path(model.removeprefix(FOLDER))
     is_folder = model.startswith(FOLDER)
-    path = (
-        Path(model.removeprefix(FOLDER)) / CLIP_CONFIG
-        if is_folder
-        else hub_file(model, CLIP_CONFIG)
-    )
+    path = folder / CLIP_CONFIG if is_folder else hub_file(model, CLIP_CONFIG)
     whole = read_object(path, ["model_cfg"], REMEDY)
     try:
         check(whole)
     except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; {REMEDY}.") from None
     if is_folder:
-        _refuse_code_pickles_and_pipes(path.parent)
+        _refuse_code_pickles_and_pipes(folder)
     return dict(whole["model_cfg"])
 
 
@@ -94,15 +92,11 @@ def _refuse_code_pickles_and_pipes(folder: Path) -> None:
     """
     for path in folder.rglob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UserError(
-                f"{path} is neither a file nor a folder, which is refused; {REMEDY}."
-            )
+            raise UserError(f"{path} is neither a file nor a folder; {REMEDY}.")
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         if path.exists() and "auto_map" in read_object(path, [], REMEDY):
-            raise UserError(
-                f"{path} names code to run (auto_map), which is refused; {REMEDY}."
-            )
-    pickles = sorted(path for path in folder.glob("*") if path.suffix in PICKLES)
+            raise UserError(f"{path} names code to run (auto_map); {REMEDY}.")
+    pickles = [path for path in folder.glob("*") if path.suffix in PICKLES]
     if pickles and not (folder / WEIGHTS).exists():
         raise UserError(
             f"{pickles[0]} is a pickle, which is never read; convert the weights to {WEIGHTS}, or "
@@ -114,10 +108,8 @@ def check(whole: dict[str, Any]) -> None:
     """Raise UserError where a configuration has an unknown key or a dangerous value."""
     check_numbers(whole)
     model = section(whole, "model_cfg")
-    for name, cls in (
-        ("vision_cfg", open_clip.CLIPVisionCfg),
-        ("text_cfg", open_clip.CLIPTextCfg),
-    ):
+    towers = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
+    for name, cls in towers.items():
         tower = section(model, name)
         try:
             cls(**tower)
@@ -127,14 +119,18 @@ def check(whole: dict[str, Any]) -> None:
             for unknown in section(tower, key).keys() - known:
                 raise UserError(f"model_cfg.{name}.{key}.{one_line(unknown)} is refused.")
     timm_model = section(model, "vision_cfg").get("timm_model_name")
-    # A name that is not in timm's list may be an address or a folder.
     if timm_model is not None:
-        import timm
-
-        if not re.fullmatch(r"\w[\w.]*", str(timm_model)) or not timm.is_model(timm_model):
-            raise UserError(f"timm has no model {timm_model!r} (timm_model_name).")
+        check_timm_name(timm_model)
     given = section(whole, "preprocess_cfg")
     from_values(Preprocessing, fields_of(Preprocessing, given), "preprocess_cfg")
+
+
+def check_timm_name(name: object) -> None:
+    """Raise UserError for a name that timm does not list: it may be an address or a folder."""
+    import timm  # not at the top: it takes a second
+
+    if not re.fullmatch(r"\w[\w.]*", str(name)) or not timm.is_model(str(name)):
+        raise UserError(f"timm has no model {name!r}.")
 
 
 def fields_of(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -154,17 +150,15 @@ def check_numbers(value: Any, key: str = "") -> None:
     """Raise UserError for numbers that no network has, and that would take hours or all memory."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            check_numbers(inner, f"{key}.{name}" if key else name)
+            check_numbers(inner, name)
     elif isinstance(value, list):
         for inner in value:
             check_numbers(inner, key)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        name = key.rpartition(".")[2]
-        most = MAX_LAYERS if name.endswith("layers") else MAX_NUMBER
-        least = 1 if name.endswith("layers") else -MAX_NUMBER
-        if name in ("image_size", "img_size", "size", "patch_size"):
-            least, most = 1, MAX_PIXELS
-        if not least <= value <= most:
+    elif isinstance(value, int | float):
+        most = MAX_PIXELS if key in PIXELS else MAX_NUMBER
+        if key.endswith("layers"):
+            most = MAX_LAYERS
+        if not abs(value) <= most:  # also of no number
             raise UserError(f"{one_line(key)} {value} is out of bounds.")
 
 

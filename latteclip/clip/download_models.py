@@ -1,7 +1,7 @@
 """Fetch models of the Hugging Face hub into its cache, where later jobs load them offline.
 
 HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE in the environment apply, as to any program that
-uses the hub. A small note lists the files in the cache: Snakemake sees the note, not the cache.
+uses the hub. A small note has the commits in the cache: Snakemake sees the note, not the cache.
 """
 
 import contextlib
@@ -9,12 +9,12 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from latteclip.clip import clip_config, image_encoders
 from latteclip.config.hub_names import HUB
 from latteclip.config.keys import Section
-from latteclip.core.errors import UserError, chain, first_line, full_disk
+from latteclip.core.errors import UserError, first_line, full_disk
 from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
@@ -44,16 +44,18 @@ KEYS = {
 
 
 def download_model(settings: HubModel, output: str) -> None:
-    """Fetch the files of a model that its stages read, and write the note on them."""
+    """Fetch the files of a model that its stages read, and write the note on their commits.
+
+    The note is the same when the same is fetched again, so that nothing reruns.
+    """
     fetch = {
         "clip": _fetch_clip,
         "captioner": _fetch_captioner,
         "image_encoder": _fetch_image_encoder,
     }
     with _explained(settings):
-        repos = fetch[settings.kind](settings)
-        cached = [_cached(repo, settings.revision) for repo in repos]
-    _write_note(settings, cached, output)
+        repos = {repo: _commit(repo, settings) for repo in fetch[settings.kind](settings)}
+    write_json(output, {**settings.model_dump(exclude={"kind"}), "commits": repos})
 
 
 def _fetch_image_encoder(settings: HubModel) -> list[str]:
@@ -69,19 +71,24 @@ def _fetch_captioner(settings: HubModel) -> list[str]:
     """Fetch weights, processor and chat template of a captioner, and return its repo."""
     from huggingface_hub import snapshot_download
 
-    repo = settings.model
-    folder = snapshot_download(
-        repo,
+    snapshot = snapshot_download(
+        settings.model,
         revision=settings.revision,
         allow_patterns=CAPTIONER_FILES,
         ignore_patterns=NOT_READ,
     )
-    if not any(Path(folder).glob(f"*{WEIGHTS}")):
+    folder = Path(snapshot)
+    weights = {path.name for path in folder.glob(f"*{WEIGHTS}")}
+    if not weights:
         raise UserError(
-            f"Captioner model {repo!r} has no safetensors; set captioner.model to a repo with "
-            "weights of this format."
+            f"Captioner model {settings.model!r} has no safetensors; set captioner.model to a repo "
+            "with weights of this format."
         )
-    return [repo]
+    if (folder / INDEX).is_file():
+        wanted = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+        if missing := set(wanted) - weights:
+            raise FileNotFoundError(f"{min(missing)} is missing")
+    return [settings.model]
 
 
 def _fetch_clip(settings: HubModel) -> list[str]:
@@ -112,41 +119,21 @@ def _fetch_clip(settings: HubModel) -> list[str]:
     return [repo for repo in repos if repo and not Path(repo).is_dir()]
 
 
-def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
-    """Return commit and file sizes of a cached repo, or raise if a file is missing."""
+def _commit(repo: str, settings: HubModel) -> str:
+    """Return the commit of a repo in the cache."""
     from huggingface_hub import snapshot_download
 
     snapshot = snapshot_download(
-        repo, revision=revision, ignore_patterns="*", local_files_only=True
+        repo, revision=settings.revision, ignore_patterns="*", local_files_only=True
     )
-    folder = Path(snapshot)  # with all files that the cache has
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    if (folder / INDEX).is_file():
-        wanted = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
-        if missing := sorted(wanted - set(files)):
-            raise FileNotFoundError(
-                f"{len(missing)} files such as {missing[0]} are missing"
-            )
-    return {"repo": repo, "commit": folder.name, "files": files}
-
-
-def _write_note(settings: HubModel, repos: list[dict[str, Any]], output: str) -> None:
-    """Write what the cache has: the same when the same is fetched again, so that nothing reruns."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    for cached in repos:
-        size = sum(cached["files"].values()) / 1e9
-        log.info(
-            "%s, %s: %.2f GB in %s", cached["repo"], cached["commit"], size, HF_HUB_CACHE
-        )
-    write_json(output, {**settings.model_dump(exclude={"kind"}), "repos": repos})
+    log.info("%s is in %s.", repo, snapshot)
+    return Path(snapshot).name
 
 
 @contextlib.contextmanager
 def _explained(settings: HubModel) -> Iterator[None]:
     """Turn any error of the hub or its cache into one sentence, but for a full disk."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils.logging import get_logger
 
     get_logger().handlers.clear()  # they print warnings that the log prints as well
@@ -158,26 +145,10 @@ def _explained(settings: HubModel) -> Iterator[None]:
     except Exception as error:
         if full_disk(error):
             raise
-        absent = (
-            errors.RepositoryNotFoundError,
-            errors.RevisionNotFoundError,
-            errors.RemoteEntryNotFoundError,
-        )
-        if constants.HF_HUB_OFFLINE:
-            remedy = (
-                f"HF_HUB_OFFLINE is set, and the cache {constants.HF_HUB_CACHE} lacks it: fetch it "
-                "where there is internet, or set HF_HOME to a cache that has it"
-            )
-        elif any(isinstance(link, absent) for link in chain(error)):
-            remedy = (
-                f"check {KEYS[settings.kind]}, and for a private or gated model set HF_TOKEN and "
-                "accept the terms on its page of the hub"
-            )
-        else:
-            remedy = (
-                "check the network (https_proxy for a proxy, HF_ENDPOINT for a mirror) and the "
-                "disk of the cache (HF_HOME for another one, which needs file locks), and rerun"
-            )
-        reason = first_line(error).rstrip(".")
         names = " ".join(filter(None, settings.model_dump().values()))
-        raise UserError(f"{names} cannot be fetched ({reason}); {remedy}.") from error
+        raise UserError(
+            f"{names} cannot be fetched ({first_line(error).rstrip('.')}): check "
+            f"{KEYS[settings.kind]} and the network (https_proxy, HF_ENDPOINT for a mirror), set "
+            "HF_TOKEN for a private or gated model whose terms you accepted, or set HF_HOME to a "
+            f"cache that has it, other than {HF_HUB_CACHE}."
+        ) from error

@@ -22,6 +22,7 @@ from latteclip.clip.clip_config import (
     Mean,
     Spread,
     check_numbers,
+    check_timm_name,
     fields_of,
     section,
 )
@@ -109,15 +110,15 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> ImageEncod
         files = timm_model(name)
         network = Pooled(_network(files)).eval().to(device)
         clips.check_finite(name, network)
-        config = {"embed_dim": _width(network, files, device)}
-        values = vars(files.preprocessing) | {"is_training": False}
-        values["input_size"] = tuple(values["input_size"])
-        transform = timm.data.create_transform(**values)
+        values = vars(files.preprocessing)
+        with torch.no_grad():
+            image = torch.zeros(1, *values["input_size"], device=device)
+            [_, width] = network.encode_image(image).shape  # no map of features
         return ImageEncoder(
             model=network,
             get_tokenizer=lambda: None,
-            preprocess=transform,
-            config=config,
+            preprocess=timm.data.create_transform(**values, is_training=False),
+            config={"embed_dim": width},
             device=device,
             precision=precision,
             name=name,
@@ -135,20 +136,6 @@ def _network(files: TimmModel) -> Any:
     network.load_state_dict(load_file(files.weights))
     network.reset_classifier(0)
     return network
-
-
-@torch.no_grad()
-def _width(network: Pooled, files: TimmModel, device: torch.device) -> int:
-    features = network.encode_image(
-        torch.zeros(1, *files.preprocessing.input_size, device=device)
-    )
-    if (
-        not isinstance(features, torch.Tensor)
-        or features.ndim != 2
-        or not features.shape[1]
-    ):
-        raise UserError(f"{files.architecture} gives no feature vector for an image.")
-    return features.shape[1]
 
 
 def save(model: ImageEncoder, folder: Path) -> None:
@@ -203,16 +190,10 @@ def timm_model(name: str) -> TimmModel:
     Files of the hub are fetched where they are not in its cache. Raises UserError where there is no
     such model, it has no safetensors, or its configuration contains what it may not.
     """
-    import timm
-
     config, weights = _files(name)
-    values = read_object(config, [], REMEDY)
-    architecture = values.get("architecture")
-    if not isinstance(architecture, str) or not timm.is_model(architecture):
-        raise UserError(
-            f"{config} names no network of timm (architecture); name a model of timm or open_clip."
-        )
+    values = read_object(config, ["architecture"], REMEDY)
     try:
+        check_timm_name(values["architecture"])
         given = section(values, "pretrained_cfg")
         arguments = section(values, "model_args")
         outputs: Any = values.get("num_classes", given.get("num_classes", 1000))
@@ -223,7 +204,9 @@ def timm_model(name: str) -> TimmModel:
         preprocessing = from_values(ImagePreprocessing, known, "pretrained_cfg")
     except UserError as error:
         raise UserError(f"{config}: {str(error).rstrip('.')}; {REMEDY}.") from None
-    return TimmModel(architecture, outputs, arguments, preprocessing, config, weights)
+    return TimmModel(
+        values["architecture"], outputs, arguments, preprocessing, config, weights
+    )
 
 
 def _files(name: str) -> tuple[Path, Path]:
@@ -231,18 +214,12 @@ def _files(name: str) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    if name.startswith(FOLDER):
-        config, weights = (
-            Path(name.removeprefix(FOLDER), file) for file in (CONFIG, WEIGHTS)
-        )
+    with contextlib.suppress(RemoteEntryNotFoundError):
+        place: Any = Path(name.removeprefix(FOLDER)).joinpath
+        if not name.startswith(FOLDER):
+            place = partial(hf_hub_download, repo(name))
+        config, weights = Path(place(CONFIG)), Path(place(WEIGHTS))
         if config.is_file() and weights.is_file():
-            return config, weights
-    else:
-        with contextlib.suppress(RemoteEntryNotFoundError):
-            place = repo(name)
-            config, weights = (
-                Path(hf_hub_download(place, file)) for file in (CONFIG, WEIGHTS)
-            )
             return config, weights
     raise UserError(
         f"{name} lacks {CONFIG} or {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip, and weights "

@@ -103,11 +103,9 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
     file = folder / name
     if file.is_file():
         noted = _note(file).read_text() if _note(file).is_file() else download.checksum
-        known = {noted, download.checksum} - {None} or {None}
-        wrong = [_wrong_checksum(file, each) for each in known]
-        if "" in wrong:
+        if not (wrong := _wrong_checksum(file, noted)):
             return file
-        problems += wrong
+        problems.append(wrong)
     for source in download.sources:
         log.info("Fetching %s from %s.", name, _address(source))
         try:
@@ -155,44 +153,44 @@ def _wrong_checksum(path: Path, checksum: str | None) -> str:
         state.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: state)
-    actual = f"{kind}:{state.hexdigest()}"
-    return (
-        "" if actual == checksum else f"{path} has the checksum {actual} and not {checksum}"
-    )
+    found = f"{kind}:{state.hexdigest()}"
+    return "" if found == checksum else f"{path} has the checksum {found}, not {checksum}"
 
 
 def _fetch_from(source: Source, download: DownloadSection, file: Path) -> None:
-    """Fetch a file from a source, verify it, and note the checksum of a source that has one."""
-    checksum: str | None = download.checksum
-    if not isinstance(source, str) and source.checksum:
-        checksum = source.checksum
+    """Fetch a file from a source, verify it, and note a checksum of the source alone."""
+    checksum = download.checksum
     part = file.parent / ".part" / digest(_address(source))[:16]  # an unfinished file
     # Nothing tells whether the halves of a continued file belong together.
     if checksum is None:
         shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
     fetched = part / file.name
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        _fetch_url(source, fetched)
-    elif isinstance(source, str):
-        shutil.copyfile(source, fetched)
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://")):
+            _fetch_url(source, fetched)
+        else:
+            shutil.copyfile(source, fetched)
     elif source.hf:
         fetched, from_hub = _fetch_from_hub(source, part)
-        checksum = from_hub if checksum == HUB_CHECKSUM else checksum
+        checksum = (
+            from_hub if source.checksum == HUB_CHECKSUM else source.checksum or checksum
+        )
     else:
         import gdown
 
         options: dict[str, Any] = {"resume": True, "retries": RETRIES, "timeout": TIMEOUT}
         gdown.download(id=source.drive, output=str(fetched), use_cookies=False, **options)
+        checksum = source.checksum or checksum
     if wrong := _wrong_checksum(fetched, checksum):
         shutil.rmtree(part)
         raise UserError(f"{wrong}; a rerun fetches it again")
+    _note(file).unlink(missing_ok=True)
     if checksum is not None and checksum != download.checksum:
         _note(file).write_text(checksum)
     os.replace(fetched, file)
     shutil.rmtree(part)
-    size = file.stat().st_size
-    log.info("%s served %s (%d bytes).", _address(source), file.name, size)
+    log.info("%s served %s.", _address(source), file.name)
 
 
 def _fetch_url(url: str, path: Path) -> None:
@@ -231,29 +229,24 @@ def _continue_url(url: str, path: Path) -> None:
                 progress.add(len(piece))
 
 
-def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str | None]:
-    """Fetch a file of a Hugging Face repo, and return it with its checksum if that is asked for."""
+def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str]:
+    """Fetch the one file of a Hugging Face repo that fits, and return it with its checksum."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.hf_api import RepoFile
 
     hub_repo = str(source.hf).removeprefix(DATA_REPO)
     kind = "model" if hub_repo == source.hf else "dataset"
     repo: dict[str, Any] = {"revision": source.revision, "repo_type": kind}
-    name = str(source.file)
-    checksum = None
-    if "*" in name or source.checksum == HUB_CHECKSUM:
-        tree = HfApi().list_repo_tree(hub_repo, recursive=True, **repo)
-        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        pattern = name.lower()
-        fitting = [path for path in files if fnmatch.fnmatchcase(path.lower(), pattern)]
-        if len(fitting) != 1:
-            raise UserError(
-                f"{name} fits {len(fitting)} files of the repo: {sorted(files)}"
-            )
-        [name] = fitting
-        file = files[name]
-        checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git_blob:{file.blob_id}"
-    return Path(hf_hub_download(hub_repo, name, local_dir=folder, **repo)), checksum
+    tree = HfApi().list_repo_tree(hub_repo, recursive=True, **repo)
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    pattern = str(source.file).lower()
+    fitting = [file for file in files if fnmatch.fnmatchcase(file.path.lower(), pattern)]
+    if len(fitting) != 1:
+        names = sorted(file.path for file in files)
+        raise UserError(f"{pattern} fits {len(fitting)} files of the repo: {names}")
+    [file] = fitting
+    checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git_blob:{file.blob_id}"
+    return Path(hf_hub_download(hub_repo, file.path, local_dir=folder, **repo)), checksum
 
 
 def unpack(archive: Path, folder: Path) -> None:

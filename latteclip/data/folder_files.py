@@ -30,25 +30,20 @@ class File(NamedTuple):
     """A file below a folder."""
 
     name: str  # relative to the folder
-    size: int
-    mtime_ns: int
+    stamp: str
 
 
-def size_and_time(state: os.stat_result) -> tuple[int, int]:
-    """Return size and time of a file, at most the last time that 64 bits hold (in 2262)."""
-    return state.st_size, min(state.st_mtime_ns, 2**63 - 1)
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: bytes that were not are surrogates here."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+def stamp(state: os.stat_result) -> str:
+    """Return size and time of a file, which no change of its content leaves as they were."""
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def inside(name: str, source: Path) -> str:
     """Return a name in a list, shard or folder if it is a path inside the folder of images."""
     path = PurePosixPath(name)
     leads_out = path.is_absolute() or ".." in path.parts
-    if not name or leads_out or "\0" in name or not is_utf8(name):
+    is_utf8 = name.encode(errors="ignore").decode() == name
+    if not name or leads_out or "\0" in name or not is_utf8:
         raise UserError(
             f"{source}: {name!r} is not a path in UTF-8 inside the folder of images (split.images "
             "sets that folder)."
@@ -83,7 +78,7 @@ def files(folder: str, kind: str) -> Iterator[File]:
     for name, suffix, entry in _entries(folder, deep=True, linked=LINKED):
         counts = suffix in IMAGE_SUFFIXES or name == CLASSES or kind != "folders"
         if counts and entry.is_file():
-            yield File(name, *size_and_time(entry.stat()))
+            yield File(name, stamp(entry.stat()))
 
 
 def image_files(
@@ -107,16 +102,13 @@ def state(folder: str, split: SplitSection) -> str:
 
     The files that the section `split` names may lie elsewhere.
     """
-    names = [split.file, split.class_list, *split.lists.values()]
-    places = [(name, os.path.join(folder, name)) for name in names if name]
-    named = [
-        File(name, *size_and_time(os.stat(place)))
-        for name, place in places
-        if os.path.isfile(place)
-    ]
     result = hashlib.sha256()
-    for file in (*named, *files(folder, split.kind)):
-        result.update(os.fsencode("\0".join(map(str, file)) + "\0"))
+    for name in (split.file, split.class_list, *split.lists.values()):
+        place = os.path.join(folder, name or "")
+        if os.path.isfile(place):
+            result.update(f"{name}\0{stamp(os.stat(place))}\0".encode())
+    for file in files(folder, split.kind):
+        result.update(os.fsencode("\0".join(file) + "\0"))
     return result.hexdigest()
 
 
@@ -174,27 +166,15 @@ def find_examples(
 ) -> list[Example]:
     """Return the images below a folder of examples, <class>/*.jpg, with their classes.
 
-    UserError: a class folder is of no class, of the same class as another one, or without images,
-    or an image is in no class folder.
+    UserError: a folder is of no class, or has no images.
     """
-    if loose := image_files(folder, deep=False):
-        raise UserError(
-            f"{one_line(loose[0])} is in no class folder of {EXAMPLES}; move it into one."
-        )
     examples: list[Example] = []
-    folder_of: dict[str, str] = {}
     for written in class_names(folder):
         place = Path(folder, written)
         name = clean_classname(written, replacements)
         if name not in classnames:
             likely = one_line(suggestion(name, classnames))
             raise UserError(f"{EXAMPLES}: {one_line(place)} is not a class; {likely}")
-        if name in folder_of:
-            raise UserError(
-                f"{EXAMPLES}: the folders {folder_of[name]!r} and {written!r} of {folder} are both "
-                f"of the class {name!r}; join them."
-            )
-        folder_of[name] = written
         images = image_files(place, deep=True)
         if not images:
             raise UserError(

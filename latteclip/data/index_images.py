@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -24,13 +23,12 @@ from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import (
     DISCOVER,
-    SPLITS,
     digest,
     replacing,
     sqlite_uri,
 )
 from latteclip.core.tables import IndexMetadata
-from latteclip.core.terminal import Progress, counted, one_line
+from latteclip.core.terminal import Progress, one_line
 from latteclip.data import find_duplicates, folder_files
 from latteclip.data import images as image_files
 from latteclip.data.splits import Item, Split, draw, read_split
@@ -44,10 +42,9 @@ CACHED_TOGETHER = 512  # images: a killed run loses no more
 CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
 LOGGED = 100  # broken images that the log names
 NAMED = 5  # broken images that the error names
-NO_FILE = (-1, -1)
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
-        path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,
+        path TEXT PRIMARY KEY, stamp TEXT,
         width INTEGER, height INTEGER, hashes BLOB, checksum BLOB
     ) WITHOUT ROWID
 """
@@ -63,8 +60,9 @@ class Picture(NamedTuple):
     checksum: bytes
 
 
-Stat = tuple[int, int]  # size and time in ns of the file that holds an image
-Stats = Mapping[str, Stat]  # what the system says of image files, by path
+Stamps = Mapping[
+    str, str
+]  # size and time of the file that holds an image, by the image's path
 Decoded = Picture | str  # or the reason why the image cannot be decoded
 Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 
@@ -89,7 +87,6 @@ def index_images(
     beside the index, so that a killed run continues. Raises UserError where the split does not fit
     its form or the folder, or too many images are broken.
     """
-    started = time.monotonic()
     if classes_path is not None:
         proposed = {"class_list": os.path.abspath(classes_path), "class_names": None}
         settings = settings.model_copy(update=proposed)
@@ -101,10 +98,8 @@ def index_images(
     metadata = IndexMetadata(classnames=[], skipped=dict(split.skipped))
     if settings.class_names != DISCOVER:
         metadata.classnames = clean_classnames(split.names, settings.classname_replace)
-    classnames = metadata.classnames
-    for name, written in zip(classnames, split.names, strict=True):
-        if name != written:
-            metadata.written_names[name] = written
+    named = zip(metadata.classnames, split.names, strict=True)
+    metadata.written_names = {name: written for name, written in named if name != written}
     if limit is not None:
         metadata.limit = limit
         metadata.drawn_from = dict(Counter(item.split for item in split.items))
@@ -114,7 +109,6 @@ def index_images(
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
-        replacing(corrupt_output) as corrupt,
         _open_cache(Path(output).with_name(CACHE)) as cache,
     ):
         for batch in _batches(images, split.items, threads, cache):
@@ -125,23 +119,19 @@ def index_images(
                     continue
                 row = decoded._asdict() | item._asdict() | {"path": path}
                 if item.label is not None:
-                    row["classname"] = classnames[item.label]
+                    row["classname"] = metadata.classnames[item.label]
                 rows.append(row)
                 counts[item.split] += 1
                 content.update(decoded.checksum)
             add(pa.Table.from_pylist(rows, tables.IMAGES))
-        _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, place)
         metadata.content = content.hexdigest()
-    _log_counts(split, classnames, counts, time.monotonic() - started)
-
-
-def _report(broken: Sequence[Broken], output: Path) -> None:
-    """List the broken images in a CSV file and, up to a number, in the log."""
-    with output.open("w", encoding="utf-8", newline="") as file:
+    with replacing(corrupt_output) as temporary, temporary.open("w", newline="") as file:
         tables.write_csv(file, ("image_id", "path", "split", "reason"), broken)
-    for image_id, _, _, reason in broken[:LOGGED]:
-        log.warning("Cannot be decoded: %s (%s)", image_id, reason)
+    if split.skipped:
+        log.warning("Left out files that are no images, by suffix: %s.", split.skipped)
+    log.info("Classes: %s", one_line(", ".join(metadata.classnames)))
+    log.info("Indexed %d images: %s.", counts.total(), dict(counts))
 
 
 def _check(
@@ -153,47 +143,27 @@ def _check(
 ) -> None:
     """Raise UserError where too many images are broken, or a needed split has none left."""
     n_images = len(split.items)
+    for image_id, _, _, reason in broken[:LOGGED]:
+        log.warning("Cannot be decoded and is left out: %s (%s)", image_id, reason)
     if len(broken) > math.ceil(max_corrupt * n_images):
         named = [f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]]
-        first = ", ".join(named)
         enough = math.ceil(100 * len(broken) / n_images) / 100
         raise UserError(
             f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
-            f"{max_corrupt:.2%}, such as {first}. Replace or remove them, or let them be left out: "
-            f"--config \"split={{'max_corrupt': {enough}}}\"."
+            f"{max_corrupt:.2%}, such as {', '.join(named)}. Replace or remove them, or let them "
+            f"be left out: --config \"split={{'max_corrupt': {enough}}}\"."
         )
-    has_tests = any(item.split == "test" for item in split.items)
-    are_labelled = all(item.label is not None for item in split.items)
-    if not counts["train"] + counts["val"]:
-        raise UserError(f"{folder} has no usable image in the train split.")
-    if not counts["test"] and (has_tests or are_labelled):
-        raise UserError(f"{folder} has no usable image in the test split.")
-    if broken:
-        log.warning(
-            "Left out %d of %d images that cannot be decoded.", len(broken), n_images
+    needed = {"train"}
+    if any(item.split == "test" for item in split.items) or all(
+        item.label is not None for item in split.items
+    ):
+        needed.add("test")
+    usable = {"train" if name == "val" else name for name in counts}
+    if missing := needed - usable:
+        raise UserError(
+            f"{folder} has no usable image in the split {missing.pop()}; add some, or change "
+            "split.test_fraction."
         )
-
-
-def _log_counts(
-    split: Split, classnames: Sequence[str], counts: Counter[str], seconds: float
-) -> None:
-    if split.skipped:
-        suffixes = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
-        n_skipped = sum(split.skipped.values())
-        log.warning(
-            "Left out %s without an image: %s.", counted(n_skipped, "file"), suffixes
-        )
-    log.info("Classes: %s", one_line(", ".join(classnames)))
-    parts = [counts[part] for part in SPLITS]
-    speed = len(split.items) / seconds
-    log.info(
-        "Indexed %s of %s (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
-        counted(counts.total(), "image"),
-        counted(len(classnames), "class", "classes"),
-        *parts,
-        seconds,
-        speed,
-    )
 
 
 def checksum(content: bytes) -> bytes:
@@ -217,27 +187,25 @@ def _batches(
     """Yield items with their paths and decoded images in order, BATCH at a time."""
     progress = Progress(len(items), "images")
     n_cached = 0
-    key = "compute.threads"
     with Workers(
-        decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key=key
+        decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key="compute.threads"
     ) as workers:
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
             paths = [os.path.normpath(images / item.path) for item in part]
-            stats = file_stats(paths)
-            decoded: dict[str, Decoded] = dict(read_cache(cache, stats))
+            stamps = file_stamps(paths)
+            decoded = read_cache(cache, stamps)
             progress.skip(len(decoded))
             n_cached += len(decoded)
-            new = [path for path in stats if path not in decoded]
+            new = [path for path in stamps if path not in decoded]
             results = zip(new, workers.in_order(new), strict=True)
             while batch := dict(itertools.islice(results, CACHED_TOGETHER)):
                 decoded |= batch
-                write_cache(cache, batch, stats)
+                write_cache(cache, batch, stamps)
                 progress.add(len(batch))
             pairs = zip(part, paths, strict=True)
             yield [(item, path, decoded[path]) for item, path in pairs]
-    if n_cached:
-        log.info("%d of %d images are in the cache.", n_cached, len(items))
+    log.info("%d of %d images are in the cache.", n_cached, len(items))
 
 
 @contextlib.contextmanager
@@ -265,33 +233,33 @@ def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
         ) from None
 
 
-def read_cache(cache: sqlite3.Connection, stats: Stats) -> dict[str, Picture]:
+def read_cache(cache: sqlite3.Connection, stamps: Stamps) -> dict[str, Decoded]:
     """Return the pictures of images, by path, without new and changed images."""
     return {
         path: Picture(*values)
-        for path, size, mtime_ns, *values in cache.execute(SELECT, [json.dumps([*stats])])
-        if stats[path] == (size, mtime_ns)
+        for path, stamp, *values in cache.execute(SELECT, [json.dumps([*stamps])])
+        if stamps[path] == stamp
     }
 
 
 def write_cache(
-    cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stats: Stats
+    cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stamps: Stamps
 ) -> None:
-    """Write the pictures of images that could be decoded, with earlier stats of their files."""
+    """Write the pictures of images that could be decoded, with earlier stamps of their files."""
     rows = [
-        (path, *stats[path], *result)
+        (path, stamps[path], *result)
         for path, result in decoded.items()
         if isinstance(result, Picture)
     ]
     with cache:
-        cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?)", rows)
+        cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?)", rows)
 
 
-def file_stats(paths: Iterable[str]) -> Stats:
-    """Return size and time of the files that hold images, by path, NO_FILE where there is none."""
+def file_stamps(paths: Iterable[str]) -> Stamps:
+    """Return the stamps of the files that hold images, by path, "" where there is none."""
     containers = {path: image_files.container_of(path) for path in paths}
-    stats = dict.fromkeys(containers.values(), NO_FILE)  # the images of a shard share one
-    for container in stats:
+    stamps = dict.fromkeys(containers.values(), "")  # the images of a shard share one
+    for container in stamps:
         with contextlib.suppress(OSError):
-            stats[container] = folder_files.size_and_time(os.stat(container))
-    return {path: stats[container] for path, container in containers.items()}
+            stamps[container] = folder_files.stamp(os.stat(container))
+    return {path: stamps[container] for path, container in containers.items()}

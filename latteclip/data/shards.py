@@ -10,7 +10,7 @@ import itertools
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -92,27 +92,24 @@ def tar_samples(
         tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
     ):
         for key, group in itertools.groupby(_tar_parts(tar, shard), itemgetter(0)):
-            parts: dict[str, tarfile.TarInfo] = {}
-            for _, suffix, entry in group:
-                if parts.setdefault(suffix, entry) is not entry:
-                    raise UserError(
-                        f"{shard}: the sample {key!r} has {suffix!r} twice; remove one."
-                    )
+            entries = [(suffix, entry) for _, suffix, entry in group]
+            parts = dict(entries)
             suffixes = [suffix for suffix in parts if f".{suffix}" in IMAGE_SUFFIXES]
-            if not suffixes:
-                skipped[f".{next(iter(parts))}"] += 1
-                continue
-            if len(suffixes) > 1:
+            if len(entries) > len(parts) or len(suffixes) > 1:
                 raise UserError(
-                    f"{shard}: the sample {key!r} has the images {suffixes}; leave one "
-                    "of them in it."
+                    f"{shard}: the sample {key!r} has two images, or two files of one suffix, "
+                    f"among {[suffix for suffix, _ in entries]}; leave one of them in it."
                 )
+            if not suffixes:
+                skipped[f".{entries[0][0]}"] += 1
+                continue
             image = parts[suffixes[0]]
-            label = parts.get(label_suffix.lower())
-            where = f"{shard}: {key}.{label_suffix}"
-            value = _tar_label(file, label, json_key, where) if label else None
+            label = None
+            if label_suffix.lower() in parts:
+                where = f"{shard}: {key}.{label_suffix}"
+                label = _tar_label(file, parts[label_suffix.lower()], json_key, where)
             place = f"{image.offset_data}+{image.size}"
-            yield Sample(f"{key}.{suffixes[0]}", place, value)
+            yield Sample(f"{key}.{suffixes[0]}", place, label)
 
 
 def _tar_parts(
@@ -139,7 +136,9 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_key: str, where: str
         if entry.size > MAX_LABEL:
             raise ValueError
         text = file.read(entry.size).decode().strip()
-        return json.loads(text)[json_key] if json_key else number_or_name(text)
+        label = json.loads(text)[json_key] if json_key else number_or_name(text)
+        str(label).encode()  # JSON may name half of a character
+        return label
     except (ValueError, LookupError, TypeError, RecursionError):
         what = f"JSON with the field {json_key!r}" if json_key else "text in UTF-8"
         raise UserError(
@@ -160,23 +159,24 @@ def parquet_samples(shard: Path, settings: SplitSection, _: object) -> Iterator[
     column = settings.label or "label"
     with pq.ParquetFile(shard) as file:
         images.image_column(file)
+        schema = file.schema_arrow
+        has_labels = column in schema.names
         if file.metadata.num_rows > MAX_ROWS:
             raise ValueError(f"it has more than {MAX_ROWS} rows")
-        if settings.label and column not in file.schema_arrow.names:
-            raise ValueError(f"it has no column {column!r} but {file.schema_arrow.names}")
+        if settings.label and not has_labels:
+            raise ValueError(f"it has no column {column!r} but {schema.names}")
+        # Numbers take little memory, however many they are. Other values are read one by one.
+        are_numbers = has_labels and pa.types.is_integer(schema.field(column).type)
+        at_once = LABELS_AT_ONCE if are_numbers else 1
         for group in range(file.num_row_groups):
-            for row, label in enumerate(_labels(file, group, column)):
+            labels: Iterable[Any] = itertools.repeat(
+                None, file.metadata.row_group(group).num_rows
+            )
+            if has_labels:
+                arrays = images.rows(file, group, column, at_once)
+                labels = itertools.chain.from_iterable(map(pa.Array.to_pylist, arrays))
+            for row, label in enumerate(labels):
                 yield Sample(str(next(number)), f"{group}+{row}", label)
-
-
-def _labels(file: Any, group: int, column: str) -> Iterator[Any]:
-    if column not in file.schema_arrow.names:
-        yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
-        return
-    # Numbers take little memory, however many they are. Other values are read one by one.
-    are_numbers = pa.types.is_integer(file.schema_arrow.field(column).type)
-    for labels in images.rows(file, group, column, LABELS_AT_ONCE if are_numbers else 1):
-        yield from labels.to_pylist()
 
 
 def described_classes(shard: Path, column: str) -> tuple[str, ...]:

@@ -8,13 +8,12 @@ import glob
 import hashlib
 import itertools
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -37,14 +36,14 @@ TEST_FRACTION = 0.3  # of labelled images, where nothing says which are for test
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
 COLUMNS = ("path", "split", "label", "classname")  # columns of a table
 UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
-# The word of a shard's path that names its split.
-_WORD = re.compile(
-    r"(?<![a-z0-9])(train|val|test|training|valid|validation|dev)(?=[^a-z]|$)", re.I
-)
-_SPLIT_OF = {"train": "train", "training": "train", "test": "test"}  # all others: val
+# The word of a shard's path that names its split, such as train or validation.
+_WORD = re.compile(r"(?<![a-z0-9])(train|val|test|dev)(ing|id|idation)?(?=[^a-z]|$)")
 # The image of a line, up to its suffix, and the class name after it.
 _LINE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\s+(.+)", re.I)
-CoopSplit = dict[str, list[tuple[str, Annotated[int, Field(ge=0)], str]]]
+CoopRow = tuple[
+    str, Annotated[int, Field(ge=0)], str
+]  # image, number and name of its class
+CoopSplit = dict[Literal["train", "val", "test"], list[CoopRow]]
 TableRow = tuple[str, str, str, str]  # COLUMNS, "" where unknown
 # Image, split ("": a hash decides), label (a number, a class name or one of UNLABELLED), and path.
 Row = tuple[str, str, Any, str]
@@ -91,17 +90,15 @@ def draw(split: Split, limit: int) -> Split:
     chosen: list[int] = []
     for name in SPLITS:
         rows = [row for row, item in enumerate(split.items) if item.split == name]
-        n_rows = len(rows)
-        n = min(limit, n_rows)
-        chosen += [rows[i * n_rows // n] for i in range(n)]
+        n = min(limit, len(rows))
+        chosen += [rows[i * len(rows) // n] for i in range(n)]
     return replace(split, items=[split.items[row] for row in sorted(chosen)])
 
 
 def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Item]:
-    """Return images with numbers as labels, for testing by a hash where no row has a split."""
+    """Return images with numbers as labels, and a hash decides splits that are not given."""
     labels = {name: label for label, name in enumerate(names)}
     items = []
-    has_splits = False
     for image_id, split, value, path in rows:
         inside(image_id, root)
         label = labels.get(value, -1) if isinstance(value, str) else value
@@ -112,27 +109,11 @@ def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Ite
                 f"{root}: {image_id} has the label {str(value)[:80]!r}, none of the {len(names)} "
                 "classes; complete the class names, or correct the label."
             )
-        has_splits |= bool(split)
-        if not split:
-            is_test = label is not None and _unit_interval(image_id) < TEST_FRACTION
-            split = "test" if is_test else "train"
-        items.append(Item(image_id, split, label, path))
-    unlabelled = Counter(item.split for item in items if item.label is None)
-    if unlabelled:
+        is_test = label is not None and _unit_interval(image_id) < TEST_FRACTION
+        items.append(Item(image_id, split or ("test" if is_test else "train"), label, path))
+    if unlabelled := Counter(item.split for item in items if item.label is None):
         log.info("%s: unlabelled images: %s.", root, dict(unlabelled))
-    return items if has_splits or unlabelled else _with_both_splits(items)
-
-
-def _with_both_splits(items: list[Item]) -> list[Item]:
-    """Move the image whose hash is nearest to the other split, where the hash left that empty."""
-    splits = {item.split for item in items}
-    if len(splits) > 1 or len(items) < 2:
-        return items
-    is_train = splits == {"train"}
-    nearest = min if is_train else max
-    moved = nearest(items, key=lambda item: _unit_interval(item.image_id))
-    other = moved._replace(split="test" if is_train else "train")
-    return [other if item is moved else item for item in items]
+    return items
 
 
 def _unit_interval(image_id: str) -> float:
@@ -143,20 +124,14 @@ def _unit_interval(image_id: str) -> float:
 
 def _check(split: Split, counts: Mapping[Any, int], root: Path) -> None:
     """Raise UserError for no images, repeated images, or other numbers than the expected ones."""
-    if not split.items:
-        raise UserError(f"The split of {root} lists no image.")
-    if strange := [name for name in split.names if not folder_files.is_utf8(name)]:
-        raise UserError(f"{root}: class name {strange[0]!r} is not UTF-8; correct it.")
     times = Counter(item.image_id for item in split.items)
+    if not times:
+        raise UserError(f"The split of {root} lists no image.")
     [(image_id, n_times)] = times.most_common(1)
     if n_times > 1:
         raise UserError(f"The split of {root} lists images twice, such as {image_id!r}.")
     tests = sum(item.split == "test" for item in split.items)
-    numbers = {
-        "train": len(split.items) - tests,
-        "test": tests,
-        "classes": len(split.names),
-    }
+    numbers = {"train": len(times) - tests, "test": tests, "classes": len(split.names)}
     if not counts.items() <= numbers.items():
         raise UserError(
             f"The split of {root} has {numbers}, where {dict(counts)} are expected; complete the "
@@ -190,19 +165,22 @@ def _listed_classes(root: Path, settings: IndexSettings) -> list[str]:
     return lines_of(_existing(root, settings.class_list or CLASSES))
 
 
+# Lists of images.
+
+
 def _read_table(root: Path, settings: IndexSettings, _skipped: Counter[str]) -> Listing:
     """Read a CoOp split, a table, or lists. Labels name the classes if nothing else does."""
     table = list(TABLES[settings.kind](root, settings))
     listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
     names = listed or _table_names(table, root)
-
-    def rows() -> Iterator[Row]:
-        for image, split, label, name in table:
-            is_number = not name and label not in names
-            value = shards.number_or_name(label) if is_number else name or label
-            yield image, split, value, image
-
-    return names, rows()
+    values: dict[str, Any] = {
+        name: name for name in names
+    }  # a class may be called by a number
+    rows = (
+        (image, split, name or values.get(label, shards.number_or_name(label)), image)
+        for image, split, label, name in table
+    )
+    return names, rows
 
 
 def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
@@ -214,12 +192,8 @@ def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"Split file {path}: {where} {first['msg']}.") from None
-    if not {"train", "test"} <= content.keys() <= set(SPLITS):
-        raise UserError(
-            f"Split file {path} must have the keys train and test, and perhaps val."
-        )
-    for split in SPLITS:
-        for image, label, name in content.get(split, []):
+    for split, images_of_split in content.items():
+        for image, label, name in images_of_split:
             yield image, split, str(label), name
 
 
@@ -228,14 +202,13 @@ def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     from latteclip.core.user_tables import read_table  # here: other splits need no pandas
 
     path = str(_existing(root, settings.file or "split.csv"))
-    table = read_table(path, "Split file", ".csv").rename(columns=_column_name)
-    if strange := [name for name in table.columns if name not in COLUMNS]:
+    table = read_table(path, "Split file", ".csv")
+    table.columns = table.columns.str.strip().str.lower()
+    if not {"path"} <= set(table.columns) <= set(COLUMNS):
         raise UserError(
-            f"Split file {path} has the column {strange[0]!r}; its columns may be "
-            f"{', '.join(COLUMNS)}: rename or remove it."
+            f"Split file {path} has the columns {', '.join(table.columns)}; it needs path and may "
+            f"have {', '.join(COLUMNS[1:])}: rename or remove the others."
         )
-    if "path" not in table.columns:
-        raise UserError(f"Split file {path} has no column path; add it.")
     rows = table.reindex(columns=COLUMNS, fill_value="").itertuples(index=False)
     for row in rows:
         image, split, label, name = map(str.strip, row)
@@ -246,16 +219,12 @@ def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
         yield image, split.lower(), label, name
 
 
-def _column_name(name: str) -> str:
-    return name.strip().lower()
-
-
 def _list_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of one list per split, of lines "<image> <class name>".
 
     Images with a suffix may have spaces in their names.
     """
-    for split, listed in _listed_splits(settings).items():
+    for split, listed in settings.lists.items():
         for line in lines_of(_existing(root, listed)):
             image, _, name = line.partition(" ")
             match = _LINE.fullmatch(line)
@@ -269,12 +238,6 @@ def _list_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
 TABLES = {"coop": _coop_rows, "csv": _csv_rows, "lists": _list_rows}
 
 
-def _listed_splits(settings: IndexSettings) -> dict[str, str]:
-    """Return the list of each split that has one, in the order of SPLITS."""
-    given: Mapping[Any, str] = settings.lists
-    return {split: given[split] for split in SPLITS if split in given}
-
-
 def _table_names(table: Sequence[TableRow], root: Path) -> list[str]:
     """Return class names by their numbers where a table has both, else sorted."""
     pairs = {
@@ -282,19 +245,21 @@ def _table_names(table: Sequence[TableRow], root: Path) -> list[str]:
         for _, _, label, name in table
         if label and name
     }
-    names = dict(pairs)
-    if len(pairs) > len(names) or names.keys() != set(range(len(names))):
+    if {number for number, _ in pairs} != set(range(len(pairs))):
         raise UserError(
             f"The split of {root}: labels must be numbers from 0, each with one class name."
         )
-    if names:
-        return [names[number] for number in range(len(names))]
-    values = {name or label for _, _, label, name in table} - {""}
-    if table and all(isinstance(shards.number_or_name(value), int) for value in values):
+    if pairs:
+        return [name for _, name in sorted(pairs)]
+    names = sorted({name or label for _, _, label, name in table} - {""})
+    if names and all(isinstance(shards.number_or_name(name), int) for name in names):
         raise UserError(
             f"The split of {root} has no class names: add a column classname, or a file {CLASSES}."
         )
-    return sorted(values)
+    return names
+
+
+# Class folders.
 
 
 def _read_class_folders(
@@ -306,61 +271,63 @@ def _read_class_folders(
     Images outside of class folders are unlabelled.
     """
     folder = root / settings.images
-    parts = [split for split in SPLITS if (folder / split).is_dir()]
-    if parts and not {"train", "test"} <= set(parts):
+    places = {split: folder / split for split in SPLITS if (folder / split).is_dir()}
+    if places and not {"train", "test"} <= places.keys():
         raise UserError(
-            f"{folder} has a folder {parts[0]}, but both train and test are needed; add the other, "
-            "or rename it."
+            f"{folder} has the folders {', '.join(places)}, but both train and test are needed; "
+            "add the other, or rename it."
         )
-    split_folders = {split: folder / split for split in parts} or {"": folder}
-    class_folders = {split: folders_in(place) for split, place in split_folders.items()}
+    places = places or {"": folder}
+    folders = {split: folders_in(place) for split, place in places.items()}
     listed = _listed_classes(root, settings)
-    if not listed and settings.examples and settings.class_names is None:
-        # Folders of test images say their classes by themselves.
-        listed = [] if class_folders.get("test") else class_names(settings.examples)
+    # Folders of test images say their classes by themselves.
+    if settings.examples and not (settings.class_names or listed or folders.get("test")):
+        listed = class_names(settings.examples)
     names = listed
     if not listed and settings.class_names != DISCOVER:
-        names = _folder_names(folder, class_folders)
-    replacements = settings.classname_replace
-    cleaned = clean_classnames(names, replacements) if names else []
+        names = _folder_names(folder, folders)
+    cleaned = clean_classnames(names, settings.classname_replace) if names else []
     name_of = dict(zip(cleaned, names, strict=True))
 
-    def rows() -> Iterator[Row]:
-        for split, split_folder in split_folders.items():
-            for name in ("", *class_folders[split]):
-                place = split_folder / name
-                files = folder_files.image_files(place, skipped, deep=bool(name))
-                label = name_of.get(clean_classname(name, replacements))
-                if name and split == "test" and files and label is None:
-                    raise UserError(
-                        f"{place} is not a class of {names} ({CLASSES}, split.examples or "
-                        "class_names); rename or remove it, or move its images one folder up."
-                    )
-                if name and split != "test" and not files and not listed:
-                    raise UserError(
-                        f"Class folder {place} holds no image "
-                        f"({', '.join(sorted(IMAGE_SUFFIXES))}); add some or remove the folder."
-                    )
-                for file in files:
-                    image_id = file.relative_to(folder).as_posix()
-                    yield image_id, split, label, image_id
+    def rows_of(split: str, name: str) -> Iterator[Row]:
+        place = places[split] / name
+        files = folder_files.image_files(place, skipped, deep=bool(name))
+        label = name_of.get(clean_classname(name, settings.classname_replace))
+        if name and split == "test" and files and label is None:
+            raise UserError(
+                f"{place} is not a class of {names} ({CLASSES}, split.examples or class_names); "
+                "rename or remove it, or move its images one folder up."
+            )
+        if name and split != "test" and not files and not listed:
+            raise UserError(
+                f"Class folder {place} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add "
+                "some or remove the folder."
+            )
+        for file in files:
+            image_id = file.relative_to(folder).as_posix()
+            yield image_id, split, label, image_id
 
-    return names, rows()
+    every = [rows_of(split, name) for split in places for name in ("", *folders[split])]
+    return names, itertools.chain.from_iterable(every)
 
 
-def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[str]]) -> list[str]:
-    names = sorted(set(itertools.chain(*class_folders.values())))
+def _folder_names(folder: Path, folders: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names of class folders, sorted."""
+    names = sorted(set(itertools.chain(*folders.values())))
     if not names:
         raise UserError(
             f"{folder} holds no class folders; add them, or list the classes in {CLASSES}."
         )
-    train, test = (class_folders.get(split, []) for split in ("train", "test"))
+    train, test = (folders.get(split, []) for split in ("train", "test"))
     if train and test and not set(train) & set(test):
         raise UserError(
             f"{folder}: the folders of train {train} and of test {test} have no class in common; "
             f"put unlabelled images right into train, or list the classes in {CLASSES}."
         )
     return names
+
+
+# Shards.
 
 
 def _read_shards(root: Path, settings: IndexSettings, skipped: Counter[str]) -> Listing:
@@ -371,73 +338,69 @@ def _read_shards(root: Path, settings: IndexSettings, skipped: Counter[str]) -> 
     folder = root / settings.images
     found: list[tuple[str, str, shards.Sample]] = []  # shard, split, sample
     described = set()
-    listed = _listed_shards(folder, settings) or _named_shards(folder, settings.kind)
-    for shard, split in listed:
+    for shard, split in _split_of_shards(folder, settings).items():
+        path = folder / shard
         try:
-            samples = shards.SAMPLES[settings.kind](shard, settings, skipped)
-            found += [(os.path.relpath(shard, folder), split, each) for each in samples]
+            samples = shards.SAMPLES[settings.kind](path, settings, skipped)
+            found += [(shard, split, sample) for sample in samples]
             if settings.kind == "parquet":
-                described.add(shards.described_classes(shard, settings.label or "label"))
+                described.add(shards.described_classes(path, settings.label or "label"))
         except UserError:
             raise
         except Exception as error:  # tarfile raises errors of many kinds on damaged headers
             raise UserError(
-                f"{shard} is neither a complete tar without compression nor a Parquet file of "
+                f"{path} is neither a complete tar without compression nor a Parquet file of "
                 f"images as `datasets` writes it ({first_line(error)}); download or write it again."
             ) from None
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
-        names = list(itertools.chain(*described))
-        if not names:
-            labels = {each.label for _, _, each in found if isinstance(each.label, str)}
-            names = sorted(labels - {""})
+        labels = {sample.label for _, _, sample in found if isinstance(sample.label, str)}
+        names = [*itertools.chain(*described)] or sorted(labels - {""})
     if not names:
         raise UserError(
             f"The shards in {folder} name no classes, or differ in them: list the classes in label "
             f"order in {root / CLASSES}, or set split.label to where labels are."
         )
-    names_in_tars = {each.name for _, _, each in found}
+    names_in_tars = {sample.name for _, _, sample in found}
     are_unique = settings.kind == "webdataset" and len(names_in_tars) == len(found)
+    rows = (
+        (
+            sample.name if are_unique else f"{shard}/{sample.name}",
+            split,
+            sample.label,
+            f"{shard}#{sample.place}",
+        )
+        for shard, split, sample in found
+    )
+    return names, rows
 
-    def rows() -> Iterator[Row]:
-        for shard, split, each in found:
-            image_id = each.name if are_unique else f"{shard}/{each.name}"
-            yield image_id, split, each.label, f"{shard}#{each.place}"
 
-    return names, rows()
-
-
-def _listed_shards(folder: Path, settings: IndexSettings) -> list[tuple[Path, str]]:
-    """Return the shards that fit the glob of each split, with the split."""
-    listed = []
-    for split, pattern in _listed_splits(settings).items():
-        names = glob.iglob(pattern, root_dir=folder, recursive=True)
-        fitting = sorted(filter(Path.is_file, map(folder.joinpath, names)))
+def _split_of_shards(folder: Path, settings: IndexSettings) -> dict[str, str]:
+    """Return the split of each shard by globs, or by a word of its path, "" where it has none."""
+    suffix = shards.SUFFIXES[settings.kind]
+    split_of = dict[str, str]()
+    for listed, pattern in settings.lists.items():
+        fitting = glob.glob(pattern, root_dir=folder, recursive=True)
         if not fitting:
-            raise UserError(f"No shard in {folder} fits {pattern!r}, split.lists.{split}.")
-        listed += [(shard, split) for shard in fitting]
-    return listed
-
-
-def _named_shards(folder: Path, kind: str) -> list[tuple[Path, str]]:
-    """Return all shards, each with the split that a word of its path names, or ""."""
-    suffix = shards.SUFFIXES[kind]
-    split_of = dict[Path, str]()
-    for name in sorted(file.name for file in folder_files.files(str(folder), kind)):
-        if name.lower().endswith(suffix):
-            words: list[str] = _WORD.findall(name)
-            split = _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
-            split_of[folder / name] = split
+            raise UserError(f"No shard in {folder} fits {pattern!r}, split.lists.{listed}.")
+        split_of |= dict.fromkeys(sorted(fitting), listed)
+    if split_of:
+        return split_of
+    names = [file.name for file in folder_files.files(str(folder), settings.kind)]
+    for name in sorted(name for name in names if name.lower().endswith(suffix)):
+        words = _WORD.findall(name.lower())
+        split = words[-1][0] if words else ""
+        split_of[name] = "val" if split == "dev" else split
     splits = set(split_of.values())
-    if not split_of:
+    if not splits:
         raise UserError(f"{folder} holds no *{suffix}; split.images names their folder.")
     if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
-        examples = {split or "nothing": path.name for path, split in split_of.items()}
+        examples = {split or "nothing": name for name, split in split_of.items()}
         raise UserError(
             f"Not all shards in {folder} have train, val or test in their names, or train or test "
             f"is missing: {examples}. Rename them, or set split.lists."
         )
-    return list(split_of.items())
+    return split_of
 
 
 READERS: dict[str, Callable[[Path, IndexSettings, Counter[str]], Listing]] = {

@@ -50,42 +50,30 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         self._name = name
         self._threads_key = threads_key
         self._pool = ProcessPoolExecutor(n, context, _start_worker, (work,))
-        # With the first task of each.
-        self._waiting: deque[tuple[T, Future[list[R]]]] = deque()
-        self._ready: deque[R] = deque()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
-        """Yield the result of each task in order, or raise UserError where a process died.
-
-        A caller that stops early leaves no result to the next call.
-        """
-        try:
-            yield from self._results(tasks)
-        finally:
-            for _, future in self._waiting:
-                future.cancel()
-            self._waiting.clear()
-            self._ready.clear()
-
-    def _results(self, tasks: Iterable[T]) -> Iterator[R]:
+        """Yield the result of each task in order, or raise UserError where a process died."""
         source = iter(tasks)
         chunks = iter(lambda: list(itertools.islice(source, self._chunk)), [])
-        while True:
-            try:
-                for chunk in itertools.islice(chunks, self._room - len(self._waiting)):
-                    first = self._waiting[0][0] if self._waiting else chunk[0]
-                    self._waiting.append((chunk[0], self._pool.submit(_work_on, chunk)))
-                if not self._waiting:
+        waiting = deque[tuple[T, Future[list[R]]]]()  # with the first task of each chunk
+        near: Any = None
+        try:
+            while True:
+                for chunk in itertools.islice(chunks, self._room - len(waiting)):
+                    near = chunk[0]
+                    waiting.append((near, self._pool.submit(_work_on, chunk)))
+                if not waiting:
                     return
-                first, result = self._waiting.popleft()
-                self._ready.extend(result.result())
-            except BrokenProcessPool:
-                raise self._died(first) from None
-            while self._ready:
-                yield self._ready.popleft()
+                near, results = waiting.popleft()
+                yield from results.result()
+        except BrokenProcessPool:
+            raise self._died(near) from None
+        finally:
+            for _, results in waiting:
+                results.cancel()
 
     def _died(self, near: T) -> UserError:
         """Kill the other processes, whose results nobody reads, and return the error."""

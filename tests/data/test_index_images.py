@@ -154,7 +154,7 @@ def test_a_cache_of_other_code_counts_for_nothing_and_a_damaged_one_is_named(
     index(root, tmp_path)
     monkeypatch.setattr(index_images, "version", lambda _: "another")
     index(root, tmp_path)
-    assert "in the cache" not in caplog.text
+    assert "20 of 20 images are in the cache" not in caplog.text
     (tmp_path / "out" / CACHE).write_bytes(b"no database" * 999)
     with pytest.raises(UserError, match=CACHE):
         index(root, tmp_path)

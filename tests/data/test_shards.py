@@ -98,7 +98,7 @@ TWICE = ("1", {"jpg": picture(1), "cls": b"0"})
         ([("7", {"jpg": picture(7), "cls": b'{"a": [1]}'})], "cls:a", "7.jpg"),
         ([("7", {"jpg": b"", "cls": b"x" * (shards.MAX_LABEL + 1)})], None, "a.tar"),
         ([("7", {"jpg": b"", "png": b""})], None, r"'7' .*leave one"),
-        ([TWICE, TWICE], None, r"a\.tar: the sample '1' has 'jpg' twice"),
+        ([TWICE, TWICE], None, r"a\.tar: the sample '1' .*leave one"),
         ([TWICE, *labelled([2]), TWICE], None, r"a\.tar/1\.jpg"),
     ],
 )

@@ -80,7 +80,7 @@ def changed(**config):
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        (changed(architecture=None, architectures=["DetrModel"]), "names no"),
+        (changed(architecture=None, architectures=["DetrModel"]), "has no model"),
         (changed(model_args={"checkpoint_path": "x.pth"}), "checkpoint_path"),
         (changed(pretrained_cfg={"input_size": [3, 10**9, 8]}), r"config\.json"),
         (changed(pretrained_cfg={"crop_pct": 1e-9}), "crop_pct"),
