@@ -19,7 +19,7 @@ from latteclip.core.files import replacing
 
 KEY = "classifier"  # names the matrix, and the one entry of the metadata
 BIAS = "classifier_bias"  # names the vector
-ROWS = 2**14  # images whose scores are held at once
+ROWS = 2**13  # images whose scores are held at once
 # Raised for a description or numbers of another form.
 WRONG_VALUES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
@@ -141,26 +141,17 @@ def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the min(k, C) best classes of rows [N, C], best first (ties by class), and scores."""
-    n_best = min(k + 1, scores.shape[1])
-    values, indices = scores.topk(n_best, dim=1)
-    # `topk` orders equal scores arbitrarily. Only rows with equal scores are sorted.
-    are_equal = values[:, 1:] == values[:, :-1]
-    ties = are_equal.any(dim=1)
-    indices = indices[:, :k]
-    if ties.any():
-        ordered = scores[ties].argsort(dim=1, descending=True, stable=True)
-        indices[ties] = ordered[:, :k]
-    return indices, values[:, :k]
+    ordered = scores.sort(dim=1, descending=True, stable=True)
+    # Copies: a view would keep all C columns in memory.
+    return ordered.indices[:, :k].clone(), ordered.values[:, :k].clone()
 
 
 def classify(
     features: Features, classifier: Classifier, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `best_classes` of images [N, D] under a classifier, ROWS images at a time."""
-    indices = []
-    values = []
-    for rows in parts(len(features)):
-        best, scores = best_classes(classifier.scores(features[rows]), k)
-        indices.append(best)
-        values.append(scores)
+    best = [
+        best_classes(classifier.scores(features[rows]), k) for rows in parts(len(features))
+    ]
+    indices, values = zip(*best, strict=True)
     return torch.cat(indices), torch.cat(values)

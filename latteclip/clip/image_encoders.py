@@ -5,7 +5,7 @@ Weights are safetensors.
 """
 
 import contextlib
-import re
+import itertools
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -152,10 +152,9 @@ def load_beside(
     clip: Path, device: torch.device, precision: str = "bf16"
 ) -> list[ImageEncoder]:
     """Load the image encoders in the folder of a CLIP, in order (see `load`)."""
-    names = (folder.name for folder in (clip / SUBFOLDER).glob("[0-9]*"))
-    numbers = sorted(int(name) for name in names if re.fullmatch("[0-9]+", name))
-    folders = [clip / SUBFOLDER / str(number) for number in numbers]
-    return [load(f"{FOLDER}{folder}", device, precision) for folder in folders]
+    folders = (clip / SUBFOLDER / str(number) for number in itertools.count())
+    present = itertools.takewhile(Path.is_dir, folders)
+    return [load(f"{FOLDER}{folder}", device, precision) for folder in present]
 
 
 def metadata_of(model: ImageEncoder) -> EncoderMetadata:

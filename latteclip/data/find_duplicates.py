@@ -88,13 +88,9 @@ def duplicate_sets(phashes: Hashes, dhashes: Hashes) -> npt.NDArray[np.int32]:
     _, first, of = np.unique(both, axis=0, return_index=True, return_inverse=True)
     first = detailed[first]
     component = np.arange(len(first))  # of images with equal hashes
-    pairs = np.empty((0, 2), np.int64)
-    for some in _pairs(phashes[first], dhashes[first]):
-        pairs = np.concatenate([pairs, some])
-        if len(pairs) > AT_ONCE:
-            component = _joined(component, pairs)
-            pairs = pairs[:0]
-    component = _joined(component, pairs)[of.reshape(-1)]
+    for pairs in _pairs(phashes[first], dhashes[first]):
+        component = _joined(component, pairs)
+    component = component[of.reshape(-1)]
     in_set = np.flatnonzero(np.bincount(component)[component] > 1)
     _, first, number = np.unique(component[in_set], return_index=True, return_inverse=True)
     sets = np.full(len(phashes), -1, np.int32)
@@ -123,13 +119,13 @@ def _pairs(phashes: Hashes, dhashes: Hashes) -> Iterator[Rows]:
             wanted = parts[:, view, band] ^ flip
             starts = np.where(wanted > 0, ends[wanted - 1], 0)
             for rows, places in _expanded(starts, ends[wanted]):
-                others = order[places]
-                bits = np.bitwise_count(phashes[rows, view] ^ phashes[others, 0])
-                is_near = (bits <= MAX_PHASH) & (rows != others)
-                rows = rows[is_near]
-                others = others[is_near]
-                bits = np.bitwise_count(dhashes[rows, view] ^ dhashes[others, 0])
-                yield np.stack([rows, others], axis=1)[bits <= MAX_DHASH]
+                pairs = np.stack([rows, order[places]], axis=1)
+                for hashes, most in ((phashes, MAX_PHASH), (dhashes, MAX_DHASH)):
+                    rows, others = pairs.T
+                    bits = np.bitwise_count(hashes[rows, view] ^ hashes[others, 0])
+                    pairs = pairs[(bits <= most) & (rows != others)]
+                if len(pairs):
+                    yield pairs
 
 
 def _expanded(starts: Rows, ends: Rows) -> Iterator[tuple[Rows, Rows]]:

@@ -126,7 +126,10 @@ def index_images(
             add(pa.Table.from_pylist(rows, tables.IMAGES))
         _check(broken, split, counts, settings.max_corrupt, place)
         metadata.content = content.hexdigest()
-    with replacing(corrupt_output) as temporary, temporary.open("w", newline="") as file:
+    with (
+        replacing(corrupt_output) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
         tables.write_csv(file, ("image_id", "path", "split", "reason"), broken)
     if split.skipped:
         log.warning("Left out files that are no images, by suffix: %s.", split.skipped)
@@ -210,21 +213,11 @@ def _batches(
 
 @contextlib.contextmanager
 def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a cache of decoded images, which is emptied where it is of other code or libraries."""
+    """Open a cache of decoded images."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = [
-        Path(str(module.__file__)).read_bytes() for module in (image_files, find_duplicates)
-    ]
-    libraries = map(version, ("imagehash", "numpy", "pillow", "pillow_heif"))
-    # As many bits as there is room for.
-    current = int(digest(*code, *libraries)[:8], 16) >> 1
     try:
         with contextlib.closing(sqlite3.connect(sqlite_uri(path), uri=True)) as file:
-            with file:
-                if file.execute("PRAGMA user_version").fetchone() != (current,):
-                    file.execute("DROP TABLE IF EXISTS images")
-                    file.execute(f"PRAGMA user_version = {current}")
-                file.execute(CREATE)
+            file.execute(CREATE)
             yield file
     except sqlite3.Error as error:
         raise UserError(
@@ -256,10 +249,17 @@ def write_cache(
 
 
 def file_stamps(paths: Iterable[str]) -> Stamps:
-    """Return the stamps of the files that hold images, by path, "" where there is none."""
+    """Return the stamps of the files that hold images, by path, "" where there is none.
+
+    Code and libraries that decode are a part of them.
+    """
+    modules = (image_files, find_duplicates)
+    code = [Path(str(module.__file__)).read_bytes() for module in modules]
+    decoder = digest(*code, *map(version, ("imagehash", "numpy", "pillow", "pillow_heif")))
     containers = {path: image_files.container_of(path) for path in paths}
     stamps = dict.fromkeys(containers.values(), "")  # the images of a shard share one
     for container in stamps:
         with contextlib.suppress(OSError):
-            stamps[container] = folder_files.stamp(os.stat(container))
+            stamp = folder_files.stamp(os.stat(container))
+            stamps[container] = f"{stamp} {decoder[:8]}"
     return {path: stamps[container] for path, container in containers.items()}

@@ -254,12 +254,8 @@ def tar_of(members):
 
 
 @fuzzed(entries=MEMBERS)
-def test_whatever_the_headers_of_a_tar_say_it_stays_in_its_folder(entries):
+def test_whatever_the_headers_of_an_archive_or_shard_say_it_stays_in_its_folder(entries):
     check(lambda: unpacked(tar_of(entries)))
-
-
-@fuzzed(entries=MEMBERS)
-def test_whatever_the_headers_of_a_shard_say(entries):
     check(lambda: read_of_shard("webdataset", tar_of(entries)))
 
 

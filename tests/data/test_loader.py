@@ -12,7 +12,7 @@ from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import ROOT, write_pictures
 
 from latteclip.config.keys import IndexSettings
-from latteclip.core.errors import WORKER_KILLED, UserError
+from latteclip.core.errors import WORKER_KILLED
 from latteclip.data.loader import ImageFiles, batches, by_processes, in_order
 from latteclip.data.splits import read_split
 
@@ -44,16 +44,6 @@ def test_a_batch_is_decoded_while_the_one_before_it_is_in_use(tmp_path):
     next(found)
     assert all(event.wait(60) for event in decoded[:4])
     assert not any(event.is_set() for event in decoded[4:])
-
-
-def test_what_cannot_be_decoded_ends_the_threads(tmp_path):
-    before = threading.active_count()
-    files = ImageFiles(
-        [*write_pictures(tmp_path, 3), "nowhere.png"], lambda image: torch.zeros(1)
-    )
-    with pytest.raises(UserError, match=r"nowhere\.png"):
-        list(batches(files, in_order(4, 2), CPU, threads=2))
-    assert threading.active_count() == before
 
 
 def test_forked_workers_read_shards(tmp_path):
