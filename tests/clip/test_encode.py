@@ -10,11 +10,10 @@ from support.backbones import (
     stock_images,
     stock_texts,
 )
-from support.tiny import BACKBONES, CONTEXT, END, START, WIDTH, tiny_clip, write_pictures
+from support.tiny import BACKBONES, CONTEXT, END, START, WIDTH, tiny_clip
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.encode import encode_files
 from latteclip.core.errors import UserError
 
 
@@ -100,15 +99,3 @@ def test_no_memory_for_a_single_image_is_a_sentence_and_training_batches_do_not_
         encode.encode_images(clip, pictures(clip, 5))
     with torch.no_grad(), pytest.raises(UserError, match=r"clip\.model"):
         encode.encode_images(clip, pictures(clip, 5))
-
-
-@torch.no_grad()
-def test_features_of_files_do_not_depend_on_the_batch_size(
-    demo_clip, tmp_path, monkeypatch
-):
-    paths = write_pictures(tmp_path, 5)
-    wanted = torch.cat([encode_files(demo_clip, [path], 1)[:] for path in paths])
-    assert wanted.shape == (5, 128)
-    monkeypatch.setattr(encode, "BATCH", 2)
-    found = encode_files(demo_clip, paths, 1)[:]
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

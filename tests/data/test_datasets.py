@@ -17,7 +17,6 @@ from latteclip.config.layers import merge
 from latteclip.config.resolve import Run
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
-from latteclip.core.files import from_values
 from latteclip.data.download_dataset import DownloadSettings, download_dataset
 from latteclip.data.splits import READERS, read_split
 
@@ -101,7 +100,7 @@ def configured(key, override):
 def test_each_of_the_ten_is_fetched_unpacked_and_read(key, host, tmp_path, caplog):
     caplog.set_level("INFO")
     found = configured(key, serve(key, host))
-    given = from_values(DownloadSettings, jobs.download_dataset(found))
+    given = DownloadSettings(**jobs.download_dataset(found))
     download_dataset(key, given, str(tmp_path / "data"))
     settings = IndexSettings(**jobs.index_images(found))
     folder, split = read_split(tmp_path / "data", settings)
