@@ -164,8 +164,8 @@ def _check(
     usable = {"train" if name == "val" else name for name in counts}
     if missing := needed - usable:
         raise UserError(
-            f"{folder} has no usable image in the split {missing.pop()}; add some, or change "
-            "split.test_fraction."
+            f"{folder} has no usable image in the split {missing.pop()}; add some, or sort the "
+            "images into the folders train and test."
         )
 
 
