@@ -5,7 +5,6 @@ Imports nothing heavy, since the workflow compares at each start.
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -21,8 +20,6 @@ IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
 ) | {".tif", ".tiff", ".webp"}
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
-_SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
-OTHER = "other"  # in place of a missing or strange suffix
 EXAMPLES = "split.examples"  # the key of a folder with a few images of each class
 
 
@@ -86,14 +83,14 @@ def image_files(
 ) -> list[Path]:
     """Return the image files in a folder, or also below it, sorted by path, without litter.
 
-    Other files but classes.txt are counted in `skipped` by suffix in lower case, or as OTHER.
+    Other files but classes.txt are counted in `skipped` by suffix in lower case.
     """
     paths = []
     for name, suffix, entry in _entries(os.fspath(folder), deep=deep):
         if suffix in IMAGE_SUFFIXES:
             paths.append(Path(folder, name))
         elif skipped is not None and entry.name != CLASSES:
-            skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
+            skipped[suffix] += 1
     return sorted(paths)
 
 
@@ -150,8 +147,6 @@ class Example(NamedTuple):
 
 def class_names(folder: str | Path) -> list[str]:
     """Return the names of the class folders of examples, sorted. UserError: there are none."""
-    if not os.path.isdir(folder):
-        raise UserError(f"{EXAMPLES} {folder} is not a folder; correct the path.")
     names = folders_in(folder)
     if not names:
         raise UserError(

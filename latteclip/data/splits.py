@@ -284,10 +284,11 @@ def _read_class_folders(
     if settings.examples and not (settings.class_names or listed or folders.get("test")):
         listed = class_names(settings.examples)
     names = listed
-    if not listed and settings.class_names != DISCOVER:
-        names = _folder_names(folder, folders)
-    cleaned = clean_classnames(names, settings.classname_replace) if names else []
-    name_of = dict(zip(cleaned, names, strict=True))
+    name_of = dict[str, str]()
+    if settings.class_names != DISCOVER:
+        names = listed or _folder_names(folder, folders)
+        cleaned = clean_classnames(names, settings.classname_replace)
+        name_of = dict(zip(cleaned, names, strict=True))
 
     def rows_of(split: str, name: str) -> Iterator[Row]:
         place = places[split] / name
@@ -313,18 +314,13 @@ def _read_class_folders(
 
 def _folder_names(folder: Path, folders: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the names of class folders, sorted."""
-    names = sorted(set(itertools.chain(*folders.values())))
-    if not names:
-        raise UserError(
-            f"{folder} holds no class folders; add them, or list the classes in {CLASSES}."
-        )
     train, test = (folders.get(split, []) for split in ("train", "test"))
     if train and test and not set(train) & set(test):
         raise UserError(
             f"{folder}: the folders of train {train} and of test {test} have no class in common; "
             f"put unlabelled images right into train, or list the classes in {CLASSES}."
         )
-    return names
+    return sorted(set(itertools.chain(*folders.values())))
 
 
 # Shards.
