@@ -150,5 +150,5 @@ def _explained(settings: HubModel) -> Iterator[None]:
             f"{names} cannot be fetched ({first_line(error).rstrip('.')}): check "
             f"{KEYS[settings.kind]} and the network (https_proxy, HF_ENDPOINT for a mirror), set "
             "HF_TOKEN for a private or gated model whose terms you accepted, or set HF_HOME to a "
-            f"cache that has it, other than {HF_HUB_CACHE}."
+            f"cache that has it (now {HF_HUB_CACHE})."
         ) from error

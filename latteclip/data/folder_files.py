@@ -83,14 +83,15 @@ def image_files(
 ) -> list[Path]:
     """Return the image files in a folder, or also below it, sorted by path, without litter.
 
-    Other files but classes.txt are counted in `skipped` by suffix in lower case.
+    Other files but classes.txt are counted in `skipped` by suffix in lower case, "" where they have
+    none.
     """
     paths = []
     for name, suffix, entry in _entries(os.fspath(folder), deep=deep):
         if suffix in IMAGE_SUFFIXES:
             paths.append(Path(folder, name))
         elif skipped is not None and entry.name != CLASSES:
-            skipped[suffix] += 1
+            skipped[suffix if suffix.isascii() else "other"] += 1
     return sorted(paths)
 
 
@@ -103,7 +104,7 @@ def state(folder: str, split: SplitSection) -> str:
     for name in (split.file, split.class_list, *split.lists.values()):
         place = os.path.join(folder, name or "")
         if os.path.isfile(place):
-            result.update(f"{name}\0{stamp(os.stat(place))}\0".encode())
+            result.update(os.fsencode(f"{name}\0{stamp(os.stat(place))}\0"))
     for file in files(folder, split.kind):
         result.update(os.fsencode("\0".join(file) + "\0"))
     return result.hexdigest()
