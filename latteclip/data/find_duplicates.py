@@ -131,10 +131,7 @@ def _pairs(phashes: Hashes, dhashes: Hashes) -> Iterator[Rows]:
 def _expanded(starts: Rows, ends: Rows) -> Iterator[tuple[Rows, Rows]]:
     """Yield which of the ranges [Q] each position is in, and the position, AT_ONCE or so."""
     lengths = ends - starts
-    totals = np.cumsum(lengths)
-    shifts = ends - totals
-    new_parts = np.flatnonzero(np.diff(totals // AT_ONCE))
-    for ranges in np.split(np.arange(len(starts)), new_parts + 1):
-        of = np.repeat(ranges, lengths[ranges])
-        last = totals[ranges[-1:]].sum()
-        yield of, np.arange(last - len(of), last) + shifts[of]
+    for part in np.array_split(np.arange(len(starts)), 1 + lengths.sum() // AT_ONCE):
+        before = np.cumsum(lengths[part]) - lengths[part]
+        of = np.repeat(part, lengths[part])
+        yield of, starts[of] + np.arange(len(of)) - np.repeat(before, lengths[part])

@@ -2,41 +2,34 @@
 
 import json
 import shutil
-from collections import Counter
 
 import pytest
 import yaml
-from support.image_folders import COOP_SPLITS
 from support.tiny import ROOT
 from support.web import jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.config import jobs
-from latteclip.config.keys import IndexSettings, SplitSection
+from latteclip.config.keys import IndexSettings
 from latteclip.config.layers import merge
 from latteclip.config.resolve import Run
 from latteclip.core import tables
-from latteclip.core.class_templates import clean_classnames
 from latteclip.data.download_dataset import DownloadSettings, download_dataset
-from latteclip.data.splits import READERS, read_split
+from latteclip.data.splits import read_split
 
-# key -> key of classnames.json, archive, how it is packed, folder of the images in it
+AIRCRAFT = "fgvc-aircraft-2013b/data"
+# Archive, how it is packed, and folder of the images in it.
 TEN = {
-    "caltech101": ("caltech101", "caltech-101.zip", "nested", "101_ObjectCategories"),
-    "dtd": ("dtd", "dtd-r1.0.1.tar.gz", "tar", "dtd/images"),
-    "eurosat": ("eurosat", "EuroSAT.zip", "zip", "2750"),
-    "fgvc_aircraft": (
-        "fgvc_aircraft",
-        "fgvc-aircraft-2013b.tar.gz",
-        "tar",
-        "fgvc-aircraft-2013b/data/images",
-    ),
-    "flowers102": ("flower102", "102flowers.tgz", "tar", "jpg"),
-    "food101": ("food101", "food-101.tar.gz", "tar", "food-101/images"),
-    "oxford_pets": ("oxford_pets", "images.tar.gz", "tar", "images"),
-    "stanford_cars": ("stanford_cars", "stanford_cars.zip", "zip", "stanford_cars"),
-    "sun397": ("sun397", "SUN397.tar.gz", "tar", "SUN397"),
-    "ucf101": ("ucf101", "UCF-101-midframes.zip", "zip", "UCF-101-midframes"),
+    "caltech101": ("caltech-101.zip", "nested", "101_ObjectCategories"),
+    "dtd": ("dtd-r1.0.1.tar.gz", "tar", "dtd/images"),
+    "eurosat": ("EuroSAT.zip", "zip", "2750"),
+    "fgvc_aircraft": ("fgvc-aircraft-2013b.tar.gz", "tar", f"{AIRCRAFT}/images"),
+    "flowers102": ("102flowers.tgz", "tar", "jpg"),
+    "food101": ("food-101.tar.gz", "tar", "food-101/images"),
+    "oxford_pets": ("images.tar.gz", "tar", "images"),
+    "stanford_cars": ("stanford_cars.zip", "zip", "stanford_cars"),
+    "sun397": ("SUN397.tar.gz", "tar", "SUN397"),
+    "ucf101": ("UCF-101-midframes.zip", "zip", "UCF-101-midframes"),
 }
 NAMES = ["one", "two/b", "three"]
 TRAIN = {f"d/{label}.jpg": label for label in range(3)}
@@ -55,8 +48,7 @@ def split_files(key, split):
         for part, images in (("train", TRAIN), ("test", TEST)):
             lines = [f"{name[:-4]} {NAMES[i]}" for name, i in images.items()]
             files[f"images_variant_{part}"] = lines
-        folder = "fgvc-aircraft-2013b/data"
-        return {f"{folder}/{n}.txt": "\n".join(text) for n, text in files.items()}, {}
+        return {f"{AIRCRAFT}/{n}.txt": "\n".join(text) for n, text in files.items()}, {}
     rows = [[[name, i, NAMES[i]] for name, i in images.items()] for images in (TRAIN, TEST)]
     content = {"train": rows[0], "val": [], "test": rows[1]}
     return {}, {split["file"]: json.dumps(content).encode()}
@@ -64,7 +56,7 @@ def split_files(key, split):
 
 def serve(key, host):
     """Serve a small dataset, and return the configuration that overrides its own."""
-    _, archive, how, folder = TEN[key]
+    archive, how, folder = TEN[key]
     values = own_file(key)["datasets"][key]
     inside, downloads = split_files(key, values["split"])
     files = {name: text.encode() for name, text in inside.items()}
@@ -112,30 +104,6 @@ def test_each_of_the_ten_is_fetched_unpacked_and_read(key, host, tmp_path, caplo
     assert values["citation"] in caplog.text
     for name in values["source"]["downloads"]:
         assert f"{host.url}/{key}/{name} served" in caplog.text
-
-
-@pytest.mark.parametrize("key", TEN)
-def test_class_names_and_numbers_of_images_are_those_of_coop(key):
-    if not COOP_SPLITS.is_dir():
-        pytest.skip("no splits of CoOp beside the repository (../shared/data/coop_splits)")
-    values = own_file(key)["datasets"][key]
-    counts, split = values["split"]["counts"], values["split"]
-    names = json.loads((COOP_SPLITS / "classnames.json").read_text())[TEN[key][0]]
-    assert counts["classes"] == len(names)
-    cleaned = [" ".join(name.lower().replace("_", " ").split()) for name in names]
-    if key in ("stanford_cars", "ucf101"):
-        cleaned = [" ".join(name.replace(".", " ").split()) for name in cleaned]
-    replacements = split.get("classname_replace", SplitSection().classname_replace)
-    assert clean_classnames(names, replacements) == cleaned
-    file = COOP_SPLITS / split.get("file", "none")
-    if file.is_file():
-        settings = IndexSettings(kind="coop", file=file.name)
-        found, rows = READERS["coop"](COOP_SPLITS, settings, Counter())
-        tests = Counter(part == "test" for _, part, _, _ in rows)
-        assert (tests[False], tests[True]) == (counts["train"], counts["test"])
-        assert found == names
-        checksum = values["source"]["downloads"][file.name]["checksum"]
-        assert checksum == sha256(file.read_bytes())
 
 
 def test_through_snakemake_and_again_after_results_are_removed(checkout, host):

@@ -6,15 +6,13 @@ import json
 
 import numpy as np
 from PIL import Image
-from support.tiny import SHARED, write_pictures
+from support.tiny import write_pictures
 from support.web import jpeg
 
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
 from latteclip.data import index_images
-
-COOP_SPLITS = SHARED / "data" / "coop_splits"
 
 
 def images(root, *names, content=None):
