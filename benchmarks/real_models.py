@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latteclip.labels.label_model import LabelModel
+from latteclip.labels.votes import softmax
 
 NONE = -1  # no class
 SCALE = 100.0  # of CLIP's cosines
@@ -57,7 +58,8 @@ class Set:
     n_classes: int
     features: tuple[Floats, ...] = ()  # [N, D] of each encoder
     texts: Floats | None = None  # [C, D]
-    votes: Mapping[str, Ints] = field(default_factory=dict)  # [N] or ranks [N, K]
+    # [N], ranks [N, K] or probabilities [N, C]
+    votes: Mapping[str, Any] = field(default_factory=dict)
     new_features: Floats | None = None  # [M, D]
     new_truth: Ints | None = None  # [M]
 
@@ -74,7 +76,7 @@ class Set:
     def fit(self, answers: Any = None) -> LabelModel:
         """Return the fitted model."""
         votes = {
-            name: ranked(one) if one.ndim == 2 else one for name, one in self.votes.items()
+            name: ranked(one) if is_ranked(one) else one for name, one in self.votes.items()
         }
         features = list(self.features) or None
         return LabelModel().fit(
@@ -100,9 +102,16 @@ def ranked(options: Ints) -> tuple[Ints, Floats]:
     return options, (shares / total).astype(np.float32)
 
 
-def first(votes: Ints) -> Ints:
+def is_ranked(votes: Any) -> bool:
+    """Return whether votes are ranks [N, K], and not classes [N] or probabilities [N, C]."""
+    return bool(votes.ndim == 2 and votes.dtype.kind == "i")
+
+
+def first(votes: Any) -> Ints:
     """Return the first choices [N]."""
-    return votes if votes.ndim == 1 else votes[:, 0]
+    if votes.ndim == 1:
+        return np.asarray(votes)
+    return np.asarray(votes[:, 0] if is_ranked(votes) else votes.argmax(axis=1))
 
 
 def right(labels: Ints, truth: Ints) -> float:
@@ -242,7 +251,7 @@ def _of_clips(folder: Path) -> Iterator[Set]:
     }
     for name, (images, texts, truth) in clips.items():
         votes = {
-            other: (one @ two.T).argmax(axis=1)
+            other: softmax(SCALE * one @ two.T)
             for other, (one, two, _) in clips.items()
             if other != name
         }
@@ -406,13 +415,17 @@ def variants(data: Set, drawing: int) -> Iterator[tuple[str, Set]]:
     if data.features:
         one = replace(data, votes={names[0]: firsts[names[0]]})
         yield "first answers", one
-        if data.votes[names[0]].ndim == 2:
-            yield "ranked answers", replace(data, votes={names[0]: data.votes[names[0]]})
         for name, worse in {**DRAWN, **OF_VOTES}.items():
             yield f"first answers, {name}", worse(one, rng)
         if data.texts is not None:
             both = {**one.votes, "a copy of zero-shot": _zero_shot(data, rng)}
             yield "first answers and a copy of zero-shot", replace(one, votes=both)
+        if data.votes[names[0]].ndim == 2:
+            whole = replace(data, votes={names[0]: data.votes[names[0]]})
+            kind = "ranked answers" if is_ranked(data.votes[names[0]]) else "probabilities"
+            yield kind, whole
+            for name, worse in DRAWN.items():
+                yield f"{kind}, {name}", worse(whole, rng)
     for count in dict.fromkeys((2, 3, len(names))):
         if 1 < count <= len(names):
             some = {name: firsts[name] for name in names[:count]}

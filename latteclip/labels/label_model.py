@@ -4,9 +4,10 @@ Letters: N images, C classes, V labellers, D embedding width.
 
 **Labellers.** Whoever names classes is a labeller: a person's file, a multimodal model, words of
 captions, and CLIP's class texts by softmax(100 cosines). Its first choice v is evidence of the
-class c by a confusion matrix, P(v | c) = theta_cv (Dawid and Skene 1979). Who gives a probability
-to every class is soft, sum_v theta_cv p_v, as texts are, once what these lean to is subtracted
-(`lean`). Of other lists, a class after the first choice counts by P(listed | c) / P(listed | v).
+class c by a confusion matrix, P(v | c) = theta_cv (Dawid and Skene 1979). Probabilities p that
+differ between images are soft votes, sum_v theta_cv p_v, as texts are, once what these lean to is
+subtracted (`lean`). Where they follow from the rank alone, a class after the first choice counts by
+P(listed | c) / P(listed | v).
 
 **Images** are whitened by their total covariance. S_c [D] is the sum of the images of class c,
 without those of the image's own fold. Scores are directions s_c = <x, S_c / |S_c|>; where texts

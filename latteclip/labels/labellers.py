@@ -18,8 +18,7 @@ from latteclip.labels.votes import (
 )
 
 ENOUGH = 25.0  # votes of a class that its prior is worth, and more where it has fewer votes
-SPREAD = 0.9  # share of the classes that have a probability in soft votes
-FEW = 10  # images, or votes, below which nothing is compared
+FEW = 10  # images, or votes, below which nothing is compared; probabilities of ranks alone
 MIN_DRAWN = 20  # drawn answers about the images of a labeller that state its accuracy
 # Images name a share A of the votes. Two sources of accuracy a that err apart agree on a^2.
 MOST_SHARED = 1.12  # largest A / a^2 at which errors count as apart
@@ -36,8 +35,8 @@ class Labelled:
     def __init__(self, votes: Floats, *, is_text: bool) -> None:
         self.is_text = is_text
         self.has: Bools = np.asarray(votes.any(axis=1))
-        spread = np.count_nonzero(votes) / max(1, self.has.sum() * votes.shape[1])
-        self.is_soft = is_text or spread > SPREAD
+        best = votes[self.has].max(axis=1)
+        self.is_soft = is_text or len(np.unique(best.round(2))) > FEW
         self.named = votes.argmax(axis=1)
         self.first = first(votes)
         self.votes = votes if self.is_soft else self.first

@@ -40,7 +40,7 @@ from latteclip.core.user_tables import (
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, encode_zero_shot
 
 log = logging.getLogger(__name__)
-OPTIONS = 16  # classes of a caption that are written
+OPTIONS = 16  # likeliest classes of an image that are written
 TOLERANCE = 0.01  # largest error of a sum of probabilities
 # Columns of a user's file, of which it has one kind or another.
 COLUMNS = (
@@ -133,7 +133,7 @@ def _zero_shot_votes(
     for some in parts(len(paths), ROWS):
         cosines = encoded.features[some] @ encoded.embeddings.T
         scores = (encoded.scale * cosines).log_softmax(dim=1)  # [rows, C]
-        yield index["image_id"].slice(some.start, len(scores)), _best(scores, tables.TOPK)
+        yield index["image_id"].slice(some.start, len(scores)), _best(scores, OPTIONS)
 
 
 def _best(scores: torch.Tensor, k: int) -> list[Vote]:
