@@ -25,7 +25,7 @@ from latteclip.config.resolve import Run
 from latteclip.core import gpus
 from latteclip.core.errors import GIB, UserError
 from latteclip.core.files import existing
-from latteclip.core.terminal import decisions_address, for_terminal, paint
+from latteclip.core.terminal import decisions_address, for_terminal
 
 NOT_READY = 1  # exit status
 # GiB: LLaVA 1.6 with 7 billion parameters takes 15, the largest dataset 37.
@@ -35,7 +35,6 @@ MEMORY_WANTED = 8  # GiB
 SLURM_FILES = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
-COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
 TORCH = """
 import torch
 build = torch.__version__, torch.version.cuda, torch.backends.mps.is_available()
@@ -67,8 +66,7 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
         for level, text in findings(check):
             if level == "warning":
                 status = NOT_READY
-            coloured = paint(f"{level:7}", COLOURS[level], sys.stdout)
-            print(f"{coloured}  {name:9}  {for_terminal(text)}", flush=True)
+            print(f"{level:7}  {name:9}  {for_terminal(text)}", flush=True)
     return status
 
 

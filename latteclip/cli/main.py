@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from latteclip import __version__
 from latteclip.cli import arguments
@@ -17,7 +17,7 @@ from latteclip.cli.commands import COMMANDS, STAGES
 from latteclip.config.removed import removed_option
 from latteclip.core.errors import UserError, full_disk, refused_by_system, worker_failure
 from latteclip.core.signals import Signals, Terminated
-from latteclip.core.terminal import SHORT, for_terminal, paint
+from latteclip.core.terminal import SHORT, for_terminal
 
 FAILED = 1
 BAD_INPUT = 2
@@ -57,29 +57,23 @@ def drop_unwritten() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Formats messages without secrets; coloured by level for a terminal (None: a file)."""
+    """Formats messages without secrets."""
 
-    def __init__(self, stream: TextIO | None, *, tracebacks: bool) -> None:
+    def __init__(self, *, tracebacks: bool) -> None:
         super().__init__("%(message)s")
-        self.stream = stream
         self.tracebacks = tracebacks
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         return super().formatException(ei) if self.tracebacks else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = for_terminal(super().format(record))
-        if self.stream is None or record.levelno < logging.WARNING:
-            return text
-        return paint(
-            text, "red" if record.levelno >= logging.ERROR else "yellow", self.stream
-        )
+        return for_terminal(super().format(record))
 
 
 def start_log(*, debug: bool) -> logging.Logger:
     """Return the package's logger, which writes to stderr."""
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(Formatter(sys.stderr, tracebacks=debug))
+    terminal.setFormatter(Formatter(tracebacks=debug))
     logging.basicConfig(level=logging.WARNING, handlers=[terminal], force=True)
     log = logging.getLogger("latteclip")
     log.setLevel(logging.INFO)
@@ -99,13 +93,12 @@ def add_log_file(file: str) -> None:
         terminal = os.fdopen(os.dup(stderr), "w", buffering=1)
         [handler] = logging.getLogger().handlers
         handler.setStream(terminal)  # type: ignore[attr-defined]
-        handler.setFormatter(Formatter(terminal, tracebacks=False))
         handler.addFilter(_is_for_run)
         with Path(file).open("a") as opened:
             os.dup2(opened.fileno(), stderr)
     # To append: vLLM closes all handlers when it starts, and only such a one opens again.
     log = logging.FileHandler(file, encoding="utf-8")
-    log.setFormatter(Formatter(None, tracebacks=True))
+    log.setFormatter(Formatter(tracebacks=True))
     logging.getLogger().addHandler(log)
 
 

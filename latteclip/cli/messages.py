@@ -25,7 +25,7 @@ from latteclip.config import checks, jobs, resources
 from latteclip.config.resolve import Dataset, Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import SHORT, one_line, paint
+from latteclip.core.terminal import SHORT, one_line
 
 if TYPE_CHECKING:
     from latteclip.cli.machine import Machine
@@ -96,8 +96,7 @@ class Handlers:
             failure(job.rule.name, dict(job.wildcards.items()), job.log)
             for job in self._machine.failed
         ]
-        lines = [*self._logs(), STALE]
-        lines += [paint(line, "red", sys.stderr) for line in failures]
+        lines = [*self._logs(), STALE, *failures]
         atexit.register(print, "", *lines, sep="\n", file=sys.stderr, flush=True)
 
     def _logs(self) -> list[str]:

@@ -20,11 +20,10 @@ from latteclip.cli.commands import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import for_terminal, one_line, paint
+from latteclip.core.terminal import for_terminal, one_line
 
 RESULTS = Path("results")
 SHARED = "all datasets"
-COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
 LOCKS = Path(".snakemake/locks")
@@ -170,11 +169,10 @@ def _table(jobs: Sequence[Job]) -> Iterator[str]:
     for name, group in groupby(jobs, key=lambda job: str(job["dataset"])):
         of_dataset = list(group)
         n_done = sum(job["state"] == "done" for job in of_dataset)
-        title = paint(for_terminal(name), "bold", sys.stdout)
-        yield f"{title}: {n_done} of {len(of_dataset)} jobs done"
+        yield f"{for_terminal(name)}: {n_done} of {len(of_dataset)} jobs done"
         for job in of_dataset:
-            state = paint(f"{job['state']:7}", COLOURS[job["state"]], sys.stdout)
-            yield f"  {state}  {job['rule']:22}  {job['run']:34}  {job['why']}".rstrip()
+            what = f"{job['state']:7}  {job['rule']:22}  {job['run']:34}  {job['why']}"
+            yield f"  {what}".rstrip()
         yield ""
 
 

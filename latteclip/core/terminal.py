@@ -1,10 +1,9 @@
-"""Text for terminals and logs: without control characters and secrets, in colour, and progress."""
+"""Text for terminals and logs: without control characters and secrets, and progress."""
 
 import logging
 import os
 import re
 import time
-from typing import TextIO
 
 # Variables of the environment: the addresses of servers, and the keys that they ask for.
 URL = "OPENAI_BASE_URL"
@@ -24,7 +23,6 @@ SHORTEST, LONGEST = 10.0, 300.0  # seconds between two lines of Progress
 # messages with FOR_RUN.
 SHORT = "LATTECLIP_SHORT"
 FOR_RUN = {"is_for_run": True}
-CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
 
@@ -55,16 +53,6 @@ def one_line(value: object, longest: int = MAX_LINE) -> str:
 def counted(n: int, thing: str, things: str = "") -> str:
     """Return a number of things in words: "1 image", "1,200 images"."""
     return f"{n:,} {thing if n == 1 else things or f'{thing}s'}"
-
-
-def paint(text: str, colour: str, stream: TextIO) -> str:
-    """Return a text in a colour of CODES if `stream` is a terminal (see no-color.org)."""
-    plain = (
-        os.environ.get("NO_COLOR")
-        or os.environ.get("TERM") == "dumb"
-        or not stream.isatty()
-    )
-    return text if plain else f"\033[{CODES[colour]}m{text}\033[0m"
 
 
 class Progress:
