@@ -61,7 +61,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 OPTIONS = {
     "answers": "a person's answers about images",
     "configfile": "as snakemake takes it",
-    "device": "auto, cpu, cuda or mps (default: auto)",
+    "device": "auto, cpu or cuda (default: auto)",
     "json": "print JSON for programs",
     "no_browser": "print the address, and open no browser",
     "offline": "write a page that needs no server, to answer on another machine",

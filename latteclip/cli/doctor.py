@@ -20,7 +20,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from latteclip import __version__
 from latteclip.cli.status import output_of
-from latteclip.config import checks, layers
+from latteclip.config import layers
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
 from latteclip.core.errors import GIB, UserError
@@ -37,8 +37,7 @@ HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
 TORCH = """
 import torch
-build = torch.__version__, torch.version.cuda, torch.backends.mps.is_available()
-print(json.dumps([*build, torch.cuda.device_count()]))
+print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.device_count()]))
 """
 VLLM = """
 import vllm
@@ -57,11 +56,8 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
         config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
     """
     status = 0
-    all_checks: dict[str, Check] = {
-        **CHECKS,
-        "config": partial(configured, config, configfile),
-        "captioner": partial(captioner, config, configfile),
-    }
+    asks = partial(captioner, config, configfile)
+    all_checks: dict[str, Check] = {**CHECKS, "captioner": asks}
     for name, check in all_checks.items():
         for level, text in findings(check):
             if level == "warning":
@@ -118,12 +114,11 @@ def gpu() -> Iterator[Finding]:
 
 def torch() -> Iterator[Finding]:
     """Report whether torch imports, and whether it sees the GPUs."""
-    number, cuda, has_mps, n_gpus = _import(TORCH)
+    number, cuda, n_gpus = _import(TORCH)
     if not n_gpus:
         gpus.refuse_unusable(number, cuda)
-    seen = "Apple's GPU (mps)" if has_mps else f"{n_gpus} GPUs"
     build = f"CUDA {cuda}" if cuda else "CPU build"
-    yield "ok", f"torch {number} ({build}), which sees {seen}"
+    yield "ok", f"torch {number} ({build}), which sees {n_gpus} GPUs"
 
 
 def vllm() -> Iterator[Finding]:
@@ -134,13 +129,6 @@ def vllm() -> Iterator[Finding]:
         yield "warning", f"{text}, although there is a GPU; run make install KIND=cuda"
     else:
         yield "ok", text
-
-
-def configured(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
-    """Report whether a run with this configuration can start: its keys, folders and files."""
-    run = Run(layers.defaults(), layers.given(pairs, files))
-    checks.refuse_unready(run)
-    yield "ok", f"a run of {', '.join(each.name for each in run.datasets)} can start"
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:

@@ -151,8 +151,6 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run one command, report its errors, and return its exit status, one of those in EPILOG."""
     # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # And this: what Apple's GPU cannot compute, such as some resizing, the CPU does.
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     given = sys.argv[1:] if given is None else given
     debug = "--debug" in given
     log = start_log(debug=debug)

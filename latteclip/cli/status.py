@@ -26,7 +26,6 @@ RESULTS = Path("results")
 SHARED = "all datasets"
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
-LOCKS = Path(".snakemake/locks")
 TIMEOUT = 30  # seconds: a busy controller answers slowly
 # Fields of `squeue --format`. The executor writes rule and wildcards into the last, the comment.
 FIELDS = ("%i", "%T", "%Z", "%k")
@@ -66,7 +65,7 @@ def status(
         for job in _jobs(options):
             jobs.setdefault(job["outputs"], job)
     in_order = sorted(jobs.values(), key=lambda job: job["order"])
-    print(*_lock(), *_table(in_order), *_queue(), sep="\n")
+    print(*_table(in_order), *_queue(), sep="\n")
 
 
 def _options(
@@ -84,15 +83,6 @@ def _options(
         datasets.setdefault(pairs, []).append(name.removesuffix(f"_{noted.get('limit')}"))
     for pairs, keys in datasets.items():
         yield [*files, "--config", *pairs, f"dataset={json.dumps(keys)}"]
-
-
-def _lock() -> Iterator[str]:
-    if any(LOCKS.glob("*.lock")):
-        program = "snakemake" if run_options.has_own_workflow() else "latteclip workflow"
-        yield (
-            "A run works in this folder, or was killed: then remove its lock by "
-            f"{program} --unlock\n"
-        )
 
 
 def _queue() -> Iterator[str]:

@@ -148,9 +148,8 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
     """Return `encode(rows)` without gradients, in halves each time memory runs out."""
     while True:
         try:
-            with devices.memory_errors():
-                parts = rows.split(clip.at_once or len(rows))
-                return torch.cat([encode(part) for part in parts])
+            parts = rows.split(clip.at_once or len(rows))
+            return torch.cat([encode(part) for part in parts])
         except torch.OutOfMemoryError:  # which holds memory until the handler is left
             tried = min(len(rows), clip.at_once or len(rows))
         if tried == 1:

@@ -2,9 +2,7 @@
 
 import ctypes
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -13,8 +11,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
-NAMES = ("auto", "cpu", "cuda", "mps")
-AUTO = "LATTECLIP_DEVICE"  # variable of the environment: what auto stands for
+NAMES = ("auto", "cpu", "cuda")
 # Values of clip.precision, with the type of a GPU's matrix products.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 # From glibc's malloc.h.
@@ -25,21 +22,17 @@ _M_MMAP_MAX = -4
 
 def pick(name: str, threads: int) -> torch.device:
     """Set the number of CPU threads, and return a device, or raise UserError if there is none."""
-    if name == "auto":
-        name = os.environ.get(AUTO, name)
     if name not in NAMES:
         raise UserError(f"--device {one_line(name)} is none of {', '.join(NAMES)}.")
     torch.set_num_threads(threads)
-    usable = {"cpu": True, "mps": torch.backends.mps.is_available()}
-    if name in ("auto", "cuda"):
+    if name != "cpu":
         gpus.claim()
-        usable["cuda"] = torch.cuda.is_available()
-        if not usable["cuda"]:
+        has_gpu = torch.cuda.is_available()
+        if not has_gpu:
             gpus.refuse_unusable(torch.__version__, torch.version.cuda)
-    if name == "auto":
-        name = next(each for each in ("cuda", "mps", "cpu") if usable[each])
-    if not usable[name]:
-        raise UserError(f"--device {name}: torch sees no such GPU here; give cpu or auto.")
+        if not has_gpu and name == "cuda":
+            raise UserError("--device cuda: torch sees no GPU here; give cpu or auto.")
+        name = "cuda" if has_gpu else "cpu"
     if name == "cpu":
         if torch.version.cuda:
             log.warning(
@@ -70,10 +63,7 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def autocast(device: torch.device, precision: str = "bf16") -> AbstractContextManager[None]:
-    """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on other devices.
-
-    A CPU and Apple's GPU compute in float32, as they store it.
-    """
+    """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on a CPU."""
     if device.type == "cuda" and precision != "float32":
         return torch.autocast("cuda", dtype=PRECISIONS[precision])
     return nullcontext()
@@ -83,17 +73,6 @@ def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Return a scaler of the loss: in fp16 on CUDA, where gradients underflow, else by 1."""
     is_fp16 = device.type == "cuda" and precision == "fp16"
     return torch.amp.GradScaler(device.type, enabled=is_fp16)
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Raise torch.OutOfMemoryError, as CUDA does, where the memory of Apple's GPU runs out."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "MPS backend out of memory" in str(error):
-            raise torch.OutOfMemoryError(str(error)) from None
-        raise
 
 
 def keep_big_buffers() -> None:

@@ -94,7 +94,7 @@ class Predictor:
 
         Args:
             model: results/<dataset>, where a model was chosen, or the folder of a model or run.
-            device: auto, cpu, cuda or mps.
+            device: auto, cpu or cuda.
             threads: CPU threads. None: all.
             precision: bf16, fp16 or float32, in which a GPU encodes.
             unknown: whether predictions have unknown_score and is_unknown, by the pretrained CLIP.

@@ -181,8 +181,7 @@ class Training:
         while True:
             self.adamw.zero_grad()
             try:
-                with devices.memory_errors():
-                    return self._gradients(batch)
+                return self._gradients(batch)
             except torch.OutOfMemoryError:  # which holds memory until the handler is left
                 size = self.clip.micro_batch or len(batch[2])
                 if size == 1:

@@ -1,6 +1,5 @@
 import functools
 
-import pytest
 from huggingface_hub import constants
 from support.servers import decisions  # noqa: F401
 
@@ -43,19 +42,6 @@ def test_a_captioner_that_was_downloaded_is_found(tmp_path, monkeypatch):
         (repo / "blobs" / name).touch()
         (repo / "snapshots" / "abc" / name).symlink_to(f"../../blobs/{name}")
     assert levels(asks) == ["ok"]
-
-
-@pytest.mark.parametrize(
-    ("pairs", "level", "named"),
-    [
-        (["dataset=mine", "image_dir=/nowhere"], "warning", "image_dir /nowhere"),
-        (["dataset=mine"], "warning", "image_dir"),
-        (["dataset=demo"], "ok", "demo"),
-    ],
-)
-def test_a_configuration_that_cannot_start_is_named(pairs, level, named):
-    ((found, text),) = doctor.findings(functools.partial(doctor.configured, pairs, []))
-    assert found == level and named in text
 
 
 def test_a_configuration_of_slurm_that_jobs_do_not_see_is_named(monkeypatch, tmp_path):

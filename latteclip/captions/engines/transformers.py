@@ -61,8 +61,7 @@ class TransformersEngine:
         while waiting := waiting or list(itertools.islice(source, self._at_once)):
             batch = waiting[: self._at_once]
             try:
-                with devices.memory_errors():
-                    answers = self._answers(batch)
+                answers = self._answers(batch)
             except torch.OutOfMemoryError:  # which holds memory until the handler is left
                 answers = []
             if answers:
