@@ -22,7 +22,6 @@ from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal, one_line
 
-RESULTS = Path("results")
 SHARED = "all datasets"
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
@@ -57,9 +56,8 @@ def status(
         print(for_terminal(estimates.estimate(datasets, config, configfile)))
         return
     names = [Path(dataset).name for dataset in datasets]
-    if not (names or configfile or any(pair.startswith("dataset=") for pair in config)):
-        known = dict.fromkeys([*layers.datasets(), *run_options.noted_datasets()])
-        names = [key for key in known if (RESULTS / key).is_dir()]
+    if not (names or config or configfile):
+        names = run_options.noted_datasets()
     jobs: dict[str, Job] = {}  # by their outputs: datasets share some
     for options in _options(names, config, configfile):
         for job in _jobs(options):
@@ -71,18 +69,15 @@ def status(
 def _options(
     names: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
 ) -> Iterator[list[str]]:
-    """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
+    """Yield options of Snakemake: the given ones, or those of the last runs of the datasets."""
+    if names and not (config or configfiles):
+        noted = [run_options.read_options(name) or {"dataset": name} for name in names]
+        runs = [["--config", *run_options.pairs(each)] for each in noted]
+        yield from [run for number, run in enumerate(runs) if run not in runs[:number]]
+        return
     files = ["--configfile", *configfiles] if configfiles else []
-    if not names:
-        yield [*files, "--config", *config] if config else files
-    datasets: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        noted = {} if config or configfiles else run_options.read_options(name) or {}
-        noted.pop("dataset", None)
-        pairs = (*config, *run_options.pairs(noted))
-        datasets.setdefault(pairs, []).append(name.removesuffix(f"_{noted.get('limit')}"))
-    for pairs, keys in datasets.items():
-        yield [*files, "--config", *pairs, f"dataset={json.dumps(keys)}"]
+    pairs = [*config, f"dataset={json.dumps(names)}"] if names else config
+    yield [*files, "--config", *pairs] if pairs else files
 
 
 def _queue() -> Iterator[str]:

@@ -23,7 +23,7 @@ from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, TEXT_TOWER
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import write_json, write_sums
+from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
@@ -186,7 +186,7 @@ def save(
     class_templates: ClassTemplates | str,
     folder: Path,
 ) -> None:
-    """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier and sums."""
+    """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier."""
     save_network(clip, folder)
     class_templates = (
         ClassTemplates.of(class_templates)
@@ -198,7 +198,6 @@ def save(
         classifier,
         {"classnames": classnames, **class_templates.described},
     )
-    write_sums(folder)
 
 
 def save_network(clip: Clip, folder: Path) -> None:

@@ -52,7 +52,6 @@ LOCK_SECONDS = 30  # longest wait of a write for another one
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
 # Errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-SUMS = "SHA256SUMS"
 HASHED_WHOLE = 64 * 2**20  # files of a model up to this size are hashed whole
 SAMPLES = 256  # blocks of a larger file that are read
 SAMPLE = 64 * 2**10  # bytes of a block
@@ -307,18 +306,12 @@ def fingerprint(model: str | Path) -> str:
     unchanged. Hidden files do not count.
     """
     root = Path(model)
-    parts = list[str | bytes]()
-    for name, path in _visible_files(root) if root.is_dir() else [("", root)]:
-        parts += [name, _sampled(path)]
+    parts: list[str] = []
+    for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        names = path.relative_to(root).parts
+        if path.is_file() and not any(name.startswith(".") for name in names):
+            parts += ["/".join(names), _sampled(path)]
     return f"sha256:{digest(*parts)}"
-
-
-def _visible_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a folder that are not hidden, sorted, each after its name there."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and "/." not in f"/{name}":
-            yield name, path
 
 
 def _sampled(path: Path) -> str:
@@ -331,12 +324,3 @@ def _sampled(path: Path) -> str:
             file.seek((size - SAMPLE) * number // (SAMPLES - 1))
             blocks.append(file.read(SAMPLE))
     return digest(str(size), *blocks)
-
-
-def write_sums(folder: str | Path) -> None:
-    """Write SHA256SUMS of the files below a folder, without hidden files and the README."""
-    folder = Path(folder)
-    files = {name: path for name, path in _visible_files(folder) if name != "README.md"}
-    files.pop(SUMS, None)
-    lines = [f"{sha256(files[name])}  {name}\n" for name in sorted(files)]
-    write_text(folder / SUMS, "".join(lines))

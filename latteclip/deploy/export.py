@@ -17,7 +17,7 @@ from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
-from latteclip.core import files, tables
+from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
@@ -86,7 +86,6 @@ def export(
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         card = model_card(opened, origin, format, licence, promise)
         card.save(temporary / "README.md")
-        files.write_sums(temporary)
     classes = counted(len(opened.classnames), "class", "classes")
     log.info("%s: %s as %s.", destination, classes, format)
     return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()

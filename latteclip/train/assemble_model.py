@@ -7,7 +7,6 @@ from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.config.keys import ClipSection, Section
-from latteclip.core import files
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
 
@@ -40,4 +39,3 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
         for number, encoder in enumerate(encoders):
             image_encoders.save(encoder, folder / image_encoders.SUBFOLDER / str(number))
         save_classifier(folder / clips.CLASSIFIER, classifier, described)
-        files.write_sums(folder)

@@ -16,9 +16,9 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     run_options.note_options({"c_64": "c"}, {"limit": 64})
     of_two = ["image_dir=photos", "seeds=1", 'captioner={"revision": null}']
     assert list(status._options(["a", "b", "c_64", "dtd"], [], [])) == [
-        ["--config", *sorted(of_two), 'dataset=["a", "b"]'],
-        ["--config", "limit=64", 'dataset=["c"]'],
-        ["--config", 'dataset=["dtd"]'],
+        ["--config", *sorted([*of_two, 'dataset=["a", "b"]'])],
+        ["--config", 'dataset=["c"]', "limit=64"],
+        ["--config", "dataset=dtd"],
     ]
     given = status._options(["a"], ["seeds=2"], [])
     assert list(given) == [["--config", "seeds=2", 'dataset=["a"]']]
