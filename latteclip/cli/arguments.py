@@ -27,23 +27,22 @@ ALTERNATIVES = (("offline", "answers", "score"),)
 
 def natural(text: str) -> int:
     """Return a whole number of the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(text)
+    if (number := int(text)) < 0:
+        raise ValueError
+    return number
 
 
 def positive(text: str) -> int:
     """Return a whole number of the command line that is not 0."""
     if not (number := natural(text)):
-        raise argparse.ArgumentTypeError("0 is too few")
+        raise ValueError
     return number
 
 
 def share(text: str) -> float:
     """Return a share between 0 and 1 of the command line."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share between 0 and 1")
+    if not 0 < (value := float(text)) < 1:
+        raise ValueError
     return value
 
 

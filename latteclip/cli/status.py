@@ -45,7 +45,7 @@ def status(
     Run it in the folder of the results. Without options, those of a dataset's last run apply.
 
     Args:
-        datasets: keys of datasets (default: all with results, otherwise the configured dataset)
+        datasets: keys of datasets (default: all that were run here, otherwise the configured one)
         config: KEY=VALUE, as snakemake takes it: method=latteclip seeds=5
         estimate: print hours, tokens and disk of the full run instead, estimated from a run with
             limit=N
@@ -57,7 +57,8 @@ def status(
         return
     names = [Path(dataset).name for dataset in datasets]
     if not (names or config or configfile):
-        names = run_options.noted_datasets()
+        noted = run_options.noted_datasets()
+        names = [name for name in noted if Path("results", name).is_dir()]
     jobs: dict[str, Job] = {}  # by their outputs: datasets share some
     for options in _options(names, config, configfile):
         for job in _jobs(options):

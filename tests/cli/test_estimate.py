@@ -51,7 +51,6 @@ def plan(pending=None, **given):
     [
         (SERVER, f"at most {N:,} requests, tokens not known before a limited run"),
         ({**SERVER, "max_images": 20}, "at most 20 requests, tokens not known"),
-        ({**SERVER, "max_images": 9999}, f"at most {N:,} requests"),
         (
             LLAVA,
             f"at most {N:,} requests, about {1216 * N:,} tokens read and {40 * N:,} written",
@@ -74,18 +73,6 @@ def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
     [line] = plan(**given)
     assert "at most 750 requests, about 75,000 tokens read and 1,500 written" in line
     assert "demo_64" in line
-
-
-def test_what_a_run_does_not_write_is_not_asked_for():
-    asking = {"name": "q", "kind": "multiple_choice", **SERVER}
-    labellers = [{"name": "words", "kind": "captions"}, asking]
-    run = Run(layers.defaults(project=None), {**ALONE, "labellers": labellers})
-    assert list(estimate.lines(run.dataset("demo"), [])) == []
-    [line] = plan(pending=["results/demo/labellers/q.parquet"], labellers=labellers)
-    assert "of the labeller q" in line
-    shard = "results/demo/captions/shards/images-1-of-2.parquet"
-    [line] = plan(pending=[shard], labellers=labellers)
-    assert "captions of images" in line
 
 
 # --- what a whole run takes ----------------------------------------------------------------------

@@ -32,26 +32,6 @@ def test_a_failure_leaves_the_old_and_no_rest(tmp_path, kind):
     assert (target / "old").exists() if kind == "folder" else target.read_text() == "old"
 
 
-@pytest.mark.parametrize("old", ["file", "folder", "link to a folder"])
-def test_a_folder_replaces_what_was_there(tmp_path, old):
-    target, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "kept").touch()
-    if old == "file":
-        target.write_text("old")
-    elif old == "folder":
-        target.mkdir()
-        (target / "old").touch()
-    else:
-        target.symlink_to(elsewhere)
-    with replacing(target, overwrite=True) as temporary:
-        temporary.mkdir()
-        (temporary / "new").touch()
-        assert not (target / "new").exists()
-    assert [p.name for p in target.iterdir()] == ["new"]
-    assert (elsewhere / "kept").exists()
-
-
 @pytest.mark.parametrize("old", ["file", "link", "folder", "filled meanwhile"])
 def test_a_folder_replaces_nothing_of_the_user(tmp_path, old):
     target, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"

@@ -136,7 +136,6 @@ BACKBONES = {
         VIT, {**AT_END, "proj_bias": True}, custom_text=True, quick_gelu=True
     ),
     "hf_mean": backbone(VIT, {**HF, "hf_pooler_type": "mean_pooler"}),
-    "hf_cls": backbone(VIT, {**HF, "hf_pooler_type": "cls_pooler"}),
     "coca": backbone(
         {**VIT, "attentional_pool": True, "output_tokens": True},
         {**TEXT, **OWN, "embed_cls": True, "output_tokens": True},
@@ -146,7 +145,6 @@ BACKBONES = {
     "resnet": backbone(
         {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}, AT_END
     ),
-    "efficientnet": backbone(timm_vision("test_efficientnet", "avg"), AT_END),
 }
 
 
