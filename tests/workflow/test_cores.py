@@ -69,11 +69,11 @@ def login_node(checkout, tmp_path, monkeypatch):
     return checkout
 
 
-SLURM = ("--dry-run", "--verbose", "--workflow-profile", "profiles/slurm")
+SLURM = ("--dry-run", "--workflow-profile", "profiles/slurm")
 
 
 def resources_of(run):
-    """The resources of each rule that a verbose dry run plans."""
+    """The resources of each rule that a dry run plans."""
     assert run.returncode == 0, run.stdout
     jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", run.stdout, re.MULTILINE)
     return {
