@@ -89,15 +89,8 @@ def visible() -> dict[str, str]:
     uuids = [uuid for [uuid] in query("uuid")]
     if given is None or not uuids:
         return {uuid: uuid for uuid in uuids}
-    usable = {}
-    for name in map(str.strip, given.split(",")):
-        if name.isdecimal() and int(name) < len(uuids):
-            usable[name] = uuids[int(name)]
-        elif name.startswith(("GPU-", "MIG-")):
-            usable[name] = name
-        else:  # which ends the list for CUDA, too
-            break
-    return usable
+    numbered = {str(number): uuid for number, uuid in enumerate(uuids)}
+    return {name: numbered.get(name, name) for name in map(str.strip, given.split(","))}
 
 
 def free() -> int:

@@ -61,7 +61,6 @@ def job():
     [
         (None, (1, 2), ["GPU-0", "GPU-1,GPU-2"], "GPU-1"),
         ("MIG-4b,GPU-1", (1, 1), ["MIG-4b", "GPU-1"], "GPU-1"),
-        ("1,-1,2", (1,), ["1"], "1"),  # CUDA sees nothing behind a name that is none
     ],
 )
 def test_jobs_side_by_side_share_out_the_gpus_and_leave_them_to_the_next(
