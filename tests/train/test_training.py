@@ -4,15 +4,18 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from support.backbones import CPU, limit_memory
 from support.objectives import SHAPES, Case
-from support.tiny import FINETUNE
+from support.tiny import FINETUNE, ROOT
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.config import layers
 from latteclip.config.keys import FinetuneSection
+from latteclip.config.resolve import Run
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.flyp import Flyp
@@ -126,6 +129,13 @@ def test_one_image_that_does_not_fit_is_one_sentence(monkeypatch):
     limit_memory(monkeypatch, case.clip, 0)
     with pytest.raises(UserError, match=r"clip\.model"):
         take(case, "latteclip")
+
+
+@pytest.mark.parametrize("name", ["study", "ablations"])
+def test_trainings_of_the_paper_compute_in_fp16_as_the_authors(name):
+    given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    run = Run(layers.defaults(project=None), {"dataset": "all", **given})
+    assert {dataset.keys.clip.precision for dataset in run.datasets} == {"fp16"}
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
