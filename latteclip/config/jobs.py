@@ -306,6 +306,7 @@ def candidacy(objective: str) -> Settings:
     return {
         "complexity": registry.complexity(objective),
         "is_default": record.is_default,
+        "follows_answers": record.follows_answers,
         "is_average": record.averages,
     }
 

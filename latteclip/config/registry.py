@@ -67,6 +67,7 @@ class ObjectiveRecord:
     has_text_classifier: bool = False  # only such a classifier can be averaged
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
     is_default: bool = False  # whether its model is taken where nothing votes
+    follows_answers: bool = False  # whether answers and examples change its model
     words: str = "a CLIP that was trained on your images"  # what its model is
 
 
@@ -83,6 +84,7 @@ OBJECTIVES = {
     ),
     "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
+        follows_answers=True,
         words="a classifier of CLIP's features, not trained",
         pseudo_labels=("zero_shot", "zero_shot_adapted", "fused"),
     ),

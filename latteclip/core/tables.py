@@ -184,6 +184,7 @@ class VotesMetadata:
     classnames: list[str]
     votes: str  # in words: captions, class scores, or votes of several labellers
     unfit: str  # why they cannot compare classifiers; "": they can
+    is_taught: bool = False  # whether a person's answers or examples changed the labels
 
 
 @dataclass

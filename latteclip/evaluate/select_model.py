@@ -44,6 +44,7 @@ class Candidate:
     # Among those without training, from 0; None: it was trained.
     complexity: int | None = None
     is_default: bool = False  # whether it is taken where nothing votes
+    follows_answers: bool = False  # whether it is taken there after answers
     is_average: bool = False  # whether its trainings predict the images that they left out
     flags: Sequence[str] = ()  # keys of `core.tables.FLAGS`
     metrics: str = ""
@@ -130,6 +131,8 @@ def select_model(
     flagged = [
         replace(each, flags=read_metrics(each.metrics)["flags"]) for each in candidates
     ]
+    if votes_path and tables.read_metadata(votes_path, VotesMetadata).is_taught:
+        flagged = [replace(each, is_default=each.follows_answers) for each in flagged]
     able = eligible(flagged)
     votes = read_votes(able, votes_path)
     choice = choose(able, votes, read_audit(audit_path) if audit_path else None)

@@ -9,6 +9,7 @@ from latteclip.labels.votes import Floats, Ints
 
 # Trust in images, and votes of a class, that check a confidence, or answers in their place.
 MIN_FITS, MIN_SIZE, MIN_ANSWERS = 0.3, 3.0, 20
+PRIOR_FACTOR = 5.0  # answers that the factor without answers is worth
 
 
 class Confidence:
@@ -22,8 +23,13 @@ class Confidence:
         self.factor = 1.0
         self.share = 0.5
         self.is_checked = bool(model.fits >= MIN_FITS and model.size >= MIN_SIZE)
+        rows, classes = model.known
         if model.texts_alone:
-            self.factor = (1 + model.labellers[0].accuracy) / 2
+            known = model.tables.r[rows]
+            right = (known.argmax(axis=1) == classes).sum()
+            right += PRIOR_FACTOR * (1 + model.labellers[0].accuracy) / 2
+            sure = known.max(axis=1).sum() + PRIOR_FACTOR
+            self.factor = min(1.0, float(right / sure))
             self.share = 1.0
             return
         if not model.images:
@@ -40,7 +46,6 @@ class Confidence:
             sizes = np.array([one.gain * one.has.sum() for one in some])
             right = float(sizes @ [one.accuracy for one in some] / sizes.sum())
             self.share = float(np.clip((right - by_q) / space, 0, 1))
-        rows, classes = model.known
         best = r[rows].argmax(axis=1)
         shares = np.linspace(0, 1, 21)[:, None]
         sure = shares * r[rows, best] + (1 - shares) * q[rows, best]

@@ -40,6 +40,7 @@ from latteclip.labels.votes import NO_VOTE, ZERO_SHOT, Answers, Floats, Ints
 
 log = logging.getLogger(__name__)
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
+ENOUGH_TO_TEACH = 10  # answers and examples, for the choice of a model
 SILENT = Labeller(accuracy=None, identified=False, weight=0.0, answers_needed=0)
 LEAKED = "the captioner was given the zero-shot labels"
 
@@ -131,7 +132,8 @@ def fuse_labels(
     for sentence in report.sentences(known.n):
         log.info("%s", sentence)
     reason = _why_unfit(labellers_files, report)
-    about = VotesMetadata(classnames, report.votes, reason)
+    is_taught = len(report.answers.images) + report.examples >= ENOUGH_TO_TEACH
+    about = VotesMetadata(classnames, report.votes, reason, is_taught)
     _write_votes(votes_output, known, model, has_vote, about)
 
 
@@ -175,7 +177,7 @@ def _write_votes(
 def _why_unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
     """Return why votes cannot compare classifiers, "" where they can."""
     if not labellers:
-        return "nobody but CLIP labels the images"
+        return "there is no labeller beside CLIP"
     for one in labellers:
         if one.kind != "captions":
             continue

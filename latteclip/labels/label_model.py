@@ -22,7 +22,9 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
   Votes that images do not make likelier by 8 nats count for nothing, unless no votes are.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
-- A person's answer replaces r, and exponents of all sources have a normal prior at 1.
+- A person's answer replaces r, and exponents of all sources have a normal prior at 1, worth 200
+  answers. Where texts alone name classes it is worth 20, an answered image counts as three in S_c,
+  and scores are directions from ten answers on: texts may be wrong, and nothing else says so.
 
 **How right a labeller is** cannot be read off the likelihood: where images predict votes well,
 every theta is as likely as theta = 1, to first order. Two halves of the whitened features, rotated
@@ -217,7 +219,8 @@ class LabelModel:
         """Return the model of a sample of the rows, and of these answers."""
         rows = self._sample
         votes = self._dense(rows)
-        clusters = self._texts is not None and len(votes) == 1
+        few = len(given.rows) < FEW
+        clusters = self._texts is not None and len(votes) == 1 and few
         images = [
             ImageClasses(white(one[rows]), self._folds[rows], clusters=clusters)
             for white, one in zip(self._whiteners, self._features, strict=True)

@@ -33,7 +33,12 @@ ROUNDS, STEPS = 6, 3  # of learning images, and of learning the rest in between
 PRIOR = 6.0  # prior votes of each class
 SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
-PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
+# Answers that the prior of the exponents is worth, and without votes beside class texts.
+PRIOR_ANSWERS, PRIOR_ANSWERS_TEXTS = 200.0, 20.0
+ANSWERED = (
+    3.0  # other images that an answered one is worth there, where classes are learned
+)
+TAUGHT = 2  # answers of a class, on average, from which images learn without any vote
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
 EVIDENCE = 8.0  # nats by which images make votes likelier, at least, to count
@@ -149,9 +154,11 @@ class Posterior:
             texts.gain *= texts.accuracy**2
             texts.replaced = 1 - texts.accuracy
         seen = seen or believed
-        if not seen:  # images predict no votes
-            self.trust = self.fits = self.size = 0.0
-            self.is_blind = True
+        if not seen:  # images predict no votes, and may learn from answers alone
+            self.is_blind = len(self.answers.rows) < TAUGHT * self.n_classes
+            self.size = 0.0 if self.is_blind else _size(self.answers.shares)
+            self.trust = self.size / (self.size + 2)
+            self.fits = float(not self.is_blind)
             self.rho = np.eye(len(self.labellers) + 1)
             return
         share = np.array([one.gain for one in seen])
@@ -204,9 +211,7 @@ class Posterior:
         vote = one.first[has]
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.tells = found - blind > EVIDENCE
-        counts = given.sum(axis=0)
-        counts = counts[counts >= 0.5]
-        one.size = float(np.exp(np.log(counts).mean())) if len(counts) else 1.0
+        one.size = _size(given)
         halves = []
         for view in views:
             view.learn(votes)
@@ -230,8 +235,11 @@ class Posterior:
         return self._of_named(log(shares) / 2)
 
     def _scores(self, r: Floats) -> list[Floats]:
+        weights = np.ones(len(r), dtype=np.float32)
+        if self.texts_alone:
+            weights[self.answers.rows] = ANSWERED
         for one in self.images:
-            one.learn(r)
+            one.learn(weights[:, None] * r)
         return [one.scores() for one in self.images]
 
     @property
@@ -313,7 +321,7 @@ class Posterior:
                 0.0,
                 self.exponents,
                 centre=1.0,
-                precision=PRIOR_ANSWERS,
+                precision=PRIOR_ANSWERS_TEXTS if self.texts_alone else PRIOR_ANSWERS,
             )
             self.tables = self._tables(scores, self.given)
         self.r = self.put(self.tables.r)
@@ -391,6 +399,13 @@ class Posterior:
                     size = np.sqrt(max(np.vdot(a, a) * np.vdot(b, b), TINY))
                     rho[i, j] = rho[j, i] = max(0.0, np.vdot(a, b) / size)
         return rho
+
+
+def _size(shares: Floats) -> float:
+    """Return the geometric mean of the images of the classes that have some, by shares [n, C]."""
+    counts = shares.sum(axis=0)
+    counts = counts[counts >= 0.5]
+    return float(np.exp(np.log(counts).mean())) if len(counts) else 1.0
 
 
 def decided(table: Floats, rows: Ints, shares: Floats) -> Floats:

@@ -113,6 +113,13 @@ def test_answers_choose(results):
     assert "A person's answers" in found["reason"]
 
 
+@pytest.mark.parametrize("is_taught", [False, True])
+def test_without_labellers_the_classifier_that_follows_answers_is_taken(results, is_taught):
+    results.write_votes(np.zeros((0, C)), unfit="no labeller", is_taught=is_taught)
+    _, weights = results.select()
+    assert weights == f"of {'image_prototypes' if is_taught else 'zero_shot_adapted'}"
+
+
 @pytest.mark.parametrize("acc1", [None, 1.0])
 def test_accuracies_have_no_part_in_the_choice(results, tmp_path, acc1):
     known = results.select()

@@ -104,7 +104,7 @@ def test_without_labellers_class_texts_and_images_label(dataset):
     assert dataset.right(columns["fused_label"]) >= zero_shot
     assert columns["labeller_labels"] == [[]] * len(dataset.true)
     votes, about = dataset.votes()
-    assert report.voting == len(votes) == 0 and about.unfit
+    assert report.voting == len(votes) == 0 and about.unfit and not about.is_taught
 
 
 # --- the adapted classifier ----------------------------------------------------------------------
@@ -400,7 +400,7 @@ def test_examples_beat_zero_shot_and_are_in_no_table(shown):
     after, report = dataset.run(examples=write())
     assert dataset.right(after["fused_label"]) > dataset.right(before["fused_label"]) + 0.03
     assert after["adapted_label"] == before["adapted_label"]
-    assert report.examples == C * SHOTS
+    assert report.examples == C * SHOTS and dataset.votes()[1].is_taught
     _, report = dataset.run(examples=write(), answers=answers)
     assert len(report.answers.images) == 40 and report.answers.checked.right.n == 20
     with pytest.raises(UserError, match=r"examples\.parquet"):

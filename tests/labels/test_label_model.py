@@ -294,6 +294,16 @@ def test_answers_do_not_harm_the_labels_of_others(noise, n):
     assert np.mean(harm) <= 0.003
 
 
+@pytest.mark.parametrize("n", [60, 240])
+def test_answers_win_over_class_texts_that_are_wrong(n):
+    planted = Planted(noise=0.3, texts=5.0)
+    rows = planted.rng.permutation(len(planted.truth))[:n]
+    others = np.setdiff1d(np.arange(len(planted.truth)), rows)
+    model = planted.fit({}, planted.texts, planted.answers(rows))
+    right = planted.right(model.labels_, others)
+    assert right > 0.8 and abs(model.confidence_[others].mean() - right) < 0.1
+
+
 def test_answers_alone_label_the_others():
     planted = Planted()
     model = planted.fit({}, answers={row: int(planted.truth[row]) for row in range(40)})
