@@ -4,9 +4,10 @@
 
 reads what a run of `image_prototypes` left of a dataset whose labels are known, spoils votes or
 draws some of the training images, and labels them again. True labels only score. Shares of right
-labels of training images, and after the stroke of right predictions on the test split, in percent.
-Means and standard deviations over the seeds. What is not spoiled is in another order for each of
-them, which the folds of the label model follow.
+labels of training images, then of right predictions on the test split, in percent, then the mean
+confidence of the labels minus the share of right ones, in points. Means and standard deviations
+over the seeds. What is not spoiled is in another order for each of them, which the folds of the
+label model follow.
 """
 
 import argparse
@@ -29,7 +30,8 @@ from latteclip.labels.label_model import LabelModel
 from latteclip.labels.votes import Votes
 
 Ints = npt.NDArray[np.int_]
-Scored = tuple[float, float | None]  # right labels, right predictions, percent
+# Right labels and right predictions, percent, and confidence minus right labels.
+Scored = tuple[float, float | None, float | None]
 Change = Callable[["Data", np.random.Generator], "Data"]
 
 
@@ -76,11 +78,12 @@ class Data:
         return data
 
     def scored(self, labels: Any, model: LabelModel | None = None) -> Scored:
-        """Return percentages of right labels, and of right predictions of test images."""
+        """Return what labels are worth, and the model that gave them, if there is one."""
         right = 100 * float((labels == self.labels).mean())
         if model is None:
-            return right, None
-        return right, 100 * float((model.predict(self.test) == self.test_labels).mean())
+            return right, None, None
+        tested = 100 * float((model.predict(self.test) == self.test_labels).mean())
+        return right, tested, 100 * float(model.confidence_.mean()) - right
 
 
 def shuffled(data: Data, rng: np.random.Generator) -> Data:
@@ -143,7 +146,7 @@ def rows_of(data: Data) -> dict[str, Scored]:
 
 
 def cell(found: list[Scored]) -> str:
-    """Return labels / test, each a mean with its deviation."""
+    """Return labels / test / excess of confidence, each a mean with its deviation."""
     parts = []
     for column in zip(*found, strict=True):
         known = [value for value in column if value is not None]
