@@ -152,7 +152,7 @@ class TeachingSession(QuestionSession):
         return (
             "The labels learn from every ten answers. The last half of the questions are about "
             f"images drawn at random, which check the labels: {counted(n, 'answer')} so far. "
-            f"{MIN_ANSWERS} of them that name a class or none give the share of right labels."
+            f"The share of right labels takes {MIN_ANSWERS} that name a class or none."
         )
 
     def result(self) -> dict[str, Any]:
