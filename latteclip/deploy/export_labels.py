@@ -34,9 +34,7 @@ LABEL_STUDIO = (
     "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/."
 )
 # Suffixes that `torchvision.datasets.ImageFolder` looks for. It silently ignores others.
-READ_BY_TORCHVISION = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
-)
+BY_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 QUALITY = 95  # quality of the JPEG that an image is converted to
 # Not in a file name: separators, what Windows refuses, control characters, dots that hide or lead
 # out of the folder.
@@ -182,7 +180,7 @@ def _write_image(path: str, target: Path) -> None:
         )
     if shard_member(path):
         target.write_bytes(read_image(path))
-    elif Path(path).suffix.lower() in READ_BY_TORCHVISION:
+    elif Path(path).suffix.lower() in BY_TORCHVISION:
         target.symlink_to(Path(path).absolute())
     else:  # the converted image is upright and in RGB
         open_rgb(path).save(target, quality=QUALITY, subsampling=0)
@@ -195,7 +193,7 @@ def _file_name(row: Mapping[str, Any]) -> str:
         file = io.BytesIO(read_image(row["path"]))
         with Image.open(file, formats=FORMATS) as image:
             return f"{PurePath(row['image_id']).stem}.{str(image.format).lower()}"
-    is_read = path.suffix.lower() in READ_BY_TORCHVISION
+    is_read = path.suffix.lower() in BY_TORCHVISION
     return path.name if is_read else path.with_suffix(".jpg").name
 
 

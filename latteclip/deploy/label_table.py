@@ -74,12 +74,10 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
     calibration = _calibration(report.answers.checked)
     answers = report.answers.images
-    answered = pc.index_in(ids, pa.array(list(answers), pa.string()))  # null: no answer
+    rows = pc.index_in(ids, pa.array(list(answers), pa.string()))  # null: no answer
     number: dict[str | None, int] = {name: n for n, name in enumerate(classnames)}
     classes = pa.array([number.get(name) for name in answers.values()], pa.int32())
-    of_answers = pc.if_else(
-        pc.is_valid(answered), classes.take(answered), labels["fused_label"]
-    )
+    of_answers = pc.if_else(pc.is_valid(rows), classes.take(rows), labels["fused_label"])
     probability = labels["fused_confidence"].to_numpy().astype(np.float64)
     if calibration is not None:
         probability = calibration(probability)
@@ -98,7 +96,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         "image_id": ids,
         "path": _places(folder, column("images.parquet", tables.IMAGES, "path")),
         "label": named(of_answers),
-        "answered": pc.fill_null(names.take(classes), WORDS[NONE]).take(answered),
+        "answered": pc.fill_null(names.take(classes), WORDS[NONE]).take(rows),
         "fused_label": named(labels["fused_label"]),  # the label that the workflow chose
         "probability": probability.astype(np.float32),  # of `fused_label`
         "zero_shot": named(zero_shot),
