@@ -313,8 +313,11 @@ def write_csv(output: str | None, schema: pa.Schema, rows: Iterator[list[Any]]) 
             return tables.write_csv(file, schema.names, rows)
     if isinstance(sys.stdout, io.TextIOWrapper):  # it takes any path as the system gave it
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    if sys.stdout.isatty():  # control characters in file names would steer it
-        rows = ([printable(path), *others] for path, *others in rows)
+    if sys.stdout.isatty():  # control characters in names would steer it
+        rows = (
+            [printable(cell) if isinstance(cell, str) else cell for cell in row]
+            for row in rows
+        )
     return tables.write_csv(sys.stdout, schema.names, rows)
 
 

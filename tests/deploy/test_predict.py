@@ -205,7 +205,7 @@ def test_words_that_name_nothing_are_refused(tree, word):
 def test_a_terminal_gets_no_control_characters(monkeypatch):
     """But a file and a pipe get the names as they are."""
     name = "a\x1b]0;title\x07.png"
-    row = predict.Prediction(name, [0], ["dots"], [0.5], [0.9]).cells()
+    row = predict.Prediction(name, [0], ["d\x07ots"], [0.5], [0.9]).cells()
     columns = predict.columns(1, unknown=False, abstain=False)
     reading, writing_end = os.openpty()
     with os.fdopen(writing_end, "w") as terminal, monkeypatch.context() as patched:
@@ -216,8 +216,8 @@ def test_a_terminal_gets_no_control_characters(monkeypatch):
         while part := os.read(reading, 10_000):
             said += part.decode()
     os.close(reading)
-    assert r"a\x1b]0;title\x07.png,dots,0.900000,0.500000" in said
-    assert "\x1b" not in said
+    assert r"a\x1b]0;title\x07.png,d\x07ots,0.900000,0.500000" in said
+    assert "\x1b" not in said and "\x07" not in said
     pipe = io.StringIO()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", pipe)
