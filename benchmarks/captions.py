@@ -312,7 +312,8 @@ def marked(picture: Image.Image, number: int) -> Image.Image:
 
 
 def fix_length(scorer: Any) -> None:
-    """Let captions have CAPTION_TOKENS tokens, whatever the model would have written."""
+    """Let captions have CAPTION_TOKENS tokens and choices begin with a letter."""
+    scorer._tokens.text = lambda token: "A"
     if isinstance(scorer, VllmEngine):
         scorer._sampling.max_tokens = scorer._sampling.min_tokens = CAPTION_TOKENS
         scorer._sampling.ignore_eos = True

@@ -206,12 +206,11 @@ def make_captions(place: Place) -> Work:
     import numpy as np
     import pyarrow as pa
 
-    from latteclip.captions.answers import CaptionsMetadata
-    from latteclip.captions.pictures import Layout
+    from latteclip.captions.answers import AnswersMetadata
     from latteclip.captions.questions import shard_of
     from latteclip.core import tables
 
-    metadata = CaptionsMetadata(model="none", prompt="?", layout=Layout())
+    metadata = AnswersMetadata(model="none")
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=False)
     rng = np.random.default_rng(1)
     labels = _classes(place, len(index))
@@ -226,12 +225,8 @@ def make_captions(place: Place) -> Work:
     def write_captions(path: str, names: list[str]) -> None:
         n = len(names)
         columns = empty(tables.CAPTIONS, n) | {"id": names, "members": [[x] for x in names]}
-        columns |= {
-            "prompt": ["?"] * n,
-            "finish_reason": ["stop"] * n,
-            "n_tokens": [20] * n,
-        }
-        columns |= {"attempts": [1] * n, "caption": list(itertools.islice(texts, n))}
+        columns |= {"prompt": ["?"] * n, "finish_reason": ["stop"] * n}
+        columns |= {"caption": list(itertools.islice(texts, n))}
         tables.write(path, columns, tables.CAPTIONS, metadata)
 
     texts = _captions(place)

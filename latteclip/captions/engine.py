@@ -2,19 +2,25 @@
 
 import importlib
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from latteclip.captions.pictures import Layout
-from latteclip.captions.questions import Request
+from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import AUTO, CaptionerSection
 from latteclip.config.registry import ENGINES
+from latteclip.core.terminal import one_line
 
 LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
 OVERVIEW = 336  # side of the square that LLaVA-1.6 sees of a whole image, pixels
+MAX_TEXT = 2**20  # characters of an answer, at most
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def square(captioner: CaptionerSection) -> int | None:
@@ -36,69 +42,54 @@ def at_once(captioner: CaptionerSection, usual: int) -> int:
 
 
 def loads_model(captioner: CaptionerSection) -> bool:
-    """Return whether this process loads the model; a server is sent pictures as URLs."""
+    """Return whether this process loads the model, and no server has it."""
     return ENGINES[captioner.engine].loads_model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"strict": True})
 class Response:
-    """An answer to a request, as the model wrote it."""
+    """An answer to a request. ValueError: a model or server cannot have written it."""
 
-    text: str
-    finish_reason: str  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
-    n_tokens: int | None
+    text: Text
+    finish_reason: Text  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
+    n_tokens: Tokens | None
+    n_read: Tokens | None = None  # tokens of the request, pictures included
     error: str | None = None  # why there is no text; such an answer is not cached
-    n_read: int | None = None  # tokens of the request, pictures included
-    engine: str = ""  # name of the engine, of a cached answer
-    date: str = ""  # date of a cached answer, UTC
-    digest: str | None = None  # digest of the request; None where nothing was asked
     is_refused: bool = False  # whether a server refuses this request, which is no failure
 
 
-def failed(error: str, *, is_refused: bool = False) -> Response:
+def failed(reason: object, *, is_refused: bool = False) -> Response:
     """Return the answer to a request that could not be answered."""
-    return Response("", "error", None, error, is_refused=is_refused)
+    return Response("", "error", None, error=one_line(reason), is_refused=is_refused)
 
 
-@dataclass(frozen=True)
-class ChoiceScores:
-    """Natural log-probabilities of the choices of a request, in their order.
+def scored(
+    choices: Choices,
+    rows: Sequence[Sequence[float]],
+    first: Sequence[str] = (),
+    n_tokens: int | None = None,
+    n_read: int | None = None,
+) -> Response:
+    """Return natural log-probabilities of choices as an answer, whose text `scores_of` reads.
 
-    A row for each prompt: one of likelihoods, one for each order of the options.
+    There is a row of likelihoods, or a row for each order of the options. In multiple choice,
+    `first` are the most likely first tokens of the orders.
     """
-
-    log_probabilities: tuple[tuple[float, ...], ...]
-    # In multiple choice, the most likely first token of each order; of decisions the choice.
-    first: tuple[str, ...] = ()
-
-    def as_answer(self, n_tokens: int | None, n_read: int | None = None) -> Response:
-        """Return the scores as JSON; an error where one of them is not a number."""
-        rows = self.log_probabilities
-        if any(math.isnan(value) for row in rows for value in row):
-            return failed(
-                "the model's log-probabilities are not numbers; set captioner.dtype to bfloat16 or "
-                "float32"
-            )
-        # JSON has no word for minus infinity.
-        numbers = [list(map(_as_json_number, row)) for row in rows]
-        text = json.dumps(
-            {"log_probabilities": numbers, "first": self.first}, ensure_ascii=False
+    for token in first:
+        if token.removeprefix(" ") not in choices.texts:
+            return failed(f"the answer begins with {token!r}, which is none of the letters")
+    if np.isnan(rows).any() or (choices.by_letters and not np.isfinite(rows).all()):
+        return failed(
+            "the model's log-probabilities are not numbers; set captioner.dtype to bfloat16 or "
+            "float32"
         )
-        return Response(text, "scores", n_tokens, n_read=n_read)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read the text of an answer."""
-        values = json.loads(text)
-        rows = []
-        for row in values["log_probabilities"]:
-            rows.append(tuple(-math.inf if value is None else value for value in row))
-        return cls(tuple(rows), tuple(values["first"]))
+    return Response(json.dumps(rows), "scores", n_tokens, n_read)
 
 
-def _as_json_number(value: float) -> float | None:
-    """Return a number with six digits after the point, or None for an infinite one."""
-    return round(value, 6) if math.isfinite(value) else None
+def scores_of(answer: Response) -> list[list[float]]:
+    """Return the log-probabilities of `scored`; perhaps -inf."""
+    rows: list[list[float]] = json.loads(answer.text)
+    return rows
 
 
 def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
@@ -112,7 +103,7 @@ class Engine(Protocol):
     version: str
 
     def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
-        """Yield each request with its answer: words, or `ChoiceScores.as_answer` of its choices.
+        """Yield each request with its answer: words, or `scored` choices.
 
         Answers come in any order, and requests are taken as there is room for them. A request that
         cannot be answered gets an answer with an error.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from latteclip.core.errors import UserError
-from latteclip.data.images import open_rgb, read_bytes
+from latteclip.data.images import checksum, open_rgb, read_bytes
 
 GAP = 20 / 672  # between the cells of a grid, of its side: as in the paper's code
 
@@ -26,15 +26,18 @@ class Layout:
     square: int | None = None
 
 
-def read_image(path: str) -> bytes:
-    """Return the bytes of an image."""
+def read_image(path: str, wanted: bytes | None = None) -> bytes:
+    """Return the bytes of an image, of the wanted checksum."""
     try:
-        return read_bytes(path)
+        content = read_bytes(path)
+        if wanted not in (None, checksum(content)):
+            raise ValueError("it is another image than the index has")
     except (OSError, ValueError) as error:
         raise UserError(
             f"Image {path} cannot be read ({error}); put it back, or index the images again "
             "(snakemake -R index_images)."
         ) from None
+    return content
 
 
 def pictures_of(

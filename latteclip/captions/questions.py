@@ -4,19 +4,16 @@ Imports no torch at its beginning: worker processes start in a fraction of a sec
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from latteclip.captions.groups import SEED, draw_groups
-from latteclip.captions.pictures import Layout
-from latteclip.config.keys import GroupsSection
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
@@ -24,6 +21,9 @@ from latteclip.core.files import digest
 
 if TYPE_CHECKING:
     from latteclip.clip.classifier import Classifier
+
+GROUP_SIZE = 4
+SEED = 0  # of the groups
 
 
 @dataclass(frozen=True)
@@ -48,131 +48,130 @@ class Request:
     """Pictures and a prompt about them."""
 
     key: int  # the row
-    pictures: Sequence[Image.Image | str]  # RGB, or data URLs for a server
-    prompt: str  # the prompt of this attempt
+    pictures: Sequence[Image.Image]  # RGB
+    prompt: str
     choices: Choices | None = None  # None: an answer in words is wanted
-    paths: Sequence[str] = ()  # paths of the images, until their pictures are made
+    # Of the image files, of which the pictures are made.
+    paths: Sequence[str] = ()
+    checksums: Sequence[bytes] = ()
     digest: str = ""  # key of its cached answer
-    is_asked: bool = True  # False: an answer counts only if it is in the cache
-
-
-@dataclass(frozen=True)
-class Files:
-    """Files of the dataset that questions are made of."""
-
-    images: str
-    pseudo_labels: str | None
-    classifier: str | None = None  # decides which images come first
-    answers: str | None = None  # a person's answers
 
 
 @dataclass(frozen=True)
 class Questions:
     """The R rows (images or groups) of a table, in columns: a million rows must fit."""
 
-    ids: Sequence[str]  # R
-    members: np.ndarray  # int [R, images of a request], indices of images
     images: pa.Table  # the index of the N training images
     classnames: Sequence[str]
-    labels: Sequence[int] | None  # R, of groups
-    prompts: Callable[[int], str]  # the prompt of a row
-    layout: Layout
-    order: Sequence[int]  # rows that get an answer, the first one first
-    answered: Collection[int]  # rows that a person answered, of which no model is asked
+    rows: np.ndarray  # int [R], the image that a row is about or was drawn for
+    members: np.ndarray  # int [R, images of a request]
+    labels: Sequence[int]  # N pseudo-labels; empty where the prompt names none
+    prompt: str  # {} is the pseudo-label
+    order: Sequence[int]  # rows to ask about, the first one first
+    # Rows that get an answer: those, and what a person answered if a model did before.
+    wanted: Collection[int]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
+
+    def id_of(self, row: int) -> str:
+        return str(self.images["image_id"][int(self.rows[row])].as_py())
 
     def member_ids(self, row: int) -> list[str]:
-        """Return the image_ids in the picture of a row."""
-        return [self.images["image_id"][int(i)].as_py() for i in self.members[row]]
+        return self._of_members(row, "image_id")
 
-    def paths_of(self, row: int) -> list[str]:
-        return [self.images["path"][int(i)].as_py() for i in self.members[row]]
+    def prompt_of(self, row: int) -> str:
+        if not self.labels:
+            return self.prompt
+        return fill(self.prompt, self.classnames[self.labels[self.rows[row]]])
 
-    def content_of(self, row: int) -> str:
-        """Return what the first image of a row is known by, wherever its file is moved."""
-        checksum = self.images["checksum"][int(self.members[row, 0])].as_py()
-        return self.member_ids(row)[0] if checksum is None else str(checksum.hex())
+    def request(self, row: int, prompt: str, choices: Choices | None = None) -> Request:
+        """Return a request about the images of a row, without its pictures."""
+        paths, checksums = (self._of_members(row, name) for name in ("path", "checksum"))
+        return Request(row, (), prompt, choices, paths, checksums)
+
+    def _of_members(self, row: int, column: str) -> list[Any]:
+        return [self.images[column][int(image)].as_py() for image in self.members[row]]
 
 
 def questions_about(
-    files: Files,
-    prompt: str,
-    layout: Layout,  # the layout of one image
+    images_path: str,
+    pseudo_labels_path: str | None,
     shard: str,
-    groups: GroupsSection | None = None,
+    *,
+    prompt: str = "",
+    are_groups: bool = False,
     max_images: int | None = None,  # None: all are asked about
+    classifier_path: str | None = None,  # decides which images come first
+    answers_path: str | None = None,  # a person's answers
 ) -> Questions:
     """Return one question about each image, or each group, of a shard without the test split."""
-    table, classnames = tables.read_unlabelled(files.images, training=True)
+    table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
     labels: list[int] = []
-    if groups or PLACE in prompt:
-        if files.pseudo_labels is None:
+    if are_groups or PLACE in prompt:
+        if pseudo_labels_path is None:
             raise UserError(
                 f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
             )
-        schema = tables.PSEUDO_LABELS
         labels = tables.lookup(
-            files.pseudo_labels, schema, "image_id", "pseudo_label", image_ids
+            pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
         )
     members = np.arange(len(image_ids))[:, None]
-    if groups:  # drawn over the whole dataset in every shard, so that shards agree
-        members = np.array(list(draw_groups(image_ids, labels, SEED).values()))
-        layout = Layout(groups.canvas, square=layout.square)
+    if are_groups:  # drawn over the whole dataset in every shard, so that shards agree
+        members = draw_groups(image_ids, labels)
     number, of = map(int, shard.split("/"))
-    rows = [i for i, name in enumerate(image_ids) if shard_of(name, of) == number]
+    rows = np.flatnonzero([shard_of(name, of) == number for name in image_ids])
     order: Sequence[int] = range(len(rows))
-    answered: set[int] = set()
-    if max_images is not None:
-        row_of = {image: row for row, image in enumerate(rows)}
-        is_answered = _is_answered(files, table, classnames)
-        chosen = _by_doubt(files, table, classnames)
+    wanted: Collection[int] = order
+    if max_images is not None:  # every shard orders the whole dataset, so that shards agree
+        is_answered = _answered(table, classnames, answers_path)
+        chosen = _by_doubt(table, classnames, pseudo_labels_path, classifier_path)
         chosen = chosen[~is_answered[chosen]][:max_images]
-        first, last = (
-            [row_of[image] for image in images if image in row_of]
-            for images in (chosen, np.flatnonzero(is_answered))
-        )
-        order, answered = [*first, *last], set(last)
-    filled = [fill(prompt, classname) for classname in classnames]
+        row_of = {image: row for row, image in enumerate(rows.tolist())}
+        order = [row_of[image] for image in chosen.tolist() if image in row_of]
+        wanted = {*order, *np.flatnonzero(is_answered[rows]).tolist()}
     return Questions(
-        ids=[image_ids[i] for i in rows],
-        members=members[rows],
         images=table,
         classnames=classnames,
-        labels=[labels[i] for i in rows] if groups else None,
-        prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
-        layout=layout,
+        rows=rows,
+        members=members[rows],
+        labels=labels,
+        prompt=prompt,
         order=order,
-        answered=answered,
+        wanted=wanted,
     )
 
 
-def _by_doubt(files: Files, table: pa.Table, classnames: Sequence[str]) -> np.ndarray:
+def _by_doubt(
+    table: pa.Table,
+    classnames: Sequence[str],
+    pseudo_labels_path: str | None,
+    classifier_path: str | None,
+) -> np.ndarray:
     """Return the N images, those with the least certain label by the classifier first.
 
-    Without a classifier, the order is random. Every shard orders the whole dataset, so that shards
-    agree.
+    Without a classifier, the order is random.
     """
     ids = table["image_id"]
-    if files.classifier is None or files.pseudo_labels is None:
-        keys = [digest("ask", name) for name in ids.to_pylist()]
-        return np.argsort(keys)
+    if classifier_path is None or pseudo_labels_path is None:
+        return np.argsort([digest("ask", name) for name in ids.to_pylist()])
     from latteclip.clip.classifier import load_classifier
 
-    classifier, _ = load_classifier(files.classifier, classnames=classnames)
-    _, margins = best_classes(files.pseudo_labels, ids, classifier, 1)
+    classifier, _ = load_classifier(classifier_path, classnames=classnames)
+    _, margins = best_classes(pseudo_labels_path, ids, classifier, 1)
     return np.argsort(margins, kind="stable")
 
 
-def _is_answered(files: Files, table: pa.Table, classnames: Sequence[str]) -> np.ndarray:
+def _answered(
+    table: pa.Table, classnames: Sequence[str], answers_path: str | None
+) -> np.ndarray:
     """Return which of the N images a person answered: bool [N]."""
-    if files.answers is None or not Path(files.answers).is_file():
+    if answers_path is None:
         return np.zeros(len(table), bool)
     from latteclip.labels.answers import UNSURE, teaching_schema
 
-    saved = teaching_schema("the dataset", classnames, table).read(Path(files.answers))
+    saved = teaching_schema("the dataset", classnames, table).read(Path(answers_path))
     known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
     found: np.ndarray = pc.is_in(table["image_id"], pa.array(known, pa.string())).to_numpy()
     return found
@@ -182,26 +181,54 @@ def best_classes(
     pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: "Classifier", k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the K best classes int32 [N, K] of N images, and how much better the first is [N]."""
-    import torch
+    from latteclip.clip.classifier import classify
+    from latteclip.labels.features import read_features
 
-    from latteclip.clip.classifier import ROWS, classify
-
-    ids = []
-    classes = []
-    margins = []
-    columns = ["image_id", "image_features"]
-    for piece in tables.read_pieces(
-        pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS
-    ):
-        features = torch.from_numpy(tables.from_list_column(piece["image_features"]).copy())
-        best, scores = classify(features, classifier, max(k, 2))
-        ids += piece["image_id"].chunks
-        classes.append(best[:, :k].int().numpy())
-        margins.append((scores[:, 0] - scores[:, 1]).numpy())
-    rows = tables.find_rows(image_ids, pa.chunked_array(ids), pseudo_labels_path)
-    return np.concatenate(classes)[rows], np.concatenate(margins)[rows]
+    features = read_features(pseudo_labels_path, image_ids)
+    best, scores = classify(features, classifier, max(k, 2))
+    return best[:, :k].int().numpy(), (scores[:, 0] - scores[:, 1]).numpy()
 
 
 def shard_of(row_id: str, of: int) -> int:
     """Return the shard of a row, from 1 to `of`, which does not depend on other rows."""
     return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of
+
+
+def draw_groups(image_ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
+    """Draw four images of its class for every image, at random (LatteCLIP, section 3.2).
+
+    There are four random circular orders of the class's n images. Each of the four drawn images is
+    the next one in one of these orders. So every image is drawn about four times. An image that is
+    added to the class later changes only the few groups in which it takes its place. Of fewer than
+    four images, members are drawn with replacement. Returns the indices of the members, [N, 4].
+    """
+    keys = np.array([_keys(image_id) for image_id in image_ids])  # [N, 4]
+    groups = np.empty_like(keys)
+    classes = np.array(labels)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        groups[members] = members[_of_class(keys[members])]
+    return groups
+
+
+def _keys(image_id: str) -> list[int]:
+    """Return four random numbers that depend on nothing but the arguments."""
+    state = hashlib.sha256(f"{SEED} {image_id}".encode()).digest()
+    return [int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE)]
+
+
+def _of_class(keys: np.ndarray) -> np.ndarray:
+    """Return four images for each of n: int [n, 4]. Column k of the keys sorts the k-th order."""
+    n = len(keys)
+    if n < GROUP_SIZE:
+        return keys % n
+    orders = np.argsort(keys, axis=0, kind="stable")  # [n, 4]: the image at each place
+    places = np.argsort(orders, axis=0)  # [n, 4]: the place of each image
+    groups = np.empty((n, GROUP_SIZE), np.int64)
+    for turn in range(GROUP_SIZE):
+        step = np.ones(n, np.int64)
+        for _ in range(turn + 1):  # until the image is none of the earlier ones
+            drawn = orders[(places[:, turn] + step) % n, turn]
+            step += (groups[:, :turn] == drawn[:, None]).any(axis=1)
+        groups[:, turn] = drawn
+    return groups

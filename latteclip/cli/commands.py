@@ -11,7 +11,6 @@ from typing import Literal
 COMMANDS = {  # users' commands: the modules of their functions, in the order of the help
     "workflow": __name__,
     "datasets": "latteclip.data.download_dataset",
-    "captions": "latteclip.captions.caption",
     "labels": __name__,
     "teach": "latteclip.audit.teach",
     "classes": "latteclip.discover.classes",

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latteclip.captions.answers import read_metadata
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import LLAVA_NEXT, OVERVIEW, square
 from latteclip.config import layers, resources
 from latteclip.config.keys import Config, FinetuneSection
@@ -94,7 +94,7 @@ def _tokens(asking: Asking) -> tuple[float, float, str] | None:
     limited = RESULTS.glob(f"{dataset.whole}_*")
     for folder in (RESULTS / dataset.name, *sorted(limited, key=_limit, reverse=True)):
         if (folder / asking.table).is_file():
-            used = read_metadata(folder / asking.table)
+            used = tables.read_metadata(folder / asking.table, AnswersMetadata)
             if (n := used.requests) and used.model == captioner.model:
                 return used.tokens_read / n, used.tokens_written / n, f"as in {folder}"
     is_llava = LLAVA_NEXT.search(captioner.model) is not None

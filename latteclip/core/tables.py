@@ -55,14 +55,10 @@ PSEUDO_LABELS = _schema(
 CAPTIONS = _schema(
     id=pa.string(),  # the image_id; of a group, that of the image it was drawn for
     members=pa.list_(pa.string()),  # the image_ids in the picture
-    pseudo_label=pa.int32(),  # label of a group; null for an image
     prompt=pa.string(),
     caption=pa.string(),  # empty where the model wrote nothing, or was not reached or asked
-    finish_reason=pa.string(),  # stop, length (cut), error or, beyond a budget, not asked
-    n_tokens=pa.int32(),  # null where the engine does not say
-    attempts=pa.int8(),  # 2 where the first answer was empty or cut, 0 beyond a budget
+    finish_reason=pa.string(),  # stop, length (cut), error or, beyond max_images, not asked
     error=pa.string(),  # why there is no answer
-    digest=pa.string(),  # digest of the request, see latteclip.captions.answers
 )
 FUSED_LABELS = _schema(
     image_id=pa.string(),  # id of a training image
@@ -105,7 +101,6 @@ CLASS_SCORES = _schema(
     log_probabilities=pa.list_(pa.float32()),
     none=pa.float32(),  # log-probability of "none of these"; null where that was no option
     error=pa.string(),  # why there are no scores, though they were asked for
-    digest=pa.string(),  # digest of the request; null where none was made
 )
 PREDICTIONS = _schema(
     image_id=pa.string(),

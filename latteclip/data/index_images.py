@@ -31,6 +31,7 @@ from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.data import find_duplicates, folder_files
 from latteclip.data import images as image_files
+from latteclip.data.images import checksum
 from latteclip.data.splits import Item, Split, draw, read_split
 from latteclip.data.workers import Workers
 
@@ -167,11 +168,6 @@ def _check(
             f"{folder} has no usable image in the split {missing.pop()}; add some, or sort the "
             "images into the folders train and test."
         )
-
-
-def checksum(content: bytes) -> bytes:
-    """Return the checksum of a file's bytes, by which answers know an image."""
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def decode(path: str) -> Decoded:

@@ -11,8 +11,9 @@ from platform import python_version
 from typing import Any
 
 from latteclip import __version__
-from latteclip.captions.answers import AnswersMetadata, read_metadata
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.core import files
+from latteclip.core.tables import read_metadata
 
 log = logging.getLogger(__name__)
 PACKAGES = (
@@ -79,5 +80,5 @@ def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
     of_labellers = sorted((folder / files.LABELLERS).glob("*.parquet"))
     for path in (*(folder / table for table in files.TABLES.values()), *of_labellers):
-        if path.is_file() and (answers := read_metadata(path)).requests:
+        if path.is_file() and (answers := read_metadata(path, AnswersMetadata)).requests:
             yield path.relative_to(folder).as_posix(), answers

@@ -1,7 +1,5 @@
 """Class scores by a decision model: what is asked, which images, and what is stored."""
 
-import base64
-import io
 import json
 import math
 
@@ -11,9 +9,8 @@ from PIL import Image
 from support.scoring import DECISIONS, N, ScoredDataset
 from support.servers import DecisionServer, decide
 
-from latteclip.captions.answers import ScoresMetadata
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.core import tables
-from latteclip.core.tables import IndexMetadata
 
 ENGINE = {
     "engine": "decisions",
@@ -28,7 +25,7 @@ def decisions_of(scored, **changes):
 
 
 def metadata(scored):
-    return tables.read_metadata(scored.output, ScoresMetadata)
+    return tables.read_metadata(scored.output, AnswersMetadata)
 
 
 def asked(columns):
@@ -68,18 +65,6 @@ def test_requests_and_tokens_are_counted_also_where_answers_are_cached(scored, d
         assert found.tokens_read > 4 * 92
         assert f"4 requests to decider, {found.tokens_read:,} tokens" in found.in_words
     assert len(decisions.requests) == 4
-
-
-def test_a_picture_is_no_larger_than_servers_take(scored, decisions):
-    Image.new("RGB", (2000, 1200)).save(scored.files[0])
-    decisions_of(scored)
-    sizes = [opened(one["body"]["state"][0]).size for one in decisions.requests]
-    assert max(sizes) == (1440, 864)
-
-
-def opened(part):
-    content = part["image_url"]["url"].partition(",")[2]
-    return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
 # --- which images --------------------------------------------------------------------------------
@@ -122,18 +107,3 @@ def test_an_image_that_a_person_answered_is_never_asked_about(scored, decisions)
     # A person who cannot tell has not answered.
     answers = answer_by_a_person(scored, first, kind="unsure")
     assert first in asked(decisions_of(scored, max_images=2, answers=answers))
-
-
-def test_renamed_images_are_not_paid_for_again(scored, decisions):
-    decisions_of(scored)
-    moved = {
-        scored.inputs[0]: (tables.IMAGES, IndexMetadata(scored.classnames)),
-        scored.inputs[1]: (tables.PSEUDO_LABELS, None),
-    }
-    for path, (schema, described) in moved.items():
-        columns = tables.read(path, schema).to_pydict()
-        columns["image_id"] = [f"moved/{number}.png" for number in range(N + 2)]
-        tables.write(path, columns, schema, described)
-    columns = decisions_of(scored)
-    assert len(asked(columns)) == N and columns["image_id"][0].startswith("moved/")
-    assert len(decisions.requests) == N

@@ -15,8 +15,6 @@ from support.sections import changed
 from support.servers import ChatServer
 from support.tiny import write_index, write_pictures
 
-from latteclip.captions.answers import AnswerCache
-
 N, CONCURRENCY = 120, 4
 
 
@@ -33,9 +31,7 @@ def start(server, tmp_path):
 
     def start(name):
         output = tmp_path / f"{name}.parquet"
-        arguments = command(
-            index, settings, output, "--store", tmp_path / name, prompt="See?"
-        )
+        arguments = command(index, settings, output, prompt="See?")
         arguments[0] = Path(sys.executable).with_name("latteclip")  # with its processes
         options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_interrupts}
         return subprocess.Popen(arguments, env=dict(os.environ), **options), output
@@ -66,30 +62,14 @@ def stop_after(process, output, server, n, number):
     return process.returncode
 
 
-def n_answered(folder):
-    with AnswerCache(folder) as cache:
-        return len(cache.digests())
-
-
 @pytest.mark.slow
-def test_a_killed_run_asks_again_what_was_under_way_alone(start, server, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_asks_again_what_was_under_way_alone(start, server, number):
     server.pause = 0.002
     unbroken = finish(*start("unbroken"))
     assert len(server.requests) == N
     server.pause = 0.02
-    stop_after(*start("broken"), server, N // 4, signal.SIGKILL)
+    status = stop_after(*start("broken"), server, N // 4, number)
+    assert status == (143 if number == signal.SIGTERM else -number)
     assert finish(*start("broken")) == unbroken
     assert len(server.requests) - N <= N + CONCURRENCY  # answers may be paid
-    assert n_answered(tmp_path / "broken") == N
-
-
-@pytest.mark.slow
-def test_a_stopped_run_ends_at_once_and_the_next_goes_on(start, server, tmp_path):
-    server.pause = 0.05
-    assert stop_after(*start("stopped"), server, 30, signal.SIGTERM) == 143
-    n = n_answered(tmp_path / "stopped")
-    assert n >= 30 - CONCURRENCY
-    server.pause = 0.0
-    before = len(server.requests)
-    finish(*start("stopped"))
-    assert len(server.requests) - before == N - n

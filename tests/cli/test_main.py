@@ -43,6 +43,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys):
             *("--prompt", "?"),
             *("--captioner", '{"engine": "vllm"}'),
             *("--output", str(output)),
+            *("--store", str(tmp_path / "store")),
             *("--log", str(log)),
         ]
     )

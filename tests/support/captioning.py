@@ -8,7 +8,7 @@ from support.sections import changed
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption, engine
-from latteclip.captions.answers import CaptionsMetadata
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import Response
 from latteclip.config.keys import CaptionerSection, GroupsSection
 from latteclip.core import tables
@@ -27,14 +27,6 @@ SETTINGS = CaptionerSection(
 GROUPS = GroupsSection(canvas=64)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
-TEXTS = [
-    "Red  dots on cloth.",
-    "red dots on cloth.",
-    *["A grid"] * 2,
-    "Outlines, reddots",
-    "",
-    "",
-]
 
 
 def mean_colour(picture):
@@ -66,10 +58,6 @@ class Recorder:
                 yield answered, self.reply(answered)
         for request in late:
             yield request, self.reply(request)
-
-    @property
-    def prompts(self):
-        return [request.prompt for request in self.requests]
 
     def forget(self):
         self.requests, self.starts = [], 0
@@ -107,11 +95,11 @@ class Dataset:
         path = self.folder / "images.parquet"
         self.images = write_index(path, files, splits, [0] * len(files), self.classnames)
 
-    def job(self, *, store=True, output=None, shard="1/1", **changes):
+    def job(self, *, store="store", output=None, shard="1/1", **changes):
         return {
             "captioner": changed(SETTINGS, **changes),
             "output": str(output or self.output),
-            "store": str(self.folder / "store") if store else None,
+            "store": str(self.folder / store),
             "threads": 1,
             "shard": shard,
         }
@@ -137,23 +125,4 @@ def read(path):
 
 
 def provenance(path):
-    return tables.read_metadata(path, CaptionsMetadata)
-
-
-@pytest.fixture
-def captioned(dataset, recorder):
-    """images.parquet and groups.parquet where a run leaves them."""
-
-    def reply(request):
-        if request.key == 5:
-            return Response("", "error", None, "HTTP 400")
-        text = TEXTS[request.key]
-        return Response(text, "length" if text == "A grid" else "stop", len(text.split()))
-
-    recorder.reply = reply
-    dataset.caption_images(
-        output=dataset.folder / "captions/images.parquet", max_failed=1.0
-    )
-    recorder.reply = lambda request: Response("lines", "stop", 1)
-    dataset.caption_groups(output=dataset.folder / "captions/groups.parquet")
-    return dataset
+    return tables.read_metadata(path, AnswersMetadata)

@@ -12,7 +12,7 @@ from support.textures import write_textures
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
-from latteclip.captions.engine import ChoiceScores
+from latteclip.captions import engine as engines
 from latteclip.captions.pictures import Layout, lay_out
 from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
@@ -27,7 +27,7 @@ SETTINGS = changed(
     **{"model": str(DEMO_LLAVA), "revision": None, "batch_size": 16},
     **{"max_new_tokens": 40, "max_model_len": 256},
 )
-WRITTEN = ("id", "caption", "finish_reason", "n_tokens", "attempts", "error", "digest")
+WRITTEN = ("id", "caption", "finish_reason", "error")
 
 
 def read(path):
@@ -40,7 +40,7 @@ def command(index, settings, output, *more, prompt=PROMPT, kind="images"):
         *(warm.command("latteclip"), f"caption-{kind}"),
         *("--images", index, "--prompt", prompt, "--threads", "1"),
         *("--captioner", json.dumps(settings.model_dump())),
-        *("--output", str(output), *map(str, more)),
+        *("--output", str(output), "--store", f"{output}.store", *map(str, more)),
     ]
 
 
@@ -79,7 +79,8 @@ def index(tmp_path_factory):
 def answers(index, tmp_path_factory):
     """What transformers writes about them: the CAPTIONS columns."""
     output = tmp_path_factory.mktemp("answers") / "captions.parquet"
-    caption.caption_images(index, None, PROMPT, SETTINGS, str(output), threads=1)
+    store = str(output.with_name("store"))
+    caption.caption_images(index, None, PROMPT, SETTINGS, str(output), store, threads=1)
     return read(output)
 
 
@@ -135,7 +136,7 @@ def requests(textures):
 
 def scores_of(scorer, requests):
     answers = {request.key: answer for request, answer in scorer.answer(iter(requests))}
-    return [ChoiceScores.parse(answers[request.key].text) for request in requests]
+    return [engines.scores_of(answers[request.key]) for request in requests]
 
 
 # --- requests about pictures of several shapes ---------------------------------------------------

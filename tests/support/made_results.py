@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from support import records
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
-from latteclip.config.keys import GroupsSection
 from latteclip.evaluate import predictions
 
 HOSTILE = "<script>alert('class')</script>"
@@ -113,29 +110,11 @@ class Results:
         )
         return run
 
-    def write_captions(self, kind, texts=None):
-        """Captions of a kind, by default with one text that is no HTML; their path."""
-        n = self.n_train
-        texts = texts or [f"<b>a {kind}</b> of dots & {i % 4}" for i in range(n)]
-        columns = {
-            "finish_reason": ["stop"] * (n - 1) + ["length"],
-            "n_tokens": pa.array(
-                [7] * (n - 1) + [None], pa.int32()
-            ),  # some servers do not say
-        }
-        path = self.folder / "captions" / f"{kind}s.parquet"
-        metadata = records.captions_metadata(**self.source, engine="vllm 1")
-        if kind == "image":
-            ids = self.image_ids[:n]
-            return write_captions(path, ids, texts, metadata=metadata, **columns)
-        labels = self.before[:n].tolist()
-        of_label = {label: np.flatnonzero(self.before[:n] == label) for label in labels}
-        members = [
-            [self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels
-        ]
-        metadata.groups = GroupsSection(canvas=128)
-        ids = [str(i) for i in range(n)]
-        return write_captions(path, ids, texts, labels, members, metadata, **columns)
+    def write_captions(self):
+        """Captions of the images, with one text that is no HTML; their path."""
+        texts = [f"<b>a image</b> of dots & {i % 4}" for i in range(self.n_train)]
+        path = self.folder / "captions" / "images.parquet"
+        return write_captions(path, self.image_ids[: self.n_train], texts)
 
     def metrics(self, method):
         return [

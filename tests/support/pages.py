@@ -68,7 +68,7 @@ def write(
 ):
     """The page of some results with further files, and its text."""
     if captions:
-        files["image_captions"] = results.write_captions("image")
+        files["image_captions"] = results.write_captions()
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
         **{"dataset": "made", "main": main, "baseline": baseline},

@@ -1,7 +1,6 @@
 """Records as the stages write them, with usual values for the fields that a test does not give."""
 
-from latteclip.captions.answers import CaptionsMetadata, ScoresMetadata
-from latteclip.captions.pictures import Layout
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, PersonAnswers
 from latteclip.labels.guarantees import Interval
@@ -16,19 +15,8 @@ def training_metadata(**fields):
     return TrainingMetadata(**usual | fields)
 
 
-def captions_metadata(**fields):
-    usual = {"model": "a/captioner", "prompt": "?", "layout": Layout()}
-    return CaptionsMetadata(**usual | fields)
-
-
-def scores_metadata(model="a/captioner", **fields):
-    usual = {
-        "classnames": ["a", "b"],
-        "kind": "multiple_choice",
-        "prompt": "?",
-        "answer": None,
-    }
-    return ScoresMetadata(model=model, **usual | fields)
+def answers_metadata(model="a/captioner", **fields):
+    return AnswersMetadata(model, **fields)
 
 
 def labeller(name="caption", **fields):

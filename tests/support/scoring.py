@@ -9,7 +9,7 @@ from support.captioning import SETTINGS, Dataset, mean_colour
 from support.sections import changed
 from support.tiny import write_pseudo_labels
 
-from latteclip.captions.engine import ChoiceScores
+from latteclip.captions.engine import scored as scored_answer
 from latteclip.captions.score_classes import score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ScoresSection
@@ -44,16 +44,12 @@ def letters(request, prompt):
     return [value(mean_colour(picture), name) for name in options_of(prompt)]
 
 
-def answered(*rows, first=()):
-    return ChoiceScores(tuple(map(tuple, rows)), tuple(first)).as_answer(3)
-
-
 def reply(request):
     if request.choices.kind == "likelihood":
-        return answered(likelihoods(request))
+        return scored_answer(request.choices, [likelihoods(request)])
     rows = [letters(request, prompt) for prompt in request.choices.prompts]
     first = [request.choices.texts[int(np.argmax(row))] for row in rows]
-    return answered(*rows, first=first)
+    return scored_answer(request.choices, rows, first)
 
 
 @pytest.fixture
@@ -97,7 +93,7 @@ class ScoredDataset(Dataset):
         self,
         settings=LIKELIHOOD,
         *,
-        store=True,
+        store="store",
         output=None,
         shard="1/1",
         answers=None,
@@ -115,7 +111,7 @@ class ScoredDataset(Dataset):
             prompt,
             changed(SETTINGS, **captioner),
             str(output or self.output),
-            str(self.folder / "store") if store else None,
+            str(self.folder / store),
             classifier_path=self.adapted,
             answers_path=answers,
             shard=shard,

@@ -299,24 +299,18 @@ def write_pseudo_labels(
     return str(path)
 
 
-def write_captions(
-    path, ids, captions, pseudo_labels=None, members=None, metadata=None, **columns
-):
+def write_captions(path, ids, captions, members=None, metadata=None, **columns):
     """A CAPTIONS table; without `members` every id is an image's."""
     n = len(ids)
     usual = {
         "id": ids,
         "members": members or [[name] for name in ids],
-        "pseudo_label": pa.array(pseudo_labels or [None] * n, pa.int32()),
         "prompt": ["?"] * n,
         "caption": captions,
         "finish_reason": ["stop"] * n,
-        "n_tokens": pa.array([3] * n, pa.int32()),
-        "attempts": pa.array([1] * n, pa.int8()),
         "error": pa.nulls(n, pa.string()),
-        "digest": pa.nulls(n, pa.string()),
     }
-    metadata = metadata or records.captions_metadata()
+    metadata = metadata or records.answers_metadata()
     tables.write(path, usual | columns, tables.CAPTIONS, metadata)
     return str(path)
 
@@ -329,7 +323,7 @@ def write_class_scores(path, ids, options, scores):
         "options": pa.array(options, pa.list_(pa.int32())),
         "log_probabilities": pa.array(scores, pa.list_(pa.float32())),
         "none": pa.nulls(n, pa.float32()),
-        **{name: pa.nulls(n, pa.string()) for name in ("error", "digest")},
+        "error": pa.nulls(n, pa.string()),
     }
     tables.write(path, columns, tables.CLASS_SCORES)
     return str(path)

@@ -7,8 +7,6 @@ import pandas as pd
 from latteclip.captions.engine import Response
 from latteclip.core.user_tables import read_table, rows_of
 
-NAME = "file"  # stands beside its answers as the name of an engine
-
 
 def read_captions(path: str | None, key: str) -> Mapping[str, Response]:
     """Return captions by image_id, with single spaces, from the columns image_id and caption."""
@@ -16,5 +14,5 @@ def read_captions(path: str | None, key: str) -> Mapping[str, Response]:
     columns = ["image_id", "caption"]
     for image_id, caption in rows_of(read_table(path, key), path, key, columns):
         words = [] if pd.isna(caption) else str(caption).split()
-        captions[image_id] = Response(" ".join(words), "stop", None, engine=NAME)
+        captions[image_id] = Response(" ".join(words), "stop", None)
     return captions

@@ -1,19 +1,13 @@
 """Any server that speaks OpenAI's chat completions, such as `vllm serve` on another machine."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import openai
 
-from latteclip.captions.engine import (
-    ChoiceScores,
-    Response,
-    failed,
-    messages,
-)
+from latteclip.captions.engine import Response, failed, messages, scored
 from latteclip.captions.engines.server import ServerEngine, picture_parts
-from latteclip.captions.questions import Request
+from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.terminal import KEY, URL
 
@@ -37,9 +31,7 @@ class OpenaiEngine(ServerEngine):
     def _reply(self, request: Request) -> Response:
         if request.choices is None:
             return self._caption(request)
-        if not request.choices.by_letters:
-            return failed("a server has no likelihoods; set scores.kind to multiple_choice")
-        return self._score(request, request.choices.prompts, request.choices.texts)
+        return self._score(request, request.choices)
 
     def _complete(self, request: Request, prompt: str, length: int, **options: Any) -> Any:
         """Return a reply. Reasoning models refuse parameters that others need."""
@@ -62,20 +54,17 @@ class OpenaiEngine(ServerEngine):
     def _caption(self, request: Request) -> Response:
         reply = self._complete(request, request.prompt, self._settings.max_new_tokens)
         choice = reply.choices[0]
-        usage = reply.usage
         text = choice.message.content or ""
         if choice.finish_reason == "content_filter" and not text:
             return failed("the server filtered the answer", is_refused=True)
         return Response(
             text,
             choice.finish_reason or "unknown",
-            None if usage is None else usage.completion_tokens,
-            n_read=None if usage is None else usage.prompt_tokens,
+            getattr(reply.usage, "completion_tokens", None),
+            getattr(reply.usage, "prompt_tokens", None),
         )
 
-    def _score(
-        self, request: Request, prompts: Sequence[str], letters: Sequence[str]
-    ) -> Response:
+    def _score(self, request: Request, choices: Choices) -> Response:
         """Read the letters among the tokens that the server names for the start of its answer.
 
         A letter that is not among them gets the smallest log-probability that was named, an upper
@@ -83,37 +72,28 @@ class OpenaiEngine(ServerEngine):
         """
         rows = []
         first = []
-        usages = []
-        options = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        for prompt in prompts:
-            reply = self._complete(request, prompt, 1, **options)
+        n_read = 0
+        for prompt in choices.prompts:
+            reply = self._complete(
+                request, prompt, 1, logprobs=True, top_logprobs=TOP_LOGPROBS
+            )
             logprobs = reply.choices[0].logprobs
-            if (
-                logprobs is None
-                or not logprobs.content
-                or not logprobs.content[0].top_logprobs
-            ):
+            if not (logprobs and logprobs.content and logprobs.content[0].top_logprobs):
                 raise ValueError(
                     "it has no log-probabilities (top_logprobs), which letters need; use another "
                     "server, or captioner.engine vllm or transformers"
                 )
-            values: dict[str, list[float]] = {letter: [] for letter in letters}
             token = logprobs.content[0]
-            named = token.top_logprobs
-            for each in named:
-                values.get(each.token.removeprefix(" "), []).append(each.logprob)
-            smallest = min(each.logprob for each in named)
-            sums = [
-                float(np.logaddexp.reduce(each)) if each else float(smallest)
-                for each in values.values()
-            ]
-            rows.append(tuple(sums))
-            first.append(str(token.token))
-            usages.append(reply.usage)
-        n_read = None
-        if None not in usages:
-            n_read = sum(usage.prompt_tokens for usage in usages)
-        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows), n_read)
+            named = {letter: list[float]() for letter in choices.texts}
+            for each in token.top_logprobs:
+                named.get(each.token.removeprefix(" "), []).append(float(each.logprob))
+            smallest = min(float(each.logprob) for each in token.top_logprobs)
+            rows.append(
+                [float(np.logaddexp.reduce(each or [smallest])) for each in named.values()]
+            )
+            first.append(token.token)
+            n_read += reply.usage.prompt_tokens if reply.usage else 0
+        return scored(choices, rows, first, len(rows), n_read)
 
 
 make = OpenaiEngine

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.engine import ChoiceScores, Response, messages
-from latteclip.captions.questions import Request
+from latteclip.captions.engine import Response, messages, scored
+from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError
 
@@ -17,21 +17,18 @@ def load(settings: CaptionerSection) -> Any:
     """Return the model's processor, which pads on the left and takes pictures and conversations."""
     import transformers
 
-    options = {
-        "revision": settings.revision,
-        "padding_side": "left",
-        "trust_remote_code": False,
-    }
     try:
-        processor = transformers.AutoProcessor.from_pretrained(settings.model, **options)
+        processor = transformers.AutoProcessor.from_pretrained(
+            settings.model,
+            revision=settings.revision,
+            padding_side="left",
+            trust_remote_code=False,
+        )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"Captioner model {settings.model!r} cannot be loaded: {error}"
         ) from None
-    if any(
-        getattr(processor, part, None) is None
-        for part in ("image_processor", "chat_template")
-    ):
+    if not hasattr(processor, "image_processor") or processor.chat_template is None:
         raise UserError(
             f"Captioner model {settings.model!r} takes no pictures or has no chat template; set "
             "captioner.model to a multimodal model that answers questions."
@@ -56,18 +53,18 @@ class SplitTokens:
     start: int  # so many of its tokens begin every choice's text
     tails: list[list[int]]  # K: the tokens after these
 
-    def answer(self, values: Sequence[float], n_read: int) -> Response:
+    def answer(self, choices: Choices, values: Sequence[float], n_read: int) -> Response:
         """Return the answer by the log-probabilities [K] of the tails."""
-        row = tuple(exclusive(values, self.tails))
-        return ChoiceScores((row,)).as_answer(sum(map(len, self.tails)), n_read)
+        n_tokens = sum(map(len, self.tails))
+        rows = [exclusive(values, self.tails)]
+        return scored(choices, rows, n_tokens=n_tokens, n_read=n_read)
 
 
 class Tokens:
     """The chat template and the tokenizer of a model."""
 
-    def __init__(self, processor: Any, model: str) -> None:
+    def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._model = model
         self._tokenizer = processor.tokenizer
         self.ids_of_letters = functools.cache(self._ids_of_letters)
 
@@ -95,12 +92,6 @@ class Tokens:
         whole = [self.ids(prompt + text) for text in texts]
         columns = zip(alone, *whole, strict=False)
         start = len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
-        for text, ids in zip(texts, whole, strict=True):
-            if len(ids) == start:
-                raise UserError(
-                    f"The tokenizer of {self._model} has no token for {text!r}; rename the class "
-                    "or change scores.answer."
-                )
         return SplitTokens(alone, start, [ids[start:] for ids in whole])
 
     def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
@@ -111,12 +102,6 @@ class Tokens:
         )
         for number, text in enumerate(texts):
             numbers.get(text.removeprefix(" "), []).append(number)
-        for letter, ids in numbers.items():
-            if not ids:
-                raise UserError(
-                    f"The tokenizer of {self._model} has no token for the letter {letter}; set "
-                    "scores.kind to likelihood."
-                )
         return list(numbers.values())
 
     def text(self, token: int) -> str:

@@ -1,10 +1,9 @@
 """What engines that ask a server have in common: several requests at once, and its failures."""
 
-import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -12,6 +11,7 @@ import httpx2
 import openai
 
 from latteclip.captions.engine import Response, at_once, failed
+from latteclip.captions.pictures import data_url
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError
@@ -25,7 +25,14 @@ REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
 BAD_REQUEST = {400, 413, 422}  # another picture may fare better
 NO_CREDIT = "insufficient_quota"  # code of an error, which OpenAI sends with 429
 # Raised where a reply, as the SDK parsed it, lacks what it must have.
-UNUSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+UNUSABLE = (
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class ServerEngine:
@@ -59,11 +66,6 @@ class ServerEngine:
                 event_hooks={"response": [bound]},
             ),
         )
-        try:
-            with contextlib.suppress(openai.APIStatusError, *UNUSABLE):  # some have no list
-                self._client.models.list()
-        except openai.APIError as error:
-            raise UserError(f"{self._where} does not answer: {why(error)}.") from None
 
     def _base(self, url: str) -> str:
         """Return the address below which the SDK finds what it asks."""
@@ -78,11 +80,11 @@ class ServerEngine:
         source = iter(requests)
         n = at_once(self._settings, AT_ONCE)
         waiting: dict[Future[Response], Request] = {}
-        refusals: list[UserError] = []
+        refusal: UserError | None = None
         pool = ThreadPoolExecutor(n)
         try:
             while True:
-                room = 0 if refusals else n - len(waiting)
+                room = 0 if refusal else n - len(waiting)
                 for request in itertools.islice(source, room):
                     waiting[pool.submit(self._answer, request)] = request
                 if not waiting:
@@ -92,13 +94,13 @@ class ServerEngine:
                     try:
                         answer = future.result()
                     except UserError as error:
-                        refusals.append(error)
-                        continue
-                    yield request, answer
+                        refusal = error
+                    else:
+                        yield request, answer
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        if refusals:
-            raise refusals[0]
+        if refusal:
+            raise refusal
 
     def _answer(self, request: Request) -> Response:
         """Return an answer, or why there is none. UserError: there is none for any request."""
@@ -113,9 +115,9 @@ class ServerEngine:
                 ) from None
             return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
         except openai.APIError as error:  # no connection, or no answer in time
-            return failed(why(error))
+            return failed(f"{self._where} does not answer: {why(error)}")
         except UNUSABLE as error:
-            return failed(f"the server's answer cannot be used: {one_line(error)}")
+            return failed(f"the server's answer cannot be used: {error}")
 
     def _reply(self, request: Request) -> Response:
         """Return what the server answers. Raises the SDK's errors, and UNUSABLE."""
@@ -160,26 +162,14 @@ def _unreadable(response: httpx2.Response, reason: str) -> openai.APIConnectionE
 
 def picture_parts(request: Request) -> list[dict[str, Any]]:
     """Return the pictures of a request as parts of a message."""
-    return [{"type": "image_url", "image_url": {"url": url}} for url in request.pictures]
+    urls = map(data_url, request.pictures)
+    return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 
 
 def why(error: openai.APIError) -> str:
     """Return the reason of an error, as a part of a sentence."""
     if isinstance(error, openai.APIStatusError):
-        return f"HTTP {error.status_code}: {_said(error)}"
+        return f"HTTP {error.status_code}: {one_line(error.body or error.message)}"
     cause = error.__cause__
     reason = cause if cause is not None and str(cause) else error.message
     return one_line(reason).rstrip(".")
-
-
-def _said(error: openai.APIStatusError) -> str:
-    """Return the sentence in the body of an error, wherever the server puts it."""
-    body = error.body
-    if isinstance(body, Mapping):
-        fields = (body.get(name) for name in ("message", "detail", "error"))
-        body = next((each for each in fields if isinstance(each, str)), None)
-    if not isinstance(body, str) or not body.strip():
-        return one_line(error.message).rstrip(".")
-    if "<html" in body.lower():
-        return "a page of HTML in place of an answer"
-    return one_line(body).rstrip(".")

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
 
-from latteclip.captions.engine import ChoiceScores, Response, at_once
+from latteclip.captions.engine import Response, at_once, scored
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
 from latteclip.captions.questions import Choices, Request
@@ -38,22 +38,20 @@ class TransformersEngine:
         self._at_once = at_once(settings, max(1, tokens // settings.max_model_len))
         self._max_new_tokens = settings.max_new_tokens
         self._processor = processors.load(settings)
-        model = settings.model
-        options = {
-            "trust_remote_code": False,
-            "use_safetensors": True,
-            "dtype": settings.dtype,
-        }
         try:
             self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                model, revision=settings.revision, **options
+                settings.model,
+                revision=settings.revision,
+                dtype=settings.dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError) as error:
             raise UserError(
-                f"Captioner model {model!r} cannot be loaded: {error}"
+                f"Captioner model {settings.model!r} cannot be loaded: {error}"
             ) from None
         self._model.eval().to(self._device)
-        self._tokens = Tokens(self._processor, model)
+        self._tokens = Tokens(self._processor)
 
     def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         source = iter(requests)
@@ -64,11 +62,10 @@ class TransformersEngine:
                 answers = self._answers(batch)
             except torch.OutOfMemoryError:  # which holds memory until the handler is left
                 answers = []
-            if answers:
-                yield from zip(batch, answers, strict=True)
-                waiting = waiting[len(batch) :]
-            else:
+            if not answers:
                 self._halve(len(batch))
+            yield from zip(batch, answers, strict=False)
+            waiting = waiting[len(answers) :]
 
     def _halve(self, tried: int) -> None:
         """Take half as many requests at once, or raise UserError after a single one."""
@@ -91,33 +88,35 @@ class TransformersEngine:
         return [score(request, request.choices or choices) for request in batch]
 
     def _captions(self, batch: Sequence[Request]) -> list[Response]:
-        inputs = self._inputs(
-            batch, [self._tokens.prompts(request)[0] for request in batch]
+        prompts = [self._tokens.prompts(request)[0] for request in batch]
+        inputs = self._inputs(batch, prompts)
+        whole = self._model.generate(
+            **inputs, do_sample=False, max_new_tokens=self._max_new_tokens
         )
-        options = {"do_sample": False, "max_new_tokens": self._max_new_tokens}
-        written = self._model.generate(**inputs, **options)[
-            :, inputs["input_ids"].shape[1] :
-        ]
+        written = whole[:, inputs["input_ids"].shape[1] :]
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
-        read = inputs["attention_mask"].sum(dim=1).tolist()
+        ends = torch.tensor(self._model.generation_config.eos_token_id, device=self._device)
+        is_end = torch.isin(written, ends)
+        # The first end counts, and padding after it does not.
+        n_written = (is_end.cumsum(1) - is_end.long() == 0).sum(1)
+        n_read = inputs["attention_mask"].sum(1)
+        rows = zip(texts, is_end.any(1), n_written.tolist(), n_read.tolist(), strict=True)
         return [
-            self._caption(*each) for each in zip(texts, written.tolist(), read, strict=True)
+            Response(text, "stop" if has_end else "length", written, read)
+            for text, has_end, written, read in rows
         ]
-
-    def _caption(self, text: str, tokens: list[int], n_read: int) -> Response:
-        """Return an answer whose tokens are padded after their end."""
-        ends = self._model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        places = [place for place, token in enumerate(tokens, start=1) if token in ends]
-        reason, length = ("stop", places[0]) if places else ("length", len(tokens))
-        return Response(text, reason, length, n_read=n_read)
 
     def _inputs(self, batch: Sequence[Request], prompts: Sequence[str]) -> Any:
         """Return pictures and prompts as the model takes them, padded on the left."""
-        special = processors.adds_special_tokens(self._processor.tokenizer, prompts[0])
-        options = {"padding": True, "return_tensors": "pt", "add_special_tokens": special}
-        images = [list(request.pictures) for request in batch]
-        inputs = self._processor(images=images, text=list(prompts), **options)
+        inputs = self._processor(
+            images=[list(request.pictures) for request in batch],
+            text=list(prompts),
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=processors.adds_special_tokens(
+                self._processor.tokenizer, prompts[0]
+            ),
+        )
         return inputs.to(self._device, self._model.dtype)
 
     def _letters(self, request: Request, choices: Choices) -> Response:
@@ -130,9 +129,9 @@ class TransformersEngine:
             n_read += inputs["input_ids"].numel()
             logits = self._model(**inputs, logits_to_keep=1).logits
             row = logits[0, -1].float().log_softmax(0)
-            rows.append(tuple(row[ids].logsumexp(dim=0).item() for ids in ids_of))
+            rows.append([row[ids].logsumexp(dim=0).item() for ids in ids_of])
             first.append(self._tokens.text(int(row.argmax())))
-        return ChoiceScores(tuple(rows), tuple(first)).as_answer(len(rows), n_read)
+        return scored(choices, rows, first, len(rows), n_read)
 
     def _likelihoods(self, request: Request, choices: Choices) -> Response:
         [prompt] = self._tokens.prompts(request)
@@ -143,7 +142,7 @@ class TransformersEngine:
         for row, tail in zip(logits, split.tails, strict=True):
             logprobs = row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
             values.append(logprobs.double().sum().item())
-        return split.answer(values, inputs["input_ids"].numel())
+        return split.answer(choices, values, inputs["input_ids"].numel())
 
     def _logits(self, inputs: Any, split: SplitTokens) -> torch.Tensor:
         """Return logits [K, T, V] of the T tokens of the longest of K tails, by V words.

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch  # does not touch CUDA by itself
-from PIL import Image
 
-from latteclip.captions.engine import ChoiceScores, Response, at_once, failed
+from latteclip.captions.engine import Response, at_once, failed, scored
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.processors import SplitTokens, Tokens
 from latteclip.captions.questions import Request
@@ -31,8 +30,6 @@ from latteclip.core.errors import GIB, UserError
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
-PROBE = 64  # side of a picture to try, pixels
-CACHED_PROMPTS = 4096  # prompts whose tokens are remembered
 AT_ONCE = 512  # requests, at most
 # Requests for each GiB of a GPU: as many as a model of 7 billion weights finds room for, so that no
 # memory goes to CUDA graphs of larger batches.
@@ -133,7 +130,7 @@ class VllmEngine:
         import vllm.exceptions
 
         self.version = f"vllm {vllm.__version__}"
-        self._tokens = Tokens(processors.load(settings), settings.model)
+        self._tokens = Tokens(processors.load(settings))
         n_at_once = at_once(settings, _fitting(settings.tensor_parallel_size))
         log.info(
             "vLLM loads %s, for which it waits %s s (VLLM_ENGINE_READY_TIMEOUT_S).",
@@ -157,8 +154,8 @@ class VllmEngine:
                 config_format="hf",
                 tokenizer_mode="hf",
                 load_format="safetensors",
-                # Scores send a picture once for each choice, under the same name. Captions
-                # send it once, and to hash it would be in vain.
+                # Scores send a picture once for each choice. Captions send it once, and to
+                # hash it would be in vain.
                 mm_processor_cache_gb=1 if scoring else 0,
                 enable_prefix_caching=scoring,
                 enforce_eager=on_cpu,
@@ -173,15 +170,6 @@ class VllmEngine:
         self._sampling_of = functools.partial(vllm.SamplingParams, temperature=0.0)
         self._sampling = self._sampling_of(max_tokens=settings.max_new_tokens)
         self._max_queued = QUEUED * n_at_once
-        self._ids = functools.lru_cache(CACHED_PROMPTS)(self._tokens.ids)
-        self._names = map(str, itertools.count())  # names of pictures
-        # An unfit model fails before work begins.
-        black = Image.new("RGB", (PROBE, PROBE))
-        [(_, answer)] = self.answer([Request(0, [black], "?")])
-        if answer.error is not None:
-            raise UserError(
-                f"Captioner model {settings.model!r} cannot be asked about pictures: {answer.error}"
-            )
 
     def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         source = iter(requests)
@@ -196,7 +184,7 @@ class VllmEngine:
                     asked = self._enqueued(request)
                 # Too long, or a picture that it cannot take.
                 except self._refusals as error:
-                    yield request, failed(f"{one_line(error)}; {SHORTER}")
+                    yield request, failed(f"{one_line(error, 120)}; {SHORTER}")
                     continue
                 waiting |= dict.fromkeys(asked.numbers, asked)
                 size += asked.size
@@ -214,42 +202,38 @@ class VllmEngine:
         choices = request.choices
         split = None
         images: list[Any] = list(request.pictures)
-        pictures: dict[str, Any] = {"multi_modal_data": {"image": images}}
+        data = {"multi_modal_data": {"image": images}}
         prompts = self._tokens.prompts(request)
-        texts = [self._ids(prompt) for prompt in prompts]
+        texts = [self._tokens.ids(prompt) for prompt in prompts]
         sampling: Any = self._sampling
         if choices is not None:
-            names = [next(self._names) for _ in images]
-            pictures["multi_modal_uuids"] = {"image": names}
             if choices.by_letters:
                 ids_of = self._tokens.ids_of_letters(choices.texts)
                 sampling = self._sampling_among([*itertools.chain(*ids_of)])
             else:
                 split = self._tokens.split(prompts[0], choices.texts)
                 nexts = next_tokens(split.tails)
-                texts = [split.prompt[: split.start] + beginning for beginning, _ in nexts]
-                sampling = [self._sampling_among(tokens) for _, tokens in nexts]
-        asked: Any = [{"prompt_token_ids": ids, **pictures} for ids in texts]
-        numbers = self._llm.enqueue(asked, sampling, use_tqdm=False)
-        numbers = [
-            number.partition("-")[0] for number in numbers
-        ]  # vLLM appends characters
+                texts = [[*split.prompt[: split.start], *beginning] for beginning in nexts]
+                sampling = [self._sampling_among(tokens) for tokens in nexts.values()]
+        asked: Any = [{"prompt_token_ids": ids, **data} for ids in texts]
+        names = self._llm.enqueue(asked, sampling, use_tqdm=False)
+        numbers = [name.partition("-")[0] for name in names]  # vLLM appends characters
         pixels = sum(math.prod(picture.size) for picture in images)
         return _Asked(request, split, numbers, BYTES_OF_PIXEL * pixels)
 
-    def _sampling_among(self, tokens: Sequence[int]) -> Any:
+    def _sampling_among(self, tokens: Iterable[int]) -> Any:
         """Return parameters for the log-probabilities of tokens as the next one."""
         # Else each token of the prompt becomes text, in the thread that steps the engine.
         return self._sampling_of(
             max_tokens=1, detokenize=False, logprob_token_ids=[*tokens]
         )
 
-    def _finished(self) -> Iterator[Any]:
+    def _finished(self) -> list[Any]:
         try:
             outputs = self._llm.llm_engine.step()
         except self._ends as error:
             raise UserError(f"vLLM stopped: {one_line(error)}. {REMEDY}.") from None
-        return (output for output in outputs if output.finished)
+        return [output for output in outputs if output.finished]
 
     def _answer(self, asked: _Asked) -> Response:
         outputs = [asked.outputs[number] for number in asked.numbers]
@@ -257,58 +241,47 @@ class VllmEngine:
         lengths = [len(output.prompt_token_ids) for output in outputs]
         choices = asked.request.choices
         if choices is None:
-            [completion] = completions
-            reason = completion.finish_reason or "unknown"
-            n_tokens = len(completion.token_ids)
-            return Response(completion.text, reason, n_tokens, n_read=lengths[0])
-        try:
-            if asked.split:
-                values = of_tails(asked.split.tails, completions)
-                # All begin with the prompt, which is read once.
-                return asked.split.answer(values, max(lengths))
-            letters = self._tokens.ids_of_letters(choices.texts)
-            rows = tuple(_of_letters(completion, letters) for completion in completions)
-        except KeyError as error:
-            return failed(f"{self.version} returned no log-probability of token {error}")
-        first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
-        return ChoiceScores(rows, tuple(first)).as_answer(len(outputs), sum(lengths))
+            [each] = completions
+            return Response(each.text, each.finish_reason, len(each.token_ids), lengths[0])
+        if asked.split:
+            values = of_tails(asked.split.tails, completions)
+            # All begin with the prompt, which is read once.
+            return asked.split.answer(choices, values, max(lengths))
+        letters = self._tokens.ids_of_letters(choices.texts)
+        rows = [_of_letters(completion, letters) for completion in completions]
+        first = [self._tokens.text(completion.token_ids[0]) for completion in completions]
+        return scored(choices, rows, first, len(outputs), sum(lengths))
 
 
 make = VllmEngine
 
 
-def _of_letters(completion: Any, letters: list[list[int]]) -> tuple[float, ...]:
+def _of_letters(completion: Any, letters: list[list[int]]) -> list[float]:
     """Return log-probabilities of letters, which vLLM computes before any masking."""
     [logprobs] = completion.logprobs
     sums = []
     for ids in letters:
         values = [logprobs[number].logprob for number in ids]
         sums.append(float(np.logaddexp.reduce(values)))
-    return tuple(sums)
+    return sums
 
 
-def next_tokens(tails: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
-    """Return the beginnings of tails, each with the tokens by which some tail goes on."""
-    next_of: dict[tuple[int, ...], list[int]] = {}
+def next_tokens(tails: Sequence[Sequence[int]]) -> dict[tuple[int, ...], set[int]]:
+    """Return the tokens by which tails go on, by the beginning before them."""
+    nexts: dict[tuple[int, ...], set[int]] = {}
     for tail in tails:
         for length, token in enumerate(tail):
-            tokens = next_of.setdefault(tuple(tail[:length]), [])
-            if token not in tokens:
-                tokens.append(token)
-    return [([*beginning], tokens) for beginning, tokens in next_of.items()]
+            nexts.setdefault(tuple(tail[:length]), set()).add(token)
+    return nexts
 
 
 def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list[float]:
     """Return the log-probabilities of K tails by the completions of their `next_tokens`."""
-    # Log-probability of the last token of a beginning after the others.
-    last: dict[tuple[int, ...], float] = {}
-    for (beginning, tokens), completion in zip(
-        next_tokens(tails), completions, strict=True
-    ):
-        [logprobs] = completion.logprobs
-        last |= {(*beginning, token): logprobs[token].logprob for token in tokens}
+    after = {}
+    for beginning, completion in zip(next_tokens(tails), completions, strict=True):
+        [after[beginning]] = completion.logprobs
     sums = []
     for tail in tails:
-        beginnings = (tuple(tail[: end + 1]) for end in range(len(tail)))
-        sums.append(float(sum(last[beginning] for beginning in beginnings)))
+        values = [after[tuple(tail[:n])][token].logprob for n, token in enumerate(tail)]
+        sums.append(float(sum(values)))
     return sums

@@ -1,5 +1,3 @@
-import json
-
 import pandas as pd
 import pytest
 
@@ -7,24 +5,20 @@ from latteclip.captions.engines.file import read_captions
 from latteclip.core.errors import UserError
 from latteclip.core.user_tables import by_image_id
 
-SUFFIXES = [".parquet", ".csv", ".tsv", ".jsonl"]
 KEY = "captioner.images_file"
 CAPTIONS = pd.DataFrame({"image_id": ["a/1.png", "007"], "caption": ['a "dot", red', "NA"]})
+WRITERS = {
+    ".parquet": CAPTIONS.to_parquet,
+    ".csv": lambda path: CAPTIONS.to_csv(path, index=False),
+    ".jsonl": lambda path: CAPTIONS.to_json(path, orient="records", lines=True),
+}
 
 
-def write(table, path):
-    if path.suffix == ".parquet":
-        table.to_parquet(path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_dict("records")))
-    else:
-        table.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return str(path)
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_captions_are_the_same_in_all_forms(tmp_path, suffix):
-    captions = read_captions(write(CAPTIONS, tmp_path / f"mine{suffix}"), KEY)
+    path = tmp_path / f"mine{suffix}"
+    WRITERS[suffix](path)
+    captions = read_captions(str(path), KEY)
     texts = {image_id: answer.text for image_id, answer in captions.items()}
     assert texts == {"a/1.png": 'a "dot", red', "007": "NA"}
 
@@ -52,17 +46,10 @@ def test_a_name_that_means_no_image_or_two_means_none(name):
     assert repr(name) in str(caught.value) and "cat/1.jpg" in str(caught.value)
 
 
-def test_semicolons_and_the_mark_of_spreadsheets_are_read(tmp_path):
-    path = tmp_path / "mine.csv"
-    path.write_text("image_id;caption\n1.png;dots, red ones\n", "utf-8-sig")
-    assert read_captions(str(path), KEY)["1.png"].text == "dots, red ones"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "", r"a\.txt"),
-        ("nowhere/a.csv", "", r"a\.csv"),
+        ("nowhere/a.csv", None, r"a\.csv"),
         ("a.csv", "image_id,text\n1,x\n", "caption"),
         ("a.csv", "image_id,caption\n1,x\n1,y\n", "'1'"),
         ("a.parquet", "no parquet", r"a\.parquet"),
@@ -71,8 +58,7 @@ def test_semicolons_and_the_mark_of_spreadsheets_are_read(tmp_path):
 )
 def test_other_forms_are_refused_in_one_sentence(tmp_path, name, content, message):
     path = tmp_path / name
-    if path.parent == tmp_path:
+    if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=f"{KEY}.*{message}"):
         read_captions(str(path), KEY)
-    assert KEY in str(caught.value)

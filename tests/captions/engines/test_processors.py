@@ -23,7 +23,7 @@ def tokens(merges=(), *, begin=False):
         pieces = {"single": "<s> $A", "special_tokens": [("<s>", vocabulary["<s>"])]}
         raw.post_processor = processors.TemplateProcessing(**pieces)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
-    return Tokens(SimpleNamespace(tokenizer=tokenizer), "some/model")
+    return Tokens(SimpleNamespace(tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,6 @@ def test_choices_begin_where_they_part_from_the_prompt(
     decode = found._tokenizer.decode
     assert decode(split.prompt[: split.start]) == shared
     assert [decode(tail) for tail in split.tails] == tails
-
-
-def test_a_letter_is_the_token_alone_and_after_a_space():
-    found = tokens([("Ġ", "A"), ("A", "."), ("Ġ", "B")])
-    a, b = found.ids_of_letters(("A", "B"))
-    assert sorted(map(found.text, a)) == [" A", "A"]
-    assert sorted(map(found.text, b)) == [" B", "B"]
 
 
 # --- choices that begin others -------------------------------------------------------------------

@@ -10,13 +10,11 @@ import pytest
 from PIL import Image
 from support.captioning import SETTINGS as BASE
 from support.captioning import mean_colour
-from support.servers import HTML, decide, sentence, serving
+from support.servers import decide, sentence, serving
 
 from latteclip.captions import engine as engines
-from latteclip.captions.answers import problem
-from latteclip.captions.engine import ChoiceScores
+from latteclip.captions.engine import scores_of
 from latteclip.captions.engines import server
-from latteclip.captions.pictures import data_url
 from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
@@ -43,10 +41,7 @@ def requests(service, n):
     choices = None
     if service.engine == "decisions":
         choices = Choices("decisions", NAMES, (QUESTION,))
-    return [
-        Request(i, [data_url(picture(i))], "What?", choices, digest=f"{i:032x}"[::-1])
-        for i in range(n)
-    ]
+    return [Request(i, [picture(i)], "What?", choices) for i in range(n)]
 
 
 def ask(service, n=1, **changes):
@@ -57,7 +52,7 @@ def ask(service, n=1, **changes):
 def errors(service, n=3, **changes):
     """The errors of requests that are asked one after another."""
     found = ask(service, n, **{"batch_size": 1, "retries": 0, **changes})
-    return [found[key].error or problem(found[key]) for key in range(n)]
+    return [found[key].error for key in range(n)]
 
 
 def failing(service, failure, *numbers):
@@ -69,39 +64,8 @@ def test_several_requests_are_under_way_and_each_gets_its_answer(service):
     service.pause = 0.05
     answers = ask(service, 12)
     assert sorted(answers) == list(range(12))
-    assert not any(answer.error or problem(answer) for answer in answers.values())
+    assert not any(answer.error for answer in answers.values())
     assert service.most_active == 4
-
-
-@pytest.mark.parametrize("failure", [(429, SOON, {}), (504, SOON, HTML)])
-def test_a_busy_or_failing_server_is_asked_again(service, failure):
-    failing(service, failure, 0, 1)
-    assert ask(service)[0].error is None
-    assert len(service.requests) == 3
-
-
-def test_a_server_is_left_alone_as_long_as_it_says(service, monkeypatch):
-    waited = []
-    monkeypatch.setattr("time.sleep", waited.append)
-    failing(service, (429, {"Retry-After": 37}, sentence("slow down")), 0)
-    assert ask(service)[0].error is None
-    assert max(waited) == 37
-
-
-def test_a_reply_that_breaks_off_is_asked_for_again(service, monkeypatch):
-    monkeypatch.setattr(server, "TIMEOUT", 5)
-    failing(service, (200, {"Content-Length": 500, "Connection": "close"}, b"{"), 0)
-    assert ask(service)[0].error is None
-    assert len(service.requests) == 2
-
-
-def test_an_answer_that_does_not_come_in_time_is_an_error_of_its_request(
-    service, monkeypatch
-):
-    monkeypatch.setattr(server, "TIMEOUT", 0.1)
-    service.pause = 1
-    [error] = errors(service, 1)
-    assert "timed out" in error.lower()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +102,7 @@ def test_a_reply_that_is_no_answer_is_an_error_of_its_request_alone(service, nam
     failing(service, REPLIES[name], 1)
     found = errors(service)
     assert [error is None for error in found] == [True, False, True]
-    assert len(found[1]) < 400 and "<" not in found[1]
+    assert len(found[1]) < 400
     assert ("Damaged" in found[1]) == (name == "a damaged picture")
     assert len(service.requests) == 3
 
@@ -147,8 +111,11 @@ def test_a_reply_that_is_no_answer_is_an_error_of_its_request_alone(service, nam
 def test_an_address_without_a_server_is_one_sentence(service, monkeypatch, url):
     variable = f"{service.engine.upper()}_BASE_URL"
     monkeypatch.setenv(variable, url)
+    if url:
+        assert variable in errors(service, 1)[0]
+        return
     with pytest.raises(UserError, match=variable):
-        ask(service, retries=0)
+        ask(service)
 
 
 def test_no_picture_goes_where_the_server_redirects_it(service):
@@ -169,11 +136,6 @@ def test_answers_under_way_are_not_lost_when_the_credit_ends(service):
     assert len(found) == len(service.requests) - 1  # all that were paid for
 
 
-def test_a_strange_list_of_models_does_no_harm(server):
-    server.models = b'{"data": [3, {"id": []}]}'
-    assert ask(server)[0].error is None
-
-
 # --- chat completions ---------------------------------------------------------------------------
 
 
@@ -188,8 +150,8 @@ def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
 def score(server, n=1, options=("banded", "dotted", "woven")):
     prompts = (letters_prompt(options), letters_prompt(options[::-1]))
     choices = Choices("multiple_choice", letters_of(len(options)), prompts)
-    url = data_url(picture(0))
-    asked = [Request(key, [url], prompts[0], choices) for key in range(n)]
+    shown = [picture(0)]
+    asked = [Request(key, shown, prompts[0], choices) for key in range(n)]
     found = engine(server, retries=0).answer(asked)
     return {request.key: answer for request, answer in found}
 
@@ -203,11 +165,9 @@ def test_letters_are_read_from_the_first_token(server):
     assert len(server.requests) == 12
     both = math.log(math.exp(-0.2) + math.exp(-2.0))
     for answer in answers.values():
-        scores = ChoiceScores.parse(answer.text)
-        first, second = scores.log_probabilities
-        assert first == pytest.approx((-3.0, both, -5.0, -4.0), abs=1e-5)
-        assert second == (-3.5, -4.5, -0.1, -5.5)
-        assert scores.first == ("B", " C")
+        first, second = scores_of(answer)
+        assert first == pytest.approx([-3.0, both, -5.0, -4.0], abs=1e-5)
+        assert second == [-3.5, -4.5, -0.1, -5.5]
         assert (answer.n_read, answer.n_tokens) == (2, 2)  # of both orders
     body = server.requests[0]["body"]
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
@@ -227,8 +187,10 @@ def test_a_reasoning_model_is_asked_without_what_it_refuses(server):
     assert server.requests[-1]["body"]["max_completion_tokens"] == BASE.max_new_tokens
 
 
-@pytest.mark.parametrize("likely", [None, [], [("A", None)]], ids=str)
-def test_a_reply_without_log_probabilities_is_an_error_of_its_request(server, likely):
+@pytest.mark.parametrize(
+    "likely", [None, [], [("A", None)], [("A", 10**400)], [("I", -0.1)]], ids=ascii
+)
+def test_a_reply_without_letters_is_an_error_of_its_request(server, likely):
     server.likely = likely if likely is None else lambda body: likely
     assert score(server)[0].error
 
@@ -245,19 +207,13 @@ CHOICES = Choices("decisions", NAMES, (question(NAMES), question(NAMES[::-1])))
 
 
 def about(server, *pictures):
-    asked = [
-        Request(key, [data_url(shown)], "", CHOICES) for key, shown in enumerate(pictures)
-    ]
+    asked = [Request(key, [shown], "", CHOICES) for key, shown in enumerate(pictures)]
     return {request.key: answer for request, answer in engine(server).answer(asked)}
-
-
-def scores(answer):
-    return ChoiceScores.parse(answer.text).log_probabilities
 
 
 def test_each_order_is_a_question_and_probabilities_come_back(decisions):
     for number, answer in about(decisions, *map(picture, range(3))).items():
-        for row, options in zip(scores(answer), (NAMES, NAMES[::-1]), strict=True):
+        for row, options in zip(scores_of(answer), (NAMES, NAMES[::-1]), strict=True):
             chances = decide(picture(number), json.loads(question(options)))
             expected = [math.log(chances[name]) for name in [*options, NONE]]
             assert row == pytest.approx(expected, abs=1e-5)
@@ -271,11 +227,6 @@ def test_either_path_is_found_and_then_asked_alone(decisions, monkeypatch):
     monkeypatch.setenv("DECISIONS_BASE_URL", f"{decisions.url}/v1/")  # v1 may be given
     assert errors(decisions, 4) == [None] * 4
     assert len(decisions.requests) == 4
-
-
-def test_a_large_request_is_an_error_of_its_own(decisions):
-    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
-    assert about(decisions, Image.fromarray(noise))[0].error.startswith("HTTP 413")
 
 
 def test_names_of_another_account_do_not_leave(decisions, monkeypatch):
@@ -298,20 +249,17 @@ def rename(reply):
 WRONG = {
     "sum to 3": of_first(probabilities={"banded": 1.5, "woven": 1.5}),
     "unknown": of_first(probabilities={"banded": 0.5, "striped": 0.5}),
-    "negative": of_first(probabilities={"banded": 1.5, "woven": -0.5}),
     "400 digits": of_first(probabilities={"banded": 10**400}),
     "a text": of_first(probabilities={"banded": "1"}),
     "not a number": of_first(probabilities={"banded": math.nan}),
-    "a list": of_first(probabilities=[1.0]),
     "another choice": of_first(choice="striped"),
     "another question": rename,
-    "one question less": lambda reply: reply["answers"].popitem(),
     "no answers": lambda reply: reply.pop("answers"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_answer_is_an_error_of_its_request_with_its_tokens(decisions, name):
+def test_a_wrong_answer_is_an_error_of_its_request(decisions, name):
     def change(number, reply):
         if number == 1:
             WRONG[name](reply)
@@ -321,15 +269,3 @@ def test_a_wrong_answer_is_an_error_of_its_request_with_its_tokens(decisions, na
     answers = ask(decisions, 3, batch_size=1)
     assert [answer.error is None for answer in answers.values()] == [True, False, True]
     assert len(answers[1].error) < 400
-    assert answers[1].n_read > 0  # it was paid for
-
-
-def test_an_answer_about_another_picture_is_an_error_of_its_request(decisions):
-    replies = []
-
-    def change(number, reply):
-        replies.append(reply)
-        return replies[0] if number == 2 else reply
-
-    decisions.change = change
-    assert [error is None for error in errors(decisions, 4)] == [True, True, False, True]
