@@ -166,7 +166,9 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
     WorkflowError: the first mistake in it.
     """
     with workflow_errors():
-        run = _run(workflow, config, machine)
+        # The `config` of a module wins over the shipped files as a command line does.
+        files = layers.defaults(None) if machine.is_module else layers.defaults()
+        run = Run(files, config, machine.place)
         if not machine.runs_one_job:  # the sender of the job has checked
             checks.refuse_unwritable()
             checks.refuse_unready(run)
@@ -174,13 +176,3 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
     if machine.prints and not workflow.output_settings.verbose:
         messages.shorten(machine)
     return run
-
-
-def _run(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
-    if machine.is_module:
-        # Its `config` wins over the shipped files as a command line does.
-        shipped = layers.defaults(project=None)
-        return Run(shipped, layers.difference(config, shipped), place=machine.place)
-    # Snakemake reads files of --configfile too, but accepts a key given twice.
-    layers.given([], workflow.configfiles)
-    return Run(layers.defaults(), config)

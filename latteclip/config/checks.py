@@ -1,19 +1,14 @@
 """Check what a run needs besides valid keys, in its first second and in a dry run."""
 
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
-from functools import cache
-from importlib.metadata import distribution
-from pathlib import Path
 
 from latteclip.config import hub_names
-from latteclip.config.keys import ClipSection
 from latteclip.config.labellers import Asker, Asking, answer_tables, askings
 from latteclip.config.registry import ENGINES, VOTES
 from latteclip.config.resolve import Dataset, Run
-from latteclip.core.class_templates import ClassTemplates, clean_classnames
-from latteclip.core.errors import UserError, suggestion
+from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.errors import UserError
 from latteclip.core.files import (
     CLASSES,
     DISCOVER,
@@ -22,12 +17,10 @@ from latteclip.core.files import (
     SCORES,
     SPLITS,
     TABLES,
-    edited_classes,
     existing,
     folders_in,
-    lines_of,
 )
-from latteclip.core.terminal import DECISIONS_URL, URL, one_line
+from latteclip.core.terminal import DECISIONS_URL, URL, counted, one_line
 
 # Addresses in messages, by the variables of the environment.
 EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}
@@ -60,13 +53,10 @@ def _problems(dataset: Dataset) -> Iterator[str]:
     except UserError as error:
         yield str(error)
     yield from _methods(dataset)
-    yield from _clip(dataset.keys.clip)
-    yield from _image_encoders(dataset)
     yield from _labellers(dataset)
     for asking in answer_tables(dataset):
         whose = f"of the labeller {asking.asker.name}, " if asking.asker.name else ""
-        for problem in _asked(asking):
-            yield f"{whose}{problem}"
+        yield from (f"{whose}{problem}" for problem in _asked(asking))
 
 
 def _source(dataset: Dataset) -> Iterator[str]:
@@ -84,12 +74,6 @@ def _source(dataset: Dataset) -> Iterator[str]:
             f"class_names {named} is for images in folders, but split.kind is "
             f"{split.kind}; put the images into a folder, or name the classes."
         )
-    edited = edited_classes(dataset.folder) if dataset.discovers else None
-    if edited is not None and len(edited) < 2:
-        yield (
-            f"{dataset.folder}/{CLASSES} has fewer than two classes; write one name per line, or "
-            "delete the file to return to the proposal."
-        )
     if split.examples and not os.path.isdir(split.examples):
         yield f"split.examples {split.examples} is not a folder; correct the path."
     folder = source.folder
@@ -98,55 +82,33 @@ def _source(dataset: Dataset) -> Iterator[str]:
     if not os.path.isdir(folder):  # False, not an error, where barred
         key = "image_dir" if dataset.run.keys.image_dir else "source.folder"
         yield f"{key} {folder} is not a folder; correct the path."
-    images = Path(folder, split.images)
-    if split.examples and Path(split.examples).resolve().is_relative_to(images.resolve()):
-        yield (
-            f"split.examples {split.examples} is inside {folder}, whose images are those of the "
-            "dataset; move it elsewhere."
-        )
+    images = os.path.join(folder, split.images)
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
     has_names = named in (DISCOVER, FOLDERS) or split.class_list
     if split.kind == "folders" and not has_names and is_readable:
-        yield from _class_names(dataset, folder, str(images))
+        yield from _class_names(dataset, folder, images)
 
 
 def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
     """Check that a list, examples or the folders of images name the classes of a dataset."""
-    split = dataset.keys.split
     file = os.path.join(folder, CLASSES)
-    if os.path.isfile(file) and os.access(file, os.R_OK):  # if not, index_images says why
-        try:
-            clean_classnames(lines_of(file), split.classname_replace)
-        except UserError as error:
-            yield f"{file}: {error}"
-    if os.path.lexists(file) or split.examples:
+    if os.path.lexists(file) or dataset.keys.split.examples:
         return
-    folders = sorted(class_folders(images))
-    listing = (
-        f"write the names of the classes into {file}, one per line. Or let a stage propose "
-        "classes: --config class_names=discover. Or name a folder with a few images "
-        "of each class: --config \"split={'examples': 'examples'}\"."
-    )
-    if not folders:
-        yield (
-            f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
-            f"into a folder of its own, or {listing}"
-        )
     # Folders below train, val and test can be nothing else.
-    is_split = not set(SPLITS).isdisjoint(folders_in(images))
-    if not is_split and not dataset.has_class_folders:
+    if set(SPLITS).isdisjoint(folders_in(images)) or not class_folders(images):
         yield (
-            f"{folder} has no {CLASSES}, but {some_names(folders)}. If these folders are the "
-            f"classes, add --config class_names=folders. If not, {listing}"
+            f"{folder} has {some_names(sorted(class_folders(images)))} and no {CLASSES}. If the "
+            "folders are the classes, add --config class_names=folders. If not, write the names of "
+            f"the classes into {file}, one per line. Or let a stage propose classes: --config "
+            "class_names=discover. Or name a folder with a few images of each class: --config "
+            "\"split={'examples': 'examples'}\"."
         )
 
 
 def some_names(folders: Sequence[str]) -> str:
     """Return the number of some folders, and the names of the first of them."""
-    some = ", ".join(map(one_line, folders[:NAMED]))
-    more = ", ..." if len(folders) > NAMED else ""
-    word = "folder" if len(folders) == 1 else "folders"
-    return f"{len(folders)} {word} ({some}{more})"
+    some = ", ".join(map(one_line, folders[:NAMED])) or "none"
+    return f"{counted(len(folders), 'folder')} ({some}{', ...' * (len(folders) > NAMED)})"
 
 
 def class_folders(folder: str) -> set[str]:
@@ -157,7 +119,7 @@ def class_folders(folder: str) -> set[str]:
 
 
 def _labellers(dataset: Dataset) -> Iterator[str]:
-    """Check the models and the files of labellers, and that no two are the same."""
+    """Check the files of labellers, and that no two are the same."""
     tables: dict[str, str] = {}
     names = [labeller.name for labeller in dataset.labellers]
     for labeller in dataset.labellers:
@@ -169,12 +131,9 @@ def _labellers(dataset: Dataset) -> Iterator[str]:
                 f"the labellers {other} and {labeller.name} have the same answers, which would "
                 "count twice; leave one of them out, or change its model or prompt."
             )
-        problems = list(_clip(labeller.clip)) if labeller.clip else []
         file = labeller.keys.file
         if file and not os.path.isfile(file):
-            problems.append(f"file {file} is not a file; correct the path.")
-        for problem in problems:
-            yield f"of the labeller {labeller.name}, {problem}"
+            yield f"of the labeller {labeller.name}, file {file} is not a file."
 
 
 def _methods(dataset: Dataset) -> Iterator[str]:
@@ -204,53 +163,6 @@ def _methods(dataset: Dataset) -> Iterator[str]:
             yield f"method {method.name} does not train; leave finetune.lr auto out."
 
 
-def _clip(values: ClipSection) -> Iterator[str]:
-    """Check the names of a CLIP model and its weights.
-
-    The first job checks the pair of model and weights.
-    """
-    model, pretrained = values.model, values.pretrained
-    if folder := hub_names.local_folder(model):
-        file = os.path.join(folder, hub_names.CLIP_CONFIG)
-        if not os.path.isfile(file):
-            yield f"clip.model {model}: {file} does not exist."
-    if model.startswith(hub_names.WHOLE):
-        return
-    models, tags = open_clip_names()
-    if model.replace("/", "-") not in models:
-        yield f"clip.model {model} is unknown; {suggestion(model, models)}"
-    if not pretrained:
-        yield (
-            f"clip.model {model} needs clip.pretrained, and a labeller open_clip:<model>/<tag>."
-        )
-        return
-    tag = pretrained.lower().replace("-", "_")  # as open_clip compares it
-    if not os.path.isfile(pretrained) and tag not in tags:
-        yield f"clip.pretrained {pretrained} is no file; {suggestion(pretrained, tags)}"
-
-
-def _image_encoders(dataset: Dataset) -> Iterator[str]:
-    """Check that image encoders in folders are there."""
-    for name in dataset.run.image_encoders.values():
-        folder = hub_names.local_folder(name)
-        files = [f"{folder}/{file}" for file in (hub_names.CLIP_CONFIG, "config.json")]
-        if folder and not any(map(os.path.isfile, files)):
-            yield f"image_encoders {name}: neither {' nor '.join(files)} exists."
-
-
-@cache
-def open_clip_names() -> tuple[set[str], set[str]]:
-    """Return the models and tags of open_clip, whose import would take that of torch.
-
-    Tags are the arguments of `dict` in one of its sources.
-    """
-    folder = Path(str(distribution("open_clip_torch").locate_file("open_clip")))
-    models = {path.stem for path in folder.glob("model_configs/*.json")}
-    return models, set(
-        re.findall(r"(\w+)=_\w+\(", (folder / "pretrained.py").read_text("utf-8"))
-    )
-
-
 def _asked(asking: Asking) -> Iterator[str]:
     """Check that a captioner can do what it is asked for: its engine, model and files."""
     asker = asking.asker
@@ -259,12 +171,12 @@ def _asked(asking: Asking) -> Iterator[str]:
     if asking.kind == SCORES:
         yield from _scores(asker)
     elif not engine.writes_captions:
-        yield f"captioner.engine {name} writes no captions{_needed_by(asking)}; set another."
+        yield f"captioner.engine {name} writes no captions; set another."
     elif engine.reads_file:
         key = "groups_file" if asking.kind == GROUPS else "images_file"
         files = asker.files(asking.kind)
         if not files:
-            yield f"captioner.engine file needs captioner.{key}{_needed_by(asking)}; set it."
+            yield f"captioner.engine file needs captioner.{key}; set it."
         elif not os.path.isfile(files[0]):
             yield f"captioner.{key} {files[0]} is not a file; correct the path."
     is_of_hub = "/" in model and not hub_names.is_folder(model)
@@ -286,13 +198,6 @@ def _scores(asker: Asker) -> Iterator[str]:
             f"{' or '.join(able)}, or scores.kind to {kinds}. Scores of your own are a labeller "
             "of kind file."
         )
-
-
-def _needed_by(asking: Asking) -> str:
-    """Return a clause of a sentence: which methods need captions."""
-    kind = asking.kind.removesuffix("s")
-    needs = [m.name for m in asking.asker.dataset.methods if m.needs_captions(kind)]
-    return f" for {', '.join(needs)}" if needs and not asking.asker.name else ""
 
 
 def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> None:

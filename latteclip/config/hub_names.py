@@ -1,6 +1,7 @@
 """Tell models of the Hugging Face hub from files, and name the notes on them."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -64,10 +65,13 @@ def captioner(section: "CaptionerSection") -> Model:
     return Model("captioner", {"model": model, "revision": section.revision})
 
 
-def encoder(name: str) -> Model:
-    """Return an image encoder beside CLIP by its name."""
-    path = local_folder(name)
-    return Model("image_encoder", None if path else {"model": name}, path)
+def encoders(names: Iterable[str]) -> list[Model]:
+    """Return image encoders beside CLIP by their names."""
+    paths = {name: local_folder(name) for name in names}
+    return [
+        Model("image_encoder", None if path else {"model": name}, path)
+        for name, path in paths.items()
+    ]
 
 
 def local_folder(name: str) -> str | None:

@@ -146,7 +146,8 @@ def encode_examples(dataset: Dataset) -> Settings:
 
 def all_encoders(dataset: Dataset) -> list[Model]:
     """Return the models that encode these images."""
-    return [*dataset.models, *dataset.run.encoders.values()]
+    encoders = hub_names.encoders(dataset.run.image_encoders.values())
+    return [*dataset.models, *encoders]
 
 
 def encode_images(dataset: Dataset, encoder: str) -> Settings:

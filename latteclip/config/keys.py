@@ -361,16 +361,11 @@ class TrainingSection(Section):
     """keys of `finetune` for this method"""
 
 
-class MethodOfDataset(TrainingSection):
-    """Keys of a method that a dataset changes."""
+class MethodSection(TrainingSection):
+    """A method."""
 
     of: Text | None = None
     """average_weights: the method whose seeds are averaged"""
-
-
-class MethodSection(MethodOfDataset):
-    """A method."""
-
     like: Text | None = None
     """the method whose settings, also those of a dataset, are the defaults"""
 
@@ -433,7 +428,7 @@ class DatasetSection(Shared, TermsSection):
     """size of its downloads, in words"""
     source: SourceSection | None = None
     """where the images come from"""
-    methods: dict[Name, MethodOfDataset] = {}
+    methods: dict[Name, MethodSection] = {}
     """what the dataset changes of a method"""
 
 

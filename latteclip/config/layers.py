@@ -43,19 +43,6 @@ def merge(*layers: Config | None) -> dict[str, Any]:
     return result
 
 
-def difference(config: Config, base: Config) -> dict[str, Any]:
-    """Return the leaves of a mapping that another one lacks or has with another value."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        other = base.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            if below := difference(value, other):
-                result[key] = below
-        elif key not in base or value != other:
-            result[key] = value
-    return result
-
-
 def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
     """Return the configuration of the files, those of a project over the shipped ones."""
     folders = [CONFIG]
@@ -106,25 +93,10 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-class _Loader(yaml.CSafeLoader):
-    """Safe loader that refuses a key given twice, of which YAML would silently take the last."""
-
-    def construct_mapping(
-        self, node: yaml.MappingNode, deep: bool = False
-    ) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if (key.tag, str(key.value)) in seen:
-                reason = f"the key {key.value} is there twice; remove one"
-                raise yaml.MarkedYAMLError(problem=reason, problem_mark=key.start_mark)
-            seen.add((key.tag, str(key.value)))
-        return super().construct_mapping(node, deep)
-
-
 def parse_yaml(text: str, what: str) -> Any:
     """Return the value of a YAML text, or raise UserError with its name and line."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, yaml.CSafeLoader)
     # Also a date of no calendar.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{what} is not valid YAML: {one_line(error)}.") from None

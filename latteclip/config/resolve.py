@@ -25,7 +25,7 @@ from latteclip.config.layers import merge
 from latteclip.config.registry import COLUMNS, OBJECTIVES
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
-from latteclip.core.files import DISCOVER, FOLDERS, IMAGES, SCORES
+from latteclip.core.files import DISCOVER, IMAGES, SCORES
 
 Layer = Mapping[str, Any]
 ALL = "all"
@@ -63,9 +63,6 @@ class Run:
         # Image encoders beside CLIP, by the names of their files.
         encoders = names(self.keys.image_encoders)
         self.image_encoders = {hub_names.slug({"model": name}): name for name in encoders}
-        self.encoders = {
-            slug: hub_names.encoder(name) for slug, name in self.image_encoders.items()
-        }
         self.datasets = [self.dataset(name) for name in self._chosen()]
         self._check_name(self.keys.table.baseline, "of table.baseline")
         for name in self.keys.methods:
@@ -165,7 +162,7 @@ class Run:
     @cached_property
     def hub_models(self) -> dict[str, Model]:
         """Models that come from the hub, by the names of their notes."""
-        models = list(self.encoders.values())
+        models = hub_names.encoders(self.image_encoders.values())
         for dataset in self.datasets:
             askers = [each.asker for each in dataset.labellers if each.asker]
             users: list[Any] = [dataset, dataset.asker, *dataset.labellers, *askers]
@@ -201,9 +198,6 @@ class Dataset:
         self._layer = merge(*shared)
         self._layer["methods"] = of_dataset.get("methods", {})
         self.keys = validate(DatasetSection, self._layer)
-        # Whether a person said that the folders are the classes.
-        kinds = [layer.get("split", {}).get("kind") for layer in (of_dataset, run.given)]
-        self.has_class_folders = FOLDERS in (self.keys.class_names, *kinds)
 
     # Methods.
 
@@ -389,8 +383,7 @@ class Method:
     @property
     def models(self) -> list[Model]:
         """The models by which it classifies without training."""
-        encoders = self.dataset.run.encoders if self.encoders else {}
-        return [*self.dataset.models, *encoders.values()]
+        return [*self.dataset.models, *hub_names.encoders(self.encoders.values())]
 
     def reads_captions(self, kind: str) -> bool:
         """Return whether it trains on captions of a kind, "image" or "group"."""

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latteclip.config.keys import AUTO
-from latteclip.config.labellers import Asker, Labeller
+from latteclip.config.labellers import Asker, Labeller, askings
 from latteclip.config.resolve import Dataset, Method
-from latteclip.core.files import SCORES
 
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
-ORDERS = 2  # orders in which the options of a multiple choice are listed
 # MB of a process with its photographs and the parts of batches that it loads ahead.
 PROCESS = 240
 
@@ -35,7 +33,7 @@ def captioner_gpus(asker: Asker) -> int:
 
 def votes_gpus(labeller: Labeller) -> int:
     """Return the GPUs of a job that writes the votes of a labeller."""
-    return int(labeller.clip is not None or labeller.asks is not None)
+    return int(labeller.keys.kind != "file")
 
 
 def trainings_at_once(dataset: Dataset, gpus: int | None) -> int:
@@ -46,29 +44,14 @@ def trainings_at_once(dataset: Dataset, gpus: int | None) -> int:
 
 def captionings_at_once(dataset: Dataset, gpus: int | None) -> int:
     """Return how many captioning jobs share this machine."""
-    if not gpus:
-        return 1
-    kinds = len(dataset.caption_kinds) + (dataset.keys.scores.kind is not None)
-    asking = [labeller for labeller in dataset.own_labellers if labeller.asks]
-    at_once = kinds * dataset.shards + len(asking)
-    of_a_job = captioner_gpus(dataset.asker)
-    return min(at_once, gpus // of_a_job) if of_a_job else at_once
+    jobs = dataset.shards * len(askings(dataset))
+    return min(jobs, gpus // (captioner_gpus(dataset.asker) or 1)) if gpus else 1
 
 
 def epochs(method: Method) -> int:
     """Return the passes of a fine-tuning over the images, at most."""
     wanted = method.keys.finetune.epochs
     return MAX_EPOCHS if wanted == AUTO else int(wanted)
-
-
-def questions_per_image(asker: Asker) -> float:
-    """Return the mean number of questions about an image where classes are scored."""
-    orders = ORDERS if asker.scores.kind == "multiple_choice" else 1
-    most = asker.max_images(SCORES)
-    images = counts(asker.dataset)
-    if most is None or images is None:
-        return float(orders)
-    return orders * min(1.0, most / max(1, images.train))
 
 
 def counts(dataset: Dataset) -> Counts | None:

@@ -44,7 +44,6 @@ def test_folders_that_shipped_datasets_name_are_found_from_anywhere(tmp_path, mo
     [
         ("a: [1", r"config\.yaml .*line 1"),
         ("a: 1\nb: {c: 2\nd: 3\n", "line 3"),
-        ("datasets:\n  a: {}\n  b: {}\n  a: {}", "key a .*line 4"),
         ("[1]", r"config\.yaml"),
     ],
     ids=str,

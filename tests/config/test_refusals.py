@@ -5,11 +5,8 @@ Also of a dry run. Each is found by the checks that a run begins with.
 
 import json
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
 
-import open_clip
 import pytest
 from support.tiny import DEMO_LLAVA
 
@@ -22,12 +19,10 @@ FOLDER = {"dataset": "mine", "image_dir": "photos"}
 OWN = {"engine": "file", "images_file": "mine.csv"}
 SERVER = {"engine": "openai", "model": "llava"}
 DECIDES = {"engine": "decisions", "model": "decider"}
-DECISIONS = {"kind": "decisions"}
+DECIDED = {"kind": "decisions"}
 LETTERS = {"kind": "multiple_choice"}
 WORDS = {"name": "words", "kind": "captions"}
 SCORES = {"name": "scores", "kind": "likelihood"}
-CLIP = {"name": "a", "kind": "zero_shot"}
-DOWNLOAD = {"sources": ["https://example.org/x.zip"], "into": "../../../out"}
 OFF = {"zero_shot_loss": False, "finetuned_loss": False}
 
 
@@ -59,10 +54,6 @@ def refused(check):
     return refused
 
 
-def of_demo(**values):
-    return {"datasets": {"demo": values}}
-
-
 def source(**values):
     return {"dataset": "new", "datasets": {"new": {"source": values}}}
 
@@ -88,13 +79,11 @@ MISTAKES = [
     ({"datasets": {"dtd": {"source": {"folder": "."}}}}, r"datasets\.dtd\.source "),
     ({"finetune": None}, "finetune"),
     ({"seeds": "1;2"}, r"seeds must be .*0,1,2"),
-    ({"dataset": []}, "dataset "),
     ({"scores": {"kind": "none"}}, r"scores\.kind .*null"),
     *(
         ({"dataset": name, "image_dir": "photos"}, r"key datasets\..*letters")
-        for name in ("my photos", "it's", "a$b", "a/b", "..", "a\nb", "é")
+        for name in ("it's", "a/b", "..", "a\nb")
     ),
-    ({"limit": 0}, "limit"),
     ({"methods": {"my method": {"like": "flyp"}}}, "my method .*letters"),
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
     ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
@@ -102,76 +91,47 @@ MISTAKES = [
     ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective "),
     ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
     ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
-    ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
-    (
-        of_demo(template=["a {}.", "photo"]),
-        "demo: template .*photo",
-    ),
-    (
-        {"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}},
-        "a, b, c, b",
-    ),
+    ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo: template .*photo"),
+    ({"methods": {"a": {"like": "b"}, "b": {"like": "a"}}}, "a, b, a"),
     # The last stage would find these, after days of captioning.
     (method(like="flyp", pseudo_labels="lmm"), "own.*lmm are class scores"),
     (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
     (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
-    (
-        {"method": "image_prototypes_encoders"},
-        "image_prototypes_encoders.*image_encoders",
-    ),
-    (
-        {"image_encoders": "local-dir:/nowhere"},
-        r"image_encoders local-dir:/nowhere.*/nowhere/config\.json",
-    ),
+    (method(objective="average_weights", of="latteclip"), r"methods\.own\.of is latteclip"),
+    (method(like="zero_shot", finetune={"lr": "auto"}), "own does not train"),
+    ({"method": "image_prototypes_encoders"}, "needs image_encoders"),
     ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
     (source(folder="photographs"), r"source\.folder photographs"),
     ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),
-    (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),
     # Names that were removed.
+    (source(downloads={"x.zip": {"into": "out"}}), r"x\.zip\.into was removed"),
     ({"max_cost": 1}, "max_cost was removed.*max_images"),
+    (folder(split={"classes": "folders"}), r"split\.classes was removed.*class_names"),
     # A dataset in a folder.
     (folder(split={"kind": "csv"}, class_names="folders"), "class_names folders .*csv"),
-    (folder(split={"classes": "folders"}), r"split\.classes was removed.*class_names"),
-    (folder(clip={"model": "ViT-L14"}), r"clip\.model ViT-L14 .*did you mean ViT-L-14\?"),
-    (folder(clip={"pretrained": "laion2b_s34b_b79"}), r"clip\.pretrained .*_b79k\?"),
     # Captioners.
     (folder(captioner={"model": "llava"}), r"captioner\.model llava "),
-    (
-        folder(captioner=OWN, method="zero_shot,latteclip"),
-        r"captioner\.groups_file for latteclip;",
-    ),
-    (
-        folder(captioner={**OWN, "groups_file": "nope.csv"}, method="latteclip"),
-        r"captioner\.groups_file .*nope\.csv",
-    ),
+    (folder(captioner=OWN, method="latteclip"), r"captioner\.groups_file;"),
+    (folder(captioner={**OWN, "images_file": "no.csv"}), r"images_file no\.csv"),
     (folder(captioner=OWN, scores=LETTERS), r"labeller of kind file"),
     (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
     (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind to decisions"),
+    (folder(captioner=SERVER, scores={"kind": "likelihood"}), r"the engine to vllm"),
+    (folder(captioner=SERVER, scores={"kind": "decisions"}), r"the engine to decisions"),
     # Labellers.
     (labellers({"name": "a", "kind": "captiosn"}), r"labellers\.0\.kind"),
     (labellers({"name": "a"}), r"labellers\.0 must have the key kind"),
     (labellers({**WORDS, "name": "fused"}), r"labellers\.0 must have another name"),
     (labellers(WORDS, {**SCORES, "name": "words"}), "two labellers called words"),
     (labellers({"name": "a", "kind": "file"}), "must have the key file"),
-    (labellers(CLIP), "must have the key model"),
     (labellers({**SCORES, "file": "mine.csv"}), "must not have file"),
-    (labellers({"name": "a/b", "kind": "captions"}), r"labellers\.0\.name"),
-    ({"labellers": WORDS}, r"labellers .*must be a valid list"),
     (labellers(WORDS, {**WORDS, "name": "same"}), "words and same have the same answers"),
-    (labellers({**WORDS, "captioner": {}}), r"labellers\.0\.captioner was removed"),
-    ({"votes": "caption"}, "votes was removed.*labellers"),
-    (
-        method(like="flyp", finetune={"lr": "auto"}, objective="zero_shot"),
-        "own does not train",
-    ),
     (
         labellers({"name": "a", "kind": "file", "file": "no.csv"}),
         r"labeller a, file no\.csv",
     ),
     (labellers({**WORDS, "model": "nowhere"}), r"labeller words, captioner\.model"),
-    (labellers({**WORDS, "engine": "file"}), r"labeller words, .*captioner\.images_file"),
     (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
-    (labellers({**WORDS, "file": "none.csv"}), r"labeller words, .*none\.csv"),
 ]
 
 
@@ -187,15 +147,15 @@ def test_a_mistake_is_one_sentence_that_names_the_key(refused, given, message):
     refused(message, **given)
 
 
-def test_what_is_complete_is_not_refused(check, photos):
+def test_what_is_complete_is_not_refused(check):
     check(**FOLDER)
     check(**folder(captioner=OWN))
     check(**folder(captioner={"model": "nowhere"}, method="zero_shot"))
-    for dataset in ("demo", "all"):
-        check(dataset=dataset)
+    check(**folder(captioner=SERVER, scores=LETTERS))  # status needs no address
+    check(dataset="all")
     several = [
         {"name": "a", "kind": "file", "file": "mine.csv"},
-        {**CLIP, "name": "b", "model": "open_clip:ViT-B-32/openai"},
+        {"name": "b", "kind": "zero_shot", "model": "open_clip:ViT-B-32/openai"},
         {"name": "c", "kind": "captions", "model": str(DEMO_LLAVA), "prompt": "?"},
         {"name": "d", "kind": "captions", "file": "mine.csv"},
     ]
@@ -218,24 +178,6 @@ def test_classes_are_named_in_a_file_or_by_folders_of_which_a_person_says_so(
     check(**FOLDER)  # the layout says so
 
 
-@pytest.mark.parametrize("content", ["", "\ufeff \r\n", "cat\n", "cat\nCat\ndog\n"])
-def test_a_list_of_classes_that_no_run_can_use(refused, photos, content):
-    (photos / "dcim").mkdir()
-    (photos / "classes.txt").write_text(content, encoding="utf-8")
-    refused(r"photos/classes\.txt: ", **FOLDER)
-
-
-def test_an_engine_is_asked_for_what_it_can(check, refused):
-    check(**folder(captioner=SERVER, scores=LETTERS))  # status needs no address
-    check(**folder(captioner=DECIDES, scores=DECISIONS))
-    refused(r"scores\.kind", **folder(captioner=SERVER, scores={"kind": "likelihood"}))
-    refused(r"the engine to decisions", **folder(captioner=SERVER, scores=DECISIONS))
-    refused(
-        "no captions for latteclip",
-        **folder(captioner=DECIDES, scores=DECISIONS, method="latteclip"),
-    )
-
-
 TABLE = "results/mine/captions/images.parquet"
 SHARD = "results/mine/captions/shards/images-1-of-2.parquet"
 SCORED = "results/mine/class_scores.parquet"
@@ -253,9 +195,7 @@ LLAVA = {"captioner": {"model": str(DEMO_LLAVA)}}
         ("results/mine/images.parquet", {}, None),
         (TABLE, LLAVA, None),  # a folder of one's own
         (TABLE, {"captioner": SERVER}, "OPENAI_BASE_URL=http"),
-        (SCORED, {"captioner": DECIDES, "scores": DECISIONS}, "DECISIONS_BASE_URL=http"),
-        (SCORED, {"captioner": SERVER}, "OPENAI_BASE_URL=http"),
-        ("results/mine/fused_labels.parquet", {"captioner": SERVER}, None),
+        (SCORED, {"captioner": DECIDES, "scores": DECIDED}, "DECISIONS_BASE_URL=http"),
     ],
     ids=str,
 )
@@ -275,14 +215,3 @@ def test_questions_that_nobody_would_answer_end_a_run(
     start(has_gpus=True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     start()
-
-
-def test_clip_names_are_those_that_open_clip_lists_without_importing_it():
-    models, tags = checks.open_clip_names()
-    assert models == set(open_clip.list_models())
-    assert tags >= {tag for _, tag in open_clip.list_pretrained()}
-    code = (
-        "import sys; from latteclip.config import checks; "
-        "assert checks.open_clip_names(); assert 'open_clip' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -113,19 +113,3 @@ def test_jobs_that_a_server_or_a_file_answers_ask_for_no_gpu(login_node):
     run = login_node.snakemake(*SLURM, target, *config, "--default-resources", *own)
     votes = resources_of(run)["write_votes"]
     assert (votes["gpu"], votes["slurm_partition"], "gres" in votes) == ("0", "a", False)
-
-
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [
-        ("snakemake", ("--dry-run",)),
-        ("snakemake", ("--unlock",)),
-        ("latteclip", ("status", "demo")),
-        ("latteclip", ("datasets",)),
-    ],
-    ids=str,
-)
-def test_what_runs_no_job_does_not_ask_the_driver(login_node, program, words):
-    run = getattr(login_node, program)(*words)
-    assert run.returncode == 0, run.stdout
-    assert "nvidia-smi" not in run.stdout

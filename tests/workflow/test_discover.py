@@ -80,9 +80,6 @@ def test_classes_edited_by_hand_are_an_input_that_nothing_overwrites(checkout, c
     assert run.returncode == 0, run.stdout
     known = tables.read_metadata(checkout.root / LABELS, ClassesMetadata).classnames
     assert known == ["cup", "hound", "car"]
-    (results / "classes.txt").write_text("cup\n")
-    run = checkout.snakemake("--dry-run", LABELS, *configured)
-    assert "classes.txt has fewer" in run.stdout.splitlines()[-1]
 
 
 def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):

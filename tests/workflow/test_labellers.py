@@ -15,7 +15,8 @@ from support.tiny import DEMO_CLIP
 from latteclip.report.labellers import read_labellers
 
 RESULTS = "results/demo"
-KEPT = ("fused_labels.parquet", "votes.parquet")
+CAPTIONS = "captions/images.parquet"
+BRIEF = "labellers/brief.parquet"
 
 
 def run(checkout, *targets, **given):
@@ -26,30 +27,9 @@ def run(checkout, *targets, **given):
     return found.stdout
 
 
-def test_captions_in_the_list_label_as_captions_do(finished_copy):
-    """Without another labeller nothing is asked, and the labels are the same to the byte."""
-    root = finished_copy.root
-    before = {name: (root / RESULTS / name).read_bytes() for name in KEPT[:2]}
-    caches = sorted((root / "resources").rglob("*.sqlite"))
-    asked = {path: path.read_bytes() for path in caches}
-    target = f"{RESULTS}/fused_labels.parquet"
-    given = {"seeds": 1, "labellers": [{"name": "caption", "kind": "captions"}]}
-    written = times(root / RESULTS)
-    run(finished_copy, target, **given)
-    assert times(root / RESULTS) == written  # the settings are the same
-    (root / target).unlink()
-    run(finished_copy, target, **given)
-    assert times(root / RESULTS)["captions"] == written["captions"]
-    for name, content in before.items():
-        assert (root / RESULTS / name).read_bytes() == content
-    assert {path: path.read_bytes() for path in caches} == asked
-    assert not (root / RESULTS / "labellers").exists()
-
-
-def times(folder):
-    """When the captions and the labels were written."""
-    names = {"captions": "captions/images.parquet", "labels": "fused_labels.parquet"}
-    return {key: (folder / name).stat().st_mtime_ns for key, name in names.items()}
+def written(checkout, name):
+    """When a table of the demo was written."""
+    return (checkout.root / RESULTS / name).stat().st_mtime_ns
 
 
 def another_clip(folder):
@@ -84,7 +64,7 @@ def labelled(finished_copy):
         {"name": "brief", "kind": "captions", "prompt": "Name the texture."},
         {"name": "few", "kind": "likelihood", "prompt": "What is it?", "max_images": 9},
     ]
-    captioned = times(root / RESULTS)["captions"]
+    captioned = written(finished_copy, CAPTIONS)
     run(
         finished_copy,
         seeds=1,
@@ -92,7 +72,7 @@ def labelled(finished_copy):
         scores={"kind": "likelihood"},
         method="zero_shot,image_prototypes",
     )
-    assert times(root / RESULTS)["captions"] == captioned  # those of before
+    assert written(finished_copy, CAPTIONS) == captioned  # those of before
     return finished_copy
 
 
@@ -122,7 +102,7 @@ def test_labellers_of_all_kinds_label_together(labelled):
     assert f"{N_TRAIN - 9:,} images left out" in (folder / "report.html").read_text()
 
     # A labeller that is left out reruns the labels alone, and one that comes back asks nothing.
-    before = (checkout.root / RESULTS / "labellers" / "brief.parquet").stat().st_mtime_ns
+    before = written(checkout, BRIEF)
     printed = run(
         checkout,
         f"{RESULTS}/fused_labels.parquet",
@@ -133,6 +113,4 @@ def test_labellers_of_all_kinds_label_together(labelled):
     )
     assert "fuse_labels" in printed
     assert "caption_images_labeller" not in printed
-    assert (
-        checkout.root / RESULTS / "labellers" / "brief.parquet"
-    ).stat().st_mtime_ns == before
+    assert written(checkout, BRIEF) == before

@@ -405,9 +405,7 @@ def mine(checkout, folder, **changes):
     """Configuration file of a dataset `mine` in a folder of class folders."""
     dataset = {
         "source": {"folder": str(folder)},
-        "split": {"kind": "folders"},
-        "template": "a photo of a {}.",
-        "prompts": {"image": "What?", "group": "What?"},
+        "class_names": "folders",
         "clip": {"model": "local-dir:latteclip/demo/models/clip", "pretrained": None},
         **changes,
     }
@@ -442,7 +440,8 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     (folder / "film.mov").write_text("no image")
     (folder / "classes.txt").write_text("red dots\nlines\n")
     methods = ("zero_shot", "zero_shot_adapted")
-    ran(checkout, *mine(checkout, folder), "--config", f"method={','.join(methods)}")
+    mine_whole = mine(checkout, folder, class_names=None)
+    ran(checkout, *mine_whole, "--config", f"method={','.join(methods)}")
     results = checkout.root / "results" / "mine"
     names = sorted([*(os.path.basename(file) for file in files), "copy.png"])
     for method in methods:

@@ -14,7 +14,7 @@ if IS_CLONE:
 from latteclip.cli.machine import Machine, load
 from latteclip.cli.messages import Handlers
 from latteclip.cli.rules import Rules, file_names, one_of, options, output_options, part
-from latteclip.config import jobs, resources
+from latteclip.config import hub_names, jobs, resources
 from latteclip.config.code import code_of, engine_code, training_code
 from latteclip.core.files import IMAGES, SCORES
 
@@ -34,6 +34,7 @@ users = rule_functions.users
 # The models that jobs load: notes on those of the hub, and digests of those on this machine.
 notes = lambda *names: of(lambda user: jobs.notes(user.models), *names)
 local_files = lambda *names: of(lambda user: jobs.local_files(user.models), *names)
+encoder_of = lambda encoder: hub_names.encoders([run.image_encoders[encoder]])
 threads_of = rule_functions.threads
 on_gpus = rule_functions.on_gpus
 memory = rule_functions.memory

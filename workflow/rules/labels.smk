@@ -93,7 +93,7 @@ rule adapt_zero_shot:
 rule encode_images:
     input:
         images="results/{dataset}/images.parquet",
-        models=of(lambda encoder: jobs.notes([run.encoders[encoder]]), "encoder"),
+        models=of(lambda encoder: jobs.notes(encoder_of(encoder)), "encoder"),
     output:
         "results/{dataset}/image_encoders/{encoder}.parquet",
     log:
@@ -109,7 +109,7 @@ rule encode_images:
         **ENCODES,
     params:
         code=code_of("latteclip.labels.encode_images"),
-        model_files=of(lambda name: jobs.local_files([run.encoders[name]]), "encoder"),
+        model_files=of(lambda encoder: jobs.local_files(encoder_of(encoder)), "encoder"),
         settings=as_json(jobs.encode_images, "dataset", "encoder"),
     shell:
         "latteclip encode-images --images {input.images} --settings {params.settings:q}"
