@@ -1,7 +1,7 @@
 """Check what a run needs besides valid keys, in its first second and in a dry run."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from latteclip.config import hub_names
 from latteclip.config.labellers import Asker, Asking, answer_tables, askings
@@ -20,7 +20,7 @@ from latteclip.core.files import (
     existing,
     folders_in,
 )
-from latteclip.core.terminal import DECISIONS_URL, URL, counted, one_line
+from latteclip.core.terminal import DECISIONS_URL, URL, one_line
 
 # Addresses in messages, by the variables of the environment.
 EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}
@@ -94,28 +94,17 @@ def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
     file = os.path.join(folder, CLASSES)
     if os.path.lexists(file) or dataset.keys.split.examples:
         return
+    folders = sorted(folders_in(images))
     # Folders below train, val and test can be nothing else.
-    if set(SPLITS).isdisjoint(folders_in(images)) or not class_folders(images):
-        yield (
-            f"{folder} has {some_names(sorted(class_folders(images)))} and no {CLASSES}. If the "
-            "folders are the classes, add --config class_names=folders. If not, write the names of "
-            f"the classes into {file}, one per line. Or let a stage propose classes: --config "
-            "class_names=discover. Or name a folder with a few images of each class: --config "
-            "\"split={'examples': 'examples'}\"."
-        )
-
-
-def some_names(folders: Sequence[str]) -> str:
-    """Return the number of some folders, and the names of the first of them."""
-    some = ", ".join(map(one_line, folders[:NAMED])) or "none"
-    return f"{counted(len(folders), 'folder')} ({some}{', ...' * (len(folders) > NAMED)})"
-
-
-def class_folders(folder: str) -> set[str]:
-    """Return the folders of a folder of images, or else of its folders train, val and test."""
-    names = set(folders_in(folder))
-    splits = names.intersection(SPLITS)
-    return names.union(*(folders_in(f"{folder}/{split}") for split in splits)) - splits
+    if any(folders_in(f"{images}/{split}") for split in SPLITS if split in folders):
+        return
+    found = ", ".join(map(one_line, folders[:NAMED])) or "none"
+    yield (
+        f"{folder} has no {CLASSES}; its folders are: {found}. If the folders are the classes, add "
+        f"--config class_names=folders. If not, write the names of the classes into {file}, one "
+        "per line. Or let a stage propose classes: --config class_names=discover. Or name a folder "
+        "with a few images of each class: --config \"split={'examples': 'examples'}\"."
+    )
 
 
 def _labellers(dataset: Dataset) -> Iterator[str]:

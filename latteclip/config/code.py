@@ -21,18 +21,15 @@ IMPORT = re.compile(
 WITHOUT_EFFECT = re.compile(
     r"latteclip\.(config\..*|core\.(errors|gpus|signals|terminal)|data\.workers)"
 )
-RENDERS, TEMPLATES = (
-    "render",
-    "templates",
-)  # a module, and the folder beside it that it fills
 
 
 @cache  # hundreds of jobs have the same code
 def code_of(*modules: str) -> str:
     """Return the digest of modules and of their imports from the package, also in functions."""
     files = sorted(map(_file, closure(*modules)))
-    for folder in [file.with_name(TEMPLATES) for file in files if file.stem == RENDERS]:
-        files += sorted(folder.iterdir())
+    # A module `render` fills the templates beside it.
+    for file in [each for each in files if each.stem == "render"]:
+        files += sorted(file.parent.glob("templates/*"))
     return f"code {modules[0].rpartition('.')[2]} {digest_of(f.read_bytes() for f in files)[:16]}"
 
 

@@ -147,16 +147,10 @@ class DownloadsSection(Section):
 
 
 class SourceSection(DownloadsSection):
-    """Where the images come from: one of these keys."""
+    """Where the images come from."""
 
     folder: Text | None = None
-    """a folder on this machine"""
-
-    @pydantic.model_validator(mode="after")
-    def _check_number(self) -> "SourceSection":
-        if len(self.model_fields_set) != 1:
-            raise PydanticCustomError("source", "It should have one key")
-        return self
+    """a folder on this machine, in place of downloads"""
 
 
 class TermsSection(Section):

@@ -4,7 +4,6 @@ A project is a folder in which the workflow runs. Its folder `config` may hold a
 files of datasets, which win over the shipped ones. In a clone both folders are the same.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,8 @@ def merge(*layers: Config | None) -> dict[str, Any]:
         for key, value in (layer or {}).items():
             if isinstance(value, Mapping):
                 below = result.get(key)
-                result[key] = merge(below if isinstance(below, Mapping) else {}, value)
-            else:
-                result[key] = value
+                value = merge(below if isinstance(below, Mapping) else None, value)
+            result[key] = value
     return result
 
 
@@ -48,8 +46,13 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
     folders = [CONFIG]
     if project is not None and project.is_dir() and not project.samefile(CONFIG):
         folders.append(project)
-    files = ((f / "config.yaml", *sorted((f / "datasets").glob("*.yaml"))) for f in folders)
-    return merge(*map(_read, itertools.chain(*files)))
+    files = [
+        file
+        for folder in folders
+        for name in ("config.yaml", "datasets/*.yaml")
+        for file in sorted(folder.glob(name))
+    ]
+    return merge(*map(_read, files))
 
 
 def datasets() -> dict[str, dict[str, Any]]:
@@ -63,13 +66,7 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
     The pairs of --config win over the files of --configfile, and the later file over the earlier.
     UserError: a file does not exist or is not valid, or a pair is not KEY=VALUE.
     """
-    layers = []
-    for file in files:
-        if not Path(file).is_file():
-            raise UserError(
-                f"Configuration file {file} does not exist; check --configfile."
-            )
-        layers.append(_read(Path(file)))
+    layers = [_read(Path(file)) for file in files]
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
@@ -79,12 +76,12 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return the keys of a file, if there is one. In a shipped file, {package} is the package."""
+    """Return the keys of a file. In a shipped file, {package} is the package."""
     what = f"Configuration file {file}"
     try:
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
+    except OSError as error:
+        raise UserError(f"{what} cannot be read ({error.strerror}); correct it.") from None
     if file.is_relative_to(CONFIG):
         text = text.replace("{package}", relative_to_cwd(PACKAGE))
     content = parse_yaml(text, what) or {}

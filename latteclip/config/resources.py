@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latteclip.config.keys import AUTO
-from latteclip.config.labellers import Asker, Labeller, askings
+from latteclip.config.labellers import Asker, askings
 from latteclip.config.resolve import Dataset, Method
 
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
@@ -18,7 +18,6 @@ class Counts(NamedTuple):
 
     train: int
     test: int
-    classes: int | None = None
 
 
 def memory(least: float, processes: int, attempt: int) -> int:
@@ -29,11 +28,6 @@ def memory(least: float, processes: int, attempt: int) -> int:
 def captioner_gpus(asker: Asker) -> int:
     """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
     return asker.captioner.tensor_parallel_size if asker.engine.loads_model else 0
-
-
-def votes_gpus(labeller: Labeller) -> int:
-    """Return the GPUs of a job that writes the votes of a labeller."""
-    return int(labeller.keys.kind != "file")
 
 
 def trainings_at_once(dataset: Dataset, gpus: int | None) -> int:
@@ -59,15 +53,13 @@ def counts(dataset: Dataset) -> Counts | None:
     index = Path(dataset.folder, "images.parquet")
     if index.is_file():
         from latteclip.core import tables
-        from latteclip.core.tables import IndexMetadata
 
-        table = tables.read(index, tables.IMAGES, ["split"])
-        classnames = tables.read_metadata(index, IndexMetadata).classnames
-        test = table["split"].to_pylist().count("test")
-        return Counts(len(table) - test, test, len(classnames))
+        splits = tables.read(index, tables.IMAGES, ["split"])["split"].to_pylist()
+        test = splits.count("test")
+        return Counts(len(splits) - test, test)
     stated = dataset.keys.split.counts
     if not {"train", "test"} <= stated.keys():
         return None
     most = dataset.run.keys.limit or sys.maxsize
     train, test = (min(stated[split], most) for split in ("train", "test"))
-    return Counts(train, test, stated.get("classes"))
+    return Counts(train, test)

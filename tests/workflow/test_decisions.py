@@ -4,14 +4,8 @@ import json
 import math
 
 import pyarrow.parquet as pq
-from support.captioning import mean_colour
 from support.checkout import N_TRAIN
 from support.servers import DecisionServer, decisions  # noqa: F401
-
-from latteclip.captions.pictures import Layout, pictures_of, read_image
-from latteclip.core import tables
-from latteclip.core.tables import IndexMetadata
-from latteclip.report.labellers import read_labellers
 
 SIDE = 336  # pixels of the square that is sent: that of the demo's captioner
 TOKENS = math.ceil(SIDE / 32) ** 2 + 95 + 2 * 92  # of a request
@@ -22,23 +16,6 @@ ASKED = "class_scores.parquet"
 
 def rows_of(path):
     return pq.read_table(path).to_pylist()
-
-
-def right_of(index):
-    """A function of a picture and a question that knows the class of each image."""
-    names = tables.read_metadata(index, IndexMetadata).classnames
-    class_of = {}
-    for row in rows_of(index):
-        file = str(index.parents[2] / row["path"])
-        [picture] = pictures_of(Layout(square=SIDE), [file], [read_image(file)])
-        class_of[mean_colour(picture)] = names[row["label"]]
-
-    def decide(picture, question):
-        right = class_of[mean_colour(picture)]
-        others = [name for name in question["criteria"] if name != right]
-        return {right: 0.9, **dict.fromkeys(others, 0.1 / len(others))}
-
-    return decide
 
 
 def asked_images(path):
@@ -60,8 +37,6 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     decisions,  # noqa: F811
 ):
     folder = finished_copy.root / RESULTS
-    index = folder / "images.parquet"
-    decisions.decide = right_of(index)
     decider = {"name": "decider", "kind": "decisions", "model": DecisionServer.model}
     given = {
         "seeds": 1,
@@ -81,7 +56,7 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     planned = run("--dry-run")
     assert f"the labeller decider by decider: at most {N} requests" in planned
     assert decisions.requests == []
-    training = [row for row in rows_of(index) if row["split"] != "test"]
+    training = [row for row in rows_of(folder / "images.parquet") if row["split"] != "test"]
     before = training[: N_TRAIN // 3]
     answer(folder, before)
     run()
@@ -95,8 +70,6 @@ def test_max_images_are_asked_about_and_none_that_a_person_answered(
     left = f"{N_TRAIN - N} images left out"
     assert f"{used}, {left}" in (folder / "report.html").read_text()
     assert f"{used}, {left}" in (folder.parent / "summary.md").read_text()
-    by_name = {one.name: one for one in read_labellers(folder)}
-    assert by_name["decider"].right == 1.0
 
     # After later answers and with more images, nothing is asked again.
     later = [row for row in training if row["image_id"] in sorted(first)[:5]]

@@ -406,7 +406,7 @@ def mine(checkout, folder, **changes):
     dataset = {
         "source": {"folder": str(folder)},
         "class_names": "folders",
-        "clip": {"model": "local-dir:latteclip/demo/models/clip", "pretrained": None},
+        "clip": {"model": "local-dir:latteclip/demo/models/clip"},
         **changes,
     }
     path = checkout.root / "mine.yaml"

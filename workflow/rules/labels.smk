@@ -184,7 +184,7 @@ rule write_votes:
     priority: EARLY
     threads: threads_of()
     resources:
-        **on_gpus(of(resources.votes_gpus, "labeller")),
+        **on_gpus(of(lambda labeller: int(labeller.keys.kind != "file"), "labeller")),
         **ENCODES,
     params:
         code=code_of("latteclip.labels.write_votes"),
