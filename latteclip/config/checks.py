@@ -3,7 +3,6 @@
 import os
 from collections.abc import Collection, Iterator
 
-from latteclip.config import hub_names
 from latteclip.config.labellers import Asker, Asking, answer_tables, askings
 from latteclip.config.registry import ENGINES, VOTES
 from latteclip.config.resolve import Dataset, Run
@@ -20,10 +19,8 @@ from latteclip.core.files import (
     existing,
     folders_in,
 )
-from latteclip.core.terminal import DECISIONS_URL, URL, one_line
+from latteclip.core.terminal import URL, one_line
 
-# Addresses in messages, by the variables of the environment.
-EXAMPLES = {URL: "http://host:8000/v1", DECISIONS_URL: "https://host"}
 NAMED = 5  # folders of a message
 
 
@@ -168,8 +165,7 @@ def _asked(asking: Asking) -> Iterator[str]:
             yield f"captioner.engine file needs captioner.{key}; set it."
         elif not os.path.isfile(files[0]):
             yield f"captioner.{key} {files[0]} is not a file; correct the path."
-    is_of_hub = "/" in model and not hub_names.is_folder(model)
-    if engine.loads_model and not is_of_hub and not os.path.isdir(model):
+    if engine.loads_model and model.count("/") != 1 and not os.path.isdir(model):
         yield (
             f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
             "such as llava-hf/llava-v1.6-mistral-7b-hf."
@@ -207,8 +203,7 @@ def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> 
             if address and not os.environ.get(address):
                 raise UserError(
                     f"Dataset {dataset.name}: captioner.engine {captioner.engine} needs the "
-                    f"address of a server: export {address}={EXAMPLES[address]}, or set another "
-                    "engine."
+                    f"address of a server: export {address}=https://..., or set another engine."
                 )
             if engine.loads_model and not has_time and not os.path.isdir(model):
                 raise UserError(

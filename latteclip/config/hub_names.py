@@ -1,12 +1,10 @@
 """Tell models of the Hugging Face hub from files, and name the notes on them."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote
-
-from latteclip.core.files import digest
 
 if TYPE_CHECKING:
     from latteclip.config.keys import CaptionerSection, ClipSection
@@ -19,7 +17,6 @@ WHOLE = (HUB, FOLDER)
 OPEN_CLIP = "open_clip:"
 CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
-MAX_SLUG = 120  # characters: a file's name may have 255, and temporary ones are longer
 
 # The keys of a section that name its model.
 Names = dict[str, str | None]
@@ -39,11 +36,6 @@ class Model:
         return {"kind": self.kind, **(self.names or {})}
 
 
-def is_folder(model: str) -> bool:
-    """Return whether a captioner's model is or looks like a folder, and not an id of the hub."""
-    return os.path.isdir(model) or model.startswith((".", "/")) or model.count("/") > 1
-
-
 def clip(section: "ClipSection") -> Model:
     """Return a CLIP by its section."""
     model, pretrained = section.model, section.pretrained
@@ -60,7 +52,7 @@ def clip(section: "ClipSection") -> Model:
 def captioner(section: "CaptionerSection") -> Model:
     """Return a captioner by its section."""
     model = section.model
-    if is_folder(model):
+    if os.path.isdir(model):
         return Model("captioner", path=model)
     return Model("captioner", {"model": model, "revision": section.revision})
 
@@ -80,9 +72,5 @@ def local_folder(name: str) -> str | None:
 
 
 def slug(names: Names) -> str:
-    """Return names as a part of a file's name, unique, of letters, digits and `.-_~=@`."""
-    parts = [quote(name, safe="") for name in names.values() if name]
-    joined = "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")
-    if len(joined) <= MAX_SLUG:
-        return joined
-    return f"{joined[: MAX_SLUG - 17]}-{digest(joined)[:16]}"
+    """Return names as a part of a file's name."""
+    return "@".join(re.sub(r"[^\w.-]+", "--", name) for name in names.values() if name)

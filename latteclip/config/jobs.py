@@ -96,7 +96,8 @@ def person_answers(asker: Asker, kind: str) -> str:
 
     They are no input: an answer after the questions reruns nothing, and asks nothing.
     """
-    return f"--answers {asker.dataset.folder}/answers.json" if asker.chooses(kind) else ""
+    path = f"{asker.dataset.folder}/answers.json"
+    return f"--answers {path}" if asker.max_images(kind) else ""
 
 
 def shards(dataset: Dataset, table: str) -> Paths:
@@ -328,9 +329,9 @@ def audit_answers(dataset: Dataset) -> Paths:
 
     Those about the test split come before those about the training images.
     """
-    folder = f"{dataset.folder}/audit"
-    test = _if_there(f"{folder}/test/plan.parquet", f"{folder}/test/answers.json")
-    return test or _if_there(f"{folder}/train/plan.parquet", f"{folder}/train/answers.json")
+    folders = [f"{dataset.folder}/audit/{split}" for split in ("test", "train")]
+    found = (_if_there(f"{each}/plan.parquet", f"{each}/answers.json") for each in folders)
+    return next(filter(None, found), [])
 
 
 def audit(dataset: Dataset) -> Paths:

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from latteclip.config.hub_names import WHOLE
+from latteclip.config.hub_names import OPEN_CLIP, WHOLE
 from latteclip.config.registry import (
     ENGINES,
     LABELLERS,
@@ -297,6 +297,8 @@ class LabellerSection(Section):
             wanted = "have another name: other labels are called that"
         elif record.needs and getattr(self, record.needs) is None:
             wanted = f"have the key {record.needs}"
+        elif record.loads_clip and not str(self.model).startswith((OPEN_CLIP, *WHOLE)):
+            wanted = "name its model as open_clip:<model>/<tag>, hf-hub: or local-dir:"
         elif unused:
             wanted = f"not have {' or '.join(sorted(unused))} with this kind"
         if wanted:

@@ -62,10 +62,6 @@ class Asker:
         section = self.scores if kind == SCORES else self.captioner
         return None if self.engine.reads_file else section.max_images
 
-    def chooses(self, kind: str) -> bool:
-        """Return whether images are chosen, since it is not asked about all."""
-        return self.max_images(kind) is not None
-
     @property
     def score_prompt(self) -> str:
         """The question before a class's text; a multiple choice has questions of its own."""
@@ -74,7 +70,7 @@ class Asker:
     @property
     def reads_pseudo_labels(self) -> bool:
         """Whether questions about images, or their order, need pseudo-labels."""
-        return PLACE in self.prompts.image or self.chooses(IMAGES)
+        return PLACE in self.prompts.image or self.max_images(IMAGES) is not None
 
     def files(self, kind: str) -> list[str]:
         """Return the user's file that replaces it."""

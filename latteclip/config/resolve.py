@@ -64,12 +64,11 @@ class Run:
         encoders = names(self.keys.image_encoders)
         self.image_encoders = {hub_names.slug({"model": name}): name for name in encoders}
         self.datasets = [self.dataset(name) for name in self._chosen()]
-        self._check_name(self.keys.table.baseline, "of table.baseline")
+        self._check_name(self.keys.table.baseline, " of table.baseline")
         for name in self.keys.methods:
-            self._check_method(name)
-        for dataset in self.datasets:
-            for name in dataset.method_names:
-                self._check_name(name)
+            self._check_average(name)
+        for name in names(self.keys.method or []):
+            self._check_name(name)
 
     def _chosen(self) -> list[str]:
         """Return the names of the datasets, a limited run's with a suffix."""
@@ -77,7 +76,7 @@ class Run:
         asked = names(self.keys.dataset)
         if self.keys.image_dir:
             self._take_folder(self.keys.image_dir, asked, known)
-        chosen = self.from_source("downloads") if asked == [ALL] else asked
+        chosen = self.downloadable if asked == [ALL] else asked
         for name in chosen:
             if name not in known:
                 sentence = unknown(f"Dataset {name!r}", name, known)
@@ -109,31 +108,31 @@ class Run:
         """Return a dataset by the name of its folder below results."""
         return Dataset(self, name)
 
-    def from_source(self, kind: str) -> list[str]:
-        """Return the names of the datasets with one kind of source."""
-        known = self.layer.get("datasets", {}).items()
-        return sorted(key for key, values in known if kind in values.get("source", {}))
+    @property
+    def downloadable(self) -> list[str]:
+        """Names of the datasets that can be downloaded."""
+        known = self.layer["datasets"].items()
+        return sorted(key for key, each in known if "downloads" in each.get("source", {}))
 
     def lineage(self, method: str) -> list[str]:
         """Return the method after those that it is like, the first of which is like no other."""
         lineage = [method]
         while other := self.keys.methods[lineage[-1]].like:
-            self._check_name(other, f"which {lineage[-1]} is like")
+            self._check_name(other, f", which {lineage[-1]} is like,")
             if other in lineage:
-                raise UserError(
-                    f"The keys `like` of methods form a circle: {', '.join([*lineage, other])}; "
-                    "remove one of them."
-                )
+                circle = ", ".join([*lineage, other])
+                raise UserError(f"The keys `like` form a circle: {circle}; remove one.")
             lineage.append(other)
         return lineage[::-1]
 
     def objective(self, method: str) -> registry.ObjectiveRecord:
-        """Return the record of a method's objective, which no dataset changes."""
+        """Return the record of a method's objective, or raise UserError if it has none."""
         lineage = self.lineage(method)
         values = merge(*(self.layer["methods"][each] for each in lineage))
         if "objective" not in values:
-            key = f"methods.{lineage[0]}.objective"
-            raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
+            raise UserError(
+                f"Method {method} needs methods.{lineage[0]}.objective, or `like`."
+            )
         return OBJECTIVES[values["objective"]]
 
     def methods_with(self, has: Any) -> list[str]:
@@ -143,20 +142,18 @@ class Run:
     def _check_name(self, method: str, where: str = "") -> None:
         """Raise UserError for a method that is not configured."""
         if method not in self.keys.methods:
-            what = " ".join(filter(None, ["Method", repr(method), where]))
-            raise UserError(unknown(what, method, self.keys.methods))
+            raise UserError(unknown(f"Method {method!r}{where}", method, self.keys.methods))
 
-    def _check_method(self, name: str) -> None:
-        """Raise UserError for circles of `like`, a missing objective, and impossible averages."""
+    def _check_average(self, name: str) -> None:
+        """Raise UserError for a method that averages what cannot be averaged."""
         if not self.objective(name).averages:
             return
         of = str(self.keys.methods[name].of)
-        self._check_name(of, f"of methods.{name}.of")
+        self._check_name(of, f" of methods.{name}.of")
         if not self.objective(of).has_text_classifier:
             able = [each for each, one in OBJECTIVES.items() if one.has_text_classifier]
             raise UserError(
-                f"methods.{name}.of is {of}, which cannot be averaged; name a method whose "
-                f"objective is {' or '.join(able)}."
+                f"methods.{name}.of is {of}; its objective must be {' or '.join(able)}."
             )
 
     @cached_property

@@ -66,7 +66,7 @@ def test_a_limited_asking_reads_a_classifier_and_the_answers_of_a_person(
     limited = configured(labellers=[{**OTHER, **(limit if labeller else {})}], **given)
     unlimited = configured(labellers=[OTHER])
     askers = [run.dataset("demo").asker_of(labeller) for run in (limited, unlimited)]
-    assert [asker.chooses(kind) for asker in askers] == [True, False]
+    assert [asker.max_images(kind) for asker in askers] == [9, None]
     answers = "--answers results/demo/answers.json"
     assert [jobs.person_answers(asker, kind) for asker in askers] == [answers, ""]
     assert not askers[1].reads_pseudo_labels

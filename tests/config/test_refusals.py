@@ -87,7 +87,7 @@ MISTAKES = [
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
     ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
     ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
-    ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective "),
+    ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective"),
     ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
     ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
     ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo: template .*photo"),
@@ -124,6 +124,10 @@ MISTAKES = [
     (labellers(WORDS, {**SCORES, "name": "words"}), "two labellers called words"),
     (labellers({"name": "a", "kind": "file"}), "must have the key file"),
     (labellers({**SCORES, "file": "mine.csv"}), "must not have file"),
+    (
+        labellers({"name": "a", "kind": "zero_shot", "model": "ViT-B-32"}),
+        "open_clip:<model>",
+    ),
     (labellers(WORDS, {**WORDS, "name": "same"}), "words and same have the same answers"),
     (
         labellers({"name": "a", "kind": "file", "file": "no.csv"}),

@@ -53,7 +53,6 @@ def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
     assert run.returncode == 0, run.stdout
     classes = (results / "classes.txt").read_text().splitlines()
     assert sorted(classes) == sorted(NAMES)
-    assert f"latteclip classes {RESULTS}" in run.stdout
     assert len(pq.read_table(checkout.root / LABELS)) == N
     again = checkout.snakemake(LABELS, *configured)
     assert "Nothing to be done" in again.stdout

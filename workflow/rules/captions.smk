@@ -16,7 +16,7 @@ rule caption_images:
             lambda asker: asker.reads_pseudo_labels,
             "asker",
         ),
-        classifier=when(ADAPTED, lambda asker: asker.chooses("images"), "asker"),
+        classifier=when(ADAPTED, lambda asker: asker.max_images("images"), "asker"),
         own=users(of(lambda asker: asker.files("images"), "asker")),
         models=notes("asker"),
     output:
@@ -80,7 +80,7 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        classifier=when(ADAPTED, lambda asker: asker.chooses("groups"), "asker"),
+        classifier=when(ADAPTED, lambda asker: asker.max_images("groups"), "asker"),
         own=users(of(lambda asker: asker.files("groups"), "asker")),
         models=notes("asker"),
     output:
@@ -131,7 +131,7 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        classifier=when(ADAPTED, lambda asker: asker.chooses("scores"), "asker"),
+        classifier=when(ADAPTED, lambda asker: asker.max_images("scores"), "asker"),
         models=notes("asker"),
     output:
         CLASS_SCORES,

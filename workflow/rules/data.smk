@@ -8,7 +8,7 @@ rule download_dataset:
     log:
         "results/{dataset}/logs/download_dataset.log",
     wildcard_constraints:
-        dataset=one_of(run.from_source("downloads")),
+        dataset=one_of(run.downloadable),
     localrule: True
     params:
         settings=as_json(jobs.download_dataset),
