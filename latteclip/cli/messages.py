@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -40,6 +41,12 @@ REFUSED = "SLURM sbatch failed"  # begins what the executor says of a job that h
 STALE = (
     "Results of later stages are those of an earlier run. The next run makes them again, and "
     "`latteclip status` lists them."
+)
+REASONS = "Reasons:"  # begins a list of the jobs by their reasons
+# What the inputs and outputs of a job say too, in the reason for which it will run.
+OF_FILES = re.compile(
+    "(?:; Input files updated by another job|(?<=Missing output files)|(?<=by another job))"
+    ": [^;]*"
 )
 
 
@@ -181,9 +188,11 @@ class JobLines(logging.Filter):
         self._machine = machine
 
     def filter(self, record: Any) -> bool:
-        if not self._machine.runs_jobs:
-            return True
         event = getattr(record, "event", None)
+        if not self._machine.runs_jobs:
+            if event == LogEvent.JOB_INFO:
+                _shorten_plan(record)
+            return not str(record.msg).startswith(REASONS)
         if event == LogEvent.JOB_INFO:
             now = time.strftime("%H:%M:%S")
             words = status.in_words(dict(record.wildcards or {}))
@@ -196,6 +205,13 @@ class JobLines(logging.Filter):
             return False
         is_urgent = record.levelno >= logging.WARNING
         return is_urgent or str(record.msg).startswith(NOTHING)
+
+
+def _shorten_plan(record: Any) -> None:
+    """Leave a job of a dry run its files, its wildcards, and why it will run."""
+    record.log, record.jobid, record.benchmark = [], None, None
+    record.priority, record.resources = 0, {}
+    record.reason = OF_FILES.sub("", record.reason)
 
 
 def shorten(machine: "Machine") -> None:
