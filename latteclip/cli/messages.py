@@ -192,6 +192,8 @@ class JobLines(logging.Filter):
         if not self._machine.runs_jobs:
             if event == LogEvent.JOB_INFO:
                 _shorten_plan(record)
+                if not self._machine.is_cluster:
+                    record.resources = {}
             return not str(record.msg).startswith(REASONS)
         if event == LogEvent.JOB_INFO:
             now = time.strftime("%H:%M:%S")
@@ -209,8 +211,7 @@ class JobLines(logging.Filter):
 
 def _shorten_plan(record: Any) -> None:
     """Leave a job of a dry run its files, its wildcards, and why it will run."""
-    record.log, record.jobid, record.benchmark = [], None, None
-    record.priority, record.resources = 0, {}
+    record.log, record.jobid, record.benchmark, record.priority = [], None, None, 0
     record.reason = OF_FILES.sub("", record.reason)
 
 
