@@ -22,6 +22,7 @@ from latteclip.labels.answers import Answer, teaching_schema
 STEPS = 10
 RUN_AFTER = 5
 RESULTS = "results/mine"
+ASKED = "resources/mine/captions"
 CLASSES = ("red", "green", "blue", "cyan", "pink", "grey", "brown", "white")
 N, FEWEST_CLASSES, MOST_CLASSES = 24, 3, 7
 FINETUNE = {"epochs": 1, "batch_size": 8, "warmup_steps": 1}
@@ -185,8 +186,11 @@ class Walk:
             path.write_text(text)
 
     def copy(self, root):
-        """Copy what is the user's into a new folder."""
+        """Copy what is the user's into a new folder, and the answers that were paid for."""
         shutil.copytree(self.photos, root / "photos")
+        # Images beyond `max_images` keep their answers.
+        if (asked := self.root / ASKED).exists():
+            shutil.copytree(asked, root / ASKED)
         for name in ("captions.jsonl", "groups.jsonl", "mine.yaml"):
             shutil.copy2(self.root / name, root / name)
         if self.answers.exists():
