@@ -27,6 +27,7 @@ from latteclip.config.resolve import Dataset, Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import SHORT, one_line
+from latteclip.labels import fusion_report
 
 if TYPE_CHECKING:
     from latteclip.cli.machine import Machine
@@ -146,6 +147,10 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
             yield f"{dataset.name}: the page is {page}."
         if f"{results}/fused_labels.parquet" in outputs:
             yield f"{dataset.name}: the labels are in {results}/fused_labels.parquet."
+            report = Path(results, fusion_report.NAME)
+            checked = fusion_report.read_fusion_report(report).answers.checked
+            if checked:
+                yield f"{dataset.name}: labels {checked.sentence}."
             yield f"Next, to improve and check them: latteclip teach {shlex.quote(results)}"
             export = shlex.join(["latteclip", "labels", "export", results])
             yield f"Next, to use them: {export} --format csv --output labels.csv"

@@ -73,8 +73,8 @@ def encode_zero_shot(
 ) -> ZeroShot:
     """Encode image files and the classes of an index.
 
-    The description of W0 has classnames, template (the first one), templates (if there are
-    several), class_synonyms, written_names, model, pretrained and logit_scale.
+    The description of W0 has classnames, template (the first one), templates, class_synonyms,
+    written_names, model, pretrained and logit_scale.
     """
     index = tables.read_metadata(images_path, IndexMetadata)
     section, texts = settings.clip, settings.class_texts

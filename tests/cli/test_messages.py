@@ -2,16 +2,19 @@
 
 import logging
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 from support.image_folders import class_folders
+from support.records import checked, fusion
 
 from latteclip.cli import messages
 from latteclip.config import layers
 from latteclip.config.jobs import MODEL_NOTE
 from latteclip.config.resolve import Run
+from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 
 
 @pytest.fixture
@@ -33,8 +36,12 @@ def test_a_run_begins_with_what_it_found(mine):
 def test_a_run_ends_with_what_it_made_and_next_commands(mine):
     results, labels = "results/mine", "results/mine/fused_labels.parquet"
     model = f"{results}/image_prototypes/seed0/model"
+    Path(results).mkdir(parents=True)
+    answers = PersonAnswers({"a.png": "cat"}, checked(["a.png"], value=0.713))
+    write_fusion_report(Path(results, NAME), fusion(answers=answers))
     text = "\n".join(messages.finished(mine(), [f"{results}/report.html", labels, model]))
-    for words in ("report.html", labels, "latteclip teach", "latteclip labels export"):
+    commands = "latteclip teach", "latteclip labels export"
+    for words in ("report.html", labels, "1 answer of yours: 71.3 %", *commands):
         assert words in text
     assert f"latteclip predict {model} new-photos" in text
     assert [*messages.finished(mine(), [f"{results}/images.parquet"])] == []

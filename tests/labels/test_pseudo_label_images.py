@@ -64,6 +64,9 @@ def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
         "model": SETTINGS.clip.model,
         "pretrained": None,
         "template": SETTINGS.class_texts.template,
+        "templates": [SETTINGS.class_texts.template],
+        "class_synonyms": {},
+        "written_names": {},
         "logit_scale": pytest.approx(math.exp(model.logit_scale.item())),
     }
 
