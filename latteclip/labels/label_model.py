@@ -23,7 +23,7 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
 - A person's answer replaces r, and exponents of all sources have a normal prior at 1, worth 200
-  answers. Where texts alone name classes it is worth 20, an answered image counts as three in S_c,
+  answers. Where texts alone name classes it is worth 4, an answered image counts as three in S_c,
   and scores are directions from ten answers on: texts may be wrong, and nothing else says so.
 
 **How right a labeller is** cannot be read off the likelihood: where images predict votes well,

@@ -34,10 +34,8 @@ PRIOR = 6.0  # prior votes of each class
 SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
 # Answers that the prior of the exponents is worth, and without votes beside class texts.
-PRIOR_ANSWERS, PRIOR_ANSWERS_TEXTS = 200.0, 20.0
-ANSWERED = (
-    3.0  # other images that an answered one is worth there, where classes are learned
-)
+PRIOR_ANSWERS, PRIOR_ANSWERS_TEXTS = 200.0, 4.0
+ANSWERED = 3.0  # images that an answered one is worth there
 TAUGHT = 2  # answers of a class, on average, from which images learn without any vote
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
