@@ -1,0 +1,236 @@
+"""The recipes of CONTRIBUTING, done on a copy of the repository with toys, which then run there.
+
+A recipe names the files that it touches in `code`. A toy may touch no others.
+"""
+
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+from support.checkout import DEMO, N_TRAIN, Checkout, edit, shrink
+from support.tiny import ROOT
+
+pytestmark = pytest.mark.slow
+REGISTRY = "latteclip/config/registry.py"
+COMMANDS = "latteclip/cli/commands.py"
+KEYS = '''    """share of training images to mark as unknown, those furthest from every class"""
+'''
+STAGES = "STAGES = {  # by command: the module of its function\n"
+OBJECTIVE = '''"""Images against their captions."""
+
+from latteclip.train.objectives import base
+
+
+class Toy(base.Objective):
+    def loss(self, batch):
+        targets = self.texts.tokenized.encode(self.texts.images[batch.index])
+        loss = base.contrastive(batch.features, targets, batch.scale)
+        return loss, batch.features.detach() @ self.classifier().T, {}
+
+
+def make(texts, switches, seed):
+    return Toy(texts)
+'''
+ENGINE = '''"""An engine that counts."""
+
+from latteclip.captions.engine import Response
+
+
+class Toy:
+    version = "toy 1"
+
+    def answer(self, requests):
+        for request in requests:
+            yield request, Response(f"Texture number {request.key}.", "stop", 3)
+
+
+def make(settings, threads, scoring):
+    return Toy()
+'''
+KIND = """
+    elif settings.kind == "even":  # the first class of images with an even number
+        votes = [([i % 2], [0.0]) for i in range(len(index))]
+        rows = iter([(index["image_id"], votes)])
+"""
+WRITER = """
+
+def _write_lines(path, table, _):
+    path.write_text("\\n".join(map(str, table["label"].to_pylist())))
+"""
+STAGE = '''"""Count the pictures of an index."""
+
+from latteclip.core import tables
+from latteclip.core.files import write_json
+
+
+def count_colours(images_path: str, output: str) -> None:
+    """Write how many pictures there are."""
+    table, _ = tables.read_unlabelled(images_path, training=True)
+    write_json(output, {"pictures": len(table)})
+'''
+RULE = """
+
+rule count_colours:
+    input:
+        images="results/{dataset}/images.parquet",
+    output:
+        "results/{dataset}/colours.json",
+    log:
+        "results/{dataset}/logs/count_colours.log",
+    resources:
+        mem_mb=memory(1_000, per_million=0),
+        runtime=minutes(5, images_per_second=1_000),
+    params:
+        code=code_of("latteclip.evaluate.count_colours"),
+    shell:
+        "latteclip count-colours --images {input.images} --output {output} --log {log}"
+"""
+
+
+# Of each recipe: a new file, or a line after another one (at the end without one), by its path.
+RECIPES = {
+    "a stage": {
+        "latteclip/evaluate/count_colours.py": STAGE,
+        COMMANDS: (STAGES, '    "count_colours": "latteclip.evaluate.count_colours",\n'),
+        "workflow/rules/evaluation.smk": ("", RULE),
+    },
+    "an objective": {
+        "latteclip/train/objectives/toy.py": OBJECTIVE,
+        REGISTRY: (
+            "OBJECTIVES = {\n",
+            '    "toy": ObjectiveRecord(\n'
+            '        module="toy", pseudo_labels=PSEUDO_LABELS, captions=("image",)\n    ),\n',
+        ),
+    },
+    "an engine": {
+        "latteclip/captions/engines/toy.py": ENGINE,
+        REGISTRY: ("ENGINES = {\n", '    "toy": EngineRecord(),\n'),
+    },
+    "a kind of labeller": {
+        "latteclip/labels/write_votes.py": (
+            "            images_path, index, settings.zero_shot, device=device, threads=threads\n"
+            "        )\n",
+            KIND.lstrip("\n"),
+        ),
+        REGISTRY: ("LABELLERS = {\n", '    "even": LabellerRecord(),\n'),
+    },
+    "a key": {
+        "latteclip/config/keys.py": (
+            KEYS,
+            '    motto: str = "none"\n    """What the page says."""\n',
+        ),
+    },
+    "a part of the page": {
+        "latteclip/report/report_dataset.py": (
+            '        "report.html",\n',
+            '        motto=settings.config["unknown"]["motto"],\n',
+        ),
+        "latteclip/report/templates/report.html": (
+            "</main>\n",
+            '<section id="motto">{{ motto }}</section>\n',
+        ),
+    },
+    "an export format": {
+        "latteclip/deploy/export_labels.py": [
+            (
+                '    return path.name if is_read else path.with_suffix(".jpg").name\n',
+                WRITER,
+            ),
+            (
+                "WRITERS: dict[str, Callable[..., None]] = {\n",
+                '    "lines": _write_lines,\n',
+            ),
+        ],
+        COMMANDS: ('    format: Literal["csv", ', '"lines", '),
+    },
+}
+
+
+def follow(root, recipe):
+    """Do in a copy of the repository what a recipe says."""
+    for file, change in recipe.items():
+        path = root / file
+        if isinstance(change, str):
+            assert not path.exists()
+            path.write_text(change)
+            continue
+        for anchor, text in change if isinstance(change, list) else [change]:
+            before = path.read_text()
+            assert not anchor or before.count(anchor) == 1, f"{file}: {anchor}"
+            after = before.replace(anchor, anchor + text) if anchor else before + text
+            path.write_text(after)
+
+
+PLACES = {
+    "<name>": "toy",
+    "<kind>": "even",
+    "<package>": "evaluate",
+    "<room>": "evaluation",
+}
+
+
+def named_files(title):
+    """Return the files that a recipe of CONTRIBUTING names, of a toy in their places."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Recipes")[2]
+    section = (
+        text.partition(f"**Add {title}**")[2].partition("**Add ")[0].partition("\n\n`")[0]
+    )
+    files = set(re.findall(r"`((?:latteclip|workflow)/[^`]+\.\w+|Snakefile)`", section))
+    for place, name in PLACES.items():
+        files = {file.replace(place, name) for file in files}
+    return files
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A copy in which all recipes were followed, and the workflow ran with what they added."""
+    copy = Checkout(tmp_path_factory.mktemp("recipes") / "checkout")
+    for recipe in RECIPES.values():
+        follow(copy.root, recipe)
+    edit(copy, DEMO, shrink)
+    run = copy.snakemake(
+        *("all", "results/demo/colours.json", "--config", "dataset=demo", "seeds=1"),
+        "method=zero_shot,toy_trained",
+        "methods={toy_trained: {objective: toy}}",
+        "captioner={engine: toy, model: toy}",
+    )
+    assert run.returncode == 0, run.stdout
+    return copy
+
+
+def results(followed, name):
+    return followed.root / "results" / "demo" / name
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_recipe_names_the_files_that_it_touches(title):
+    assert named_files(title) == set(RECIPES[title])
+
+
+def test_what_the_recipes_add_runs_with_the_rest(followed):
+    metrics = json.loads(results(followed, "toy_trained/seed0/metrics.json").read_text())
+    assert metrics["method"] == "toy_trained"
+    selection = json.loads(results(followed, "selection.json").read_text())
+    assert "toy_trained" in {row["method"] for row in selection["candidates"]}
+    captions = pq.read_table(results(followed, "captions/images.parquet"))["caption"]
+    assert captions.to_pylist() == [f"Texture number {i}." for i in range(N_TRAIN)]
+    page = results(followed, "report.html").read_text()
+    assert '<section id="motto">none</section>' in page
+    colours = json.loads(results(followed, "colours.json").read_text())
+    assert colours == {"pictures": N_TRAIN}
+
+
+def test_a_labeller_is_of_a_new_kind(followed):
+    target = "results/demo/votes/evens.parquet"
+    run = followed.snakemake(target, "--config", "labellers=[{name: evens, kind: even}]")
+    assert run.returncode == 0, run.stdout
+    options = pq.read_table(results(followed, "votes/evens.parquet"))["options"]
+    assert options.to_pylist() == [[i % 2] for i in range(N_TRAIN)]
+
+
+def test_labels_have_a_new_format(followed):
+    command = ("labels", "export", "results/demo", "--format", "lines", "--output", "x.txt")
+    run = followed.latteclip(*command)
+    assert run.returncode == 0, run.stdout
+    assert len((followed.root / "x.txt").read_text().splitlines()) == N_TRAIN
