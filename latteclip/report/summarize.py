@@ -40,7 +40,7 @@ def summarize(
     metrics = [read_metrics(path) for path in metrics_paths]
     selections = [read_selection(path) for path in selections_paths]
     audits = [read_audit(path) for path in audits_paths]
-    seeds = {(each.dataset, each.method): each.seed for each in selections}
+    seeds = {(each.dataset, each.method): f"seed {each.seed}" for each in selections}
     audit_of = {each.dataset: each for each in audits}
     table = summary(metrics, baseline)
     rows = []

@@ -30,7 +30,12 @@ def test_the_table_has_means_gains_choices_and_answers(tmp_path):
     choices = [str(selection)]
     summarize(paths, choices, [audit], "zero_shot", csv, text, [report])
     rows = pd.read_csv(csv, dtype=str, keep_default_na=False).to_dict("records")
-    first = {"dataset": "dtd", "method": "zero_shot", "acc1_mean": "50.00", "chosen": "0"}
+    first = {
+        "dataset": "dtd",
+        "method": "zero_shot",
+        "acc1_mean": "50.00",
+        "chosen": "seed 0",
+    }
     second = {"flags": "ours collapsed", "seeds": "2", "acc1_mean": "57.00"}
     second |= {"acc1_std": "1.41", "acc1_gain": "7.00", "chosen": "", "audited": ""}
     third = {"acc1_mean": "", "audited": "41.00", "audited_low": "30.00"}
