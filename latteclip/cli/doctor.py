@@ -21,6 +21,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from latteclip import __version__
 from latteclip.cli.status import output_of
 from latteclip.config import layers
+from latteclip.config.labellers import askings
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
 from latteclip.core.errors import GIB, UserError
@@ -133,7 +134,10 @@ def vllm() -> Iterator[Finding]:
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     """Report whether the captioner's server takes the key, or the cache has its model."""
-    asker = Run(layers.defaults(), layers.given(pairs, files)).datasets[0].asker
+    dataset = Run(layers.defaults(), layers.given(pairs, files)).datasets[0]
+    if not askings(dataset):
+        return
+    asker = dataset.asker
     engine = asker.engine
     for names in filter(None, (model.names for model in asker.models)):
         yield _weights(str(names["model"]), names["revision"])

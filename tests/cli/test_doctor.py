@@ -33,6 +33,10 @@ def test_a_captioner_that_was_downloaded_is_found(tmp_path, monkeypatch):
     given = ["captioner={'engine': 'vllm', 'model': 'an/lmm'}"]
     asks = functools.partial(doctor.captioner, given, [])
     assert levels(asks) == ["note"]
+    mine = [*given, "dataset=mine", f"image_dir={tmp_path}"]
+    for labellers, found in (("labellers=[]", []), ("labellers=null", ["note"])):
+        asks_of = functools.partial(doctor.captioner, [*mine, labellers], [])
+        assert levels(asks_of) == found
     repo = tmp_path / "models--an--lmm"
     for folder in ("blobs", "refs", "snapshots/abc"):
         (repo / folder).mkdir(parents=True)
