@@ -24,7 +24,7 @@ from latteclip.config import layers
 from latteclip.config.labellers import askings
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
-from latteclip.core.errors import GIB, UserError
+from latteclip.core.errors import GIB, UserError, first_line
 from latteclip.core.files import existing
 from latteclip.core.terminal import decisions_address, for_terminal
 
@@ -71,8 +71,9 @@ def findings(check: Check) -> list[Finding]:
     """Return the results of a check. A check that fails itself is a warning."""
     try:
         return list(check())
-    except UserError as error:
-        return [("warning", str(error))]
+    except Exception as error:  # the other checks are to run
+        text = str(error) if isinstance(error, UserError) else first_line(error)
+        return [("warning", text)]
 
 
 def machine() -> Iterator[Finding]:

@@ -233,11 +233,11 @@ class Posterior:
         return self._of_named(log(shares) / 2)
 
     def _scores(self, r: Floats) -> list[Floats]:
-        weights = np.ones(len(r), dtype=np.float32)
-        if self.texts_alone:
-            weights[self.answers.rows] = ANSWERED
+        if self.texts_alone and len(self.answers.rows):
+            r = r.copy()
+            r[self.answers.rows] *= ANSWERED
         for one in self.images:
-            one.learn(weights[:, None] * r)
+            one.learn(r)
         return [one.scores() for one in self.images]
 
     @property

@@ -1,5 +1,6 @@
 import functools
 
+import pytest
 from huggingface_hub import constants
 from support.servers import decisions  # noqa: F401
 
@@ -56,10 +57,11 @@ def test_a_configuration_of_slurm_that_jobs_do_not_see_is_named(monkeypatch, tmp
     assert "SLURM_CONF" not in doctor.findings(doctor.machine)[-1][1]
 
 
-def test_a_broken_check_hides_no_other(monkeypatch, capsys):
+@pytest.mark.parametrize("error", [UserError("gone"), ValueError("no JSON")])
+def test_a_broken_check_hides_no_other(monkeypatch, capsys, error):
     def broken():
         yield "ok", "begun"
-        raise UserError("gone")
+        raise error
 
     def note():
         yield "note", "text; advice"
