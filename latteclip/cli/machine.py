@@ -24,6 +24,7 @@ class Machine:
 
     def __init__(self, workflow: Any) -> None:
         self._workflow = workflow
+        self.config_files = workflow.overwrite_configfiles
         self.is_module = not workflow.modifier.is_main_snakefile()
         self.provider = workflow.storage_settings.default_storage_provider
         # Where files of parameters lie, whose paths Snakemake does not change: results, also in a
@@ -145,10 +146,9 @@ class Machine:
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
     def folder_state(self, dataset: Dataset) -> str:
-        """Return a digest of the files in the user's own folder, "" for one that a rule makes."""
-        if jobs.made_folder(dataset):
-            return ""
-        return folder_files.state(_folder(dataset), dataset.keys.split)
+        """Return a digest of the user's own files that an index reads."""
+        folder = None if jobs.made_folder(dataset) else _folder(dataset)
+        return folder_files.state(folder, dataset.keys.split)
 
 
 def _outputs(jobs_of_run: Iterable[Any]) -> set[str]:
@@ -166,6 +166,10 @@ def load(workflow: Any, config: Mapping[str, Any], machine: Machine) -> Run:
     WorkflowError: the first mistake in it.
     """
     with workflow_errors():
+        for (
+            file
+        ) in machine.config_files:  # of which Snakemake takes the last of two equal keys
+            layers.read(file)
         # The `config` of a module wins over the shipped files as a command line does.
         files = layers.defaults(None) if machine.is_module else layers.defaults()
         run = Run(files, config, machine.place)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from latteclip.config.labellers import Asker, Asking, answer_tables, askings
 from latteclip.config.registry import ENGINES, VOTES
@@ -106,12 +107,12 @@ def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
 
 def _labellers(dataset: Dataset) -> Iterator[str]:
     """Check the files of labellers, and that no two are the same."""
-    tables: dict[str, str] = {}
+    same: dict[Any, str] = {}
     names = [labeller.name for labeller in dataset.labellers]
     for labeller in dataset.labellers:
         if names.count(labeller.name) > 1:
             yield f"labellers has two labellers called {labeller.name}; rename one."
-        other = tables.setdefault(labeller.table, labeller.name)
+        other = same.setdefault(labeller.decides, labeller.name)
         if other != labeller.name:
             yield (
                 f"the labellers {other} and {labeller.name} have the same answers, which would "
@@ -145,8 +146,6 @@ def _methods(dataset: Dataset) -> Iterator[str]:
                 yield (
                     f"method {method.name} has all switches {', '.join(keys)} off; switch one on."
                 )
-        if method.finds_rate and not method.trained:
-            yield f"method {method.name} does not train; leave finetune.lr auto out."
 
 
 def _asked(asking: Asking) -> Iterator[str]:

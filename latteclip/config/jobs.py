@@ -247,7 +247,7 @@ def training(method: Method) -> Settings:
     return {
         "method": method.keys.model_dump(exclude={"of", "like"}),
         "module": method.objective.module,
-        "is_supervised": method.objective.is_supervised,
+        "flags": flags(method),
         "class_texts": class_texts(method.dataset),
         **sections(method.dataset.keys, "clip", "compute.checkpoint_minutes"),
     }
@@ -284,9 +284,10 @@ def evaluate(method: Method, seed: str) -> Settings:
 
 def flags(method: Method) -> list[str]:
     """Return the flags of a method's runs that its configuration gives."""
-    basis = method.averaged or method
-    is_ours = not (method.objective.in_paper and basis.objective.in_paper)
-    return ["ours"] if is_ours else []
+    if method.objective.is_supervised:
+        return ["supervised"]
+    of_paper = method.pseudo_labels in (None, "zero_shot")
+    return [] if of_paper and method.objective.in_paper else ["ours"]
 
 
 def runs(dataset: Dataset, files: Iterable[str] = FILES) -> list[Settings]:

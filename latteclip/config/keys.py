@@ -8,7 +8,7 @@ because a value does.
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from latteclip.config.hub_names import OPEN_CLIP, WHOLE
@@ -36,6 +36,37 @@ AboveZero = Annotated[float, Field(gt=0)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
+
+
+def _parts(value: Any) -> Any:
+    """Return the parts of a comma-separated text, as of `--config`."""
+    if not isinstance(value, str):
+        return value
+    return list(filter(None, map(str.strip, value.split(","))))
+
+
+def _once(values: list[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _seeds(value: Any) -> list[int]:
+    """Return the seeds of a number, a list, or a comma-separated text."""
+    each = range(value) if isinstance(value, int) else _parts(value)
+    texts = list(map(str, each)) if isinstance(each, list | range) else []
+    if not texts or not all(map(str.isdecimal, texts)):
+        raise PydanticCustomError("seeds", "It should be a number (3) or a list (0,1,2)")
+    return list(dict.fromkeys(map(int, texts)))
+
+
+Names = Annotated[
+    list[Text],
+    BeforeValidator(_parts, json_schema_input_type=Text | list[Text]),
+    AfterValidator(_once),
+]
+Seeds = Annotated[
+    list[int],
+    BeforeValidator(_seeds, json_schema_input_type=Positive | list[Natural] | Text),
+]
 
 # Images and classes.
 
@@ -431,19 +462,19 @@ class DatasetSection(Shared, TermsSection):
 class Config(Shared):
     """The whole configuration."""
 
-    dataset: Texts = "demo"
+    dataset: Names = Field("demo", validate_default=True, min_length=1)
     """dataset keys, separated by commas, or all"""
     image_dir: Text | None = None
     """a folder of images for the one dataset that is run"""
     limit: Positive | None = None
     """images of each split that the run takes; null: all"""
-    method: Texts | None = None
+    method: Names | None = Field(None, min_length=1)
     """method names, separated by commas; null: zero_shot, zero_shot_adapted and image_prototypes,
     and except on images in your own folder latteclip and recommended
     """
-    seeds: Positive | Annotated[list[Natural], Field(min_length=1)] | Text = 3
+    seeds: Seeds = Field(3, validate_default=True)
     """a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2"""
-    image_encoders: list[Text] | Text = []
+    image_encoders: Names = []
     """image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>,
     local-dir:<folder> or open_clip:<model>/<tag>
     """

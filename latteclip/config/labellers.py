@@ -124,6 +124,13 @@ class Labeller:
         return COLUMNS[str(self.asks)]
 
     @property
+    def decides(self) -> tuple[object, ...]:
+        """All that its votes follow from beside the images."""
+        if self.asker is None:
+            return (self.keys.model_copy(update={"name": ""}),)
+        return (self.asks, self.asker.captioner, self.asker.scores, self.asker.prompts)
+
+    @property
     def table(self) -> str:
         """The table of a captioner's answers, or of votes, below the results of a dataset."""
         if self.asker is None:

@@ -23,6 +23,17 @@ CONFIG = ROOT / "config"
 PROJECT = Path("config")  # the project's configuration, in the working folder
 
 
+class _Loader(yaml.CSafeLoader):
+    """Refuses a key that is given twice, of which YAML's loaders take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value]
+        if len(set(keys)) < len(keys):
+            problem = f"the key {max(keys, key=keys.count)} is there twice"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def relative_to_cwd(path: str | Path) -> str:
     """Return a path relative to the working folder if it is inside, and absolute otherwise."""
     absolute, here = Path(path).resolve(), Path.cwd().resolve()
@@ -52,7 +63,7 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
         for name in ("config.yaml", "datasets/*.yaml")
         for file in sorted(folder.glob(name))
     ]
-    return merge(*map(_read, files))
+    return merge(*map(read, files))
 
 
 def datasets() -> dict[str, dict[str, Any]]:
@@ -66,7 +77,7 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
     The pairs of --config win over the files of --configfile, and the later file over the earlier.
     UserError: a file does not exist or is not valid, or a pair is not KEY=VALUE.
     """
-    layers = [_read(Path(file)) for file in files]
+    layers = [read(file) for file in files]
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
@@ -75,8 +86,9 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
     return merge(*layers)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(path: str | Path) -> dict[str, Any]:
     """Return the keys of a file. In a shipped file, {package} is the package."""
+    file = Path(path)
     what = f"Configuration file {file}"
     try:
         text = file.read_text(encoding="utf-8")
@@ -93,7 +105,7 @@ def _read(file: Path) -> dict[str, Any]:
 def parse_yaml(text: str, what: str) -> Any:
     """Return the value of a YAML text, or raise UserError with its name and line."""
     try:
-        return yaml.load(text, yaml.CSafeLoader)
+        return yaml.load(text, _Loader)
     # Also a date of no calendar.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{what} is not valid YAML: {one_line(error)}.") from None

@@ -31,13 +31,6 @@ Layer = Mapping[str, Any]
 ALL = "all"
 
 
-def names(value: Any) -> list[str]:
-    """Return a list of names from a list, or from a comma-separated string as of `--config`."""
-    parts = value.split(",") if isinstance(value, str) else value
-    found = [str(part).strip() for part in parts]
-    return list(dict.fromkeys(filter(None, found)))
-
-
 class Run:
     """What one command runs: datasets, methods and seeds, with all settings resolved."""
 
@@ -55,25 +48,26 @@ class Run:
         self.given = given
         self.layer = merge(files, given)
         self.keys = validate(Config, self.layer)
-        self.seeds = _seeds(self.keys.seeds)
+        self.seeds = self.keys.seeds
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
         table = self.keys.table.name
         self.suffix = "" if table == "summary" else f"-{table}"
         self.limit_suffix = "" if self.keys.limit is None else f"_{self.keys.limit}"
         # Image encoders beside CLIP, by the names of their files.
-        encoders = names(self.keys.image_encoders)
-        self.image_encoders = {hub_names.slug({"model": name}): name for name in encoders}
+        self.image_encoders = {
+            hub_names.slug({"model": name}): name for name in self.keys.image_encoders
+        }
         self.datasets = [self.dataset(name) for name in self._chosen()]
         self._check_name(self.keys.table.baseline, " of table.baseline")
         for name in self.keys.methods:
             self._check_average(name)
-        for name in names(self.keys.method or []):
+        for name in self.keys.method or []:
             self._check_name(name)
 
     def _chosen(self) -> list[str]:
         """Return the names of the datasets, a limited run's with a suffix."""
         known = self.layer.setdefault("datasets", {})
-        asked = names(self.keys.dataset)
+        asked = self.keys.dataset
         if self.keys.image_dir:
             self._take_folder(self.keys.image_dir, asked, known)
         chosen = self.downloadable if asked == [ALL] else asked
@@ -167,16 +161,6 @@ class Run:
         return {hub_names.slug(model.names): model for model in models if model.names}
 
 
-def _seeds(value: int | list[int] | str) -> list[int]:
-    """Return the seeds of a number, a list, or a comma-separated string."""
-    if isinstance(value, int):
-        return list(range(value))
-    seeds = names(value)
-    if not seeds or not all(map(str.isdecimal, seeds)):
-        raise UserError(f"seeds must be a number (3) or a list (0,1,2), not {value!r}.")
-    return list(map(int, seeds))
-
-
 class Dataset:
     """A dataset of a run: its settings, methods and labellers."""
 
@@ -202,7 +186,7 @@ class Dataset:
     def method_names(self) -> list[str]:
         """Names of the methods that run on it."""
         if self.run.keys.method is not None:
-            return names(self.run.keys.method)
+            return self.run.keys.method
         is_benchmark = "train" in self.keys.split.counts
         kinds = (registry.FOLDER_METHODS, registry.BENCHMARK_METHODS)
         defaults = list(kinds[is_benchmark])

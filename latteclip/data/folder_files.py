@@ -95,17 +95,18 @@ def image_files(
     return sorted(paths)
 
 
-def state(folder: str, split: SplitSection) -> str:
+def state(folder: str | None, split: SplitSection) -> str:
     """Return a digest of the names, sizes and times of the files that an index reads.
 
-    The files that the section `split` names may lie elsewhere.
+    Those of a folder that a rule makes (None) do not count. The files that the section `split`
+    names may lie elsewhere.
     """
     result = hashlib.sha256()
-    for name in (split.file, split.class_list, *split.lists.values()):
-        place = os.path.join(folder, name or "")
-        if os.path.isfile(place):
+    for name in filter(None, (split.file, split.class_list, *split.lists.values())):
+        place = os.path.join(folder or "", name)
+        if (folder or os.path.isabs(name)) and os.path.isfile(place):
             result.update(os.fsencode(f"{name}\0{stamp(os.stat(place))}\0"))
-    for file in files(folder, split.kind):
+    for file in files(folder, split.kind) if folder else ():
         result.update(os.fsencode("\0".join(file) + "\0"))
     return result.hexdigest()
 

@@ -188,11 +188,7 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
 
 def _flags(settings: FinetuneSettings, training: Training) -> list[str]:
     """Return the keys of `core.tables.FLAGS` that apply to a run."""
-    flags = []
-    if settings.is_supervised:
-        flags.append("supervised")
-    elif settings.method.pseudo_labels != "zero_shot":
-        flags.append("ours")
+    flags = [*settings.flags]
     last = training.history[-1]["epoch"]
     agreements = [row["agreement"] for row in training.history if row["epoch"] == last]
     agreement = sum(agreements) / len(agreements)

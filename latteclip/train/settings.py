@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import pydantic
+
 from latteclip.config.keys import (
     AUTO,
     ClassTextsSection,
@@ -83,7 +85,7 @@ class FinetuneSettings(Section):
     method: TrainingSection
     module: str  # of latteclip/train/objectives
     compute: ComputeSection
-    is_supervised: bool = False  # whether true labels take the place of pseudo-labels
+    flags: list[str] = pydantic.Field(default_factory=list)  # keys of `core.tables.FLAGS`
     fold: Fold = NO_FOLD  # images that are left out, for `select_model`
 
     @property
@@ -93,7 +95,7 @@ class FinetuneSettings(Section):
 
     @property
     def labels(self) -> str:
-        return GROUND_TRUTH if self.is_supervised else self.method.pseudo_labels
+        return GROUND_TRUTH if "supervised" in self.flags else self.method.pseudo_labels
 
 
 @dataclass

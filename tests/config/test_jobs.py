@@ -1,8 +1,10 @@
 """Which settings the jobs get: a key that a job does not get reruns nothing of it."""
 
+from dataclasses import replace
+
 import pytest
 
-from latteclip.config import jobs
+from latteclip.config import jobs, registry
 from latteclip.config.resolve import sections
 
 JOBS = {
@@ -54,9 +56,14 @@ def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(config
     assert runs == [("latteclip", 0), ("latteclip", 1), ("zero_shot_adapted", 0)]
 
 
-def test_what_is_not_in_the_paper_is_ours_and_so_is_an_average_of_it(configured):
-    run = configured(methods={"flyp_soup": {"objective": "average_weights", "of": "flyp"}})
-    dataset = run.dataset("demo")
-    ours = {"zero_shot": False, "zero_shot_adapted": True, "flyp_soup": True}
-    for name, is_ours in ours.items():
-        assert jobs.flags(dataset.method(name)) == ["ours"] * is_ours
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        *(("zero_shot", []), ("flyp", []), ("flyp_supervised", ["supervised"])),
+        *((name, ["ours"]) for name in ("zero_shot_adapted", "flyp_fused", "latteclip")),
+    ],
+)
+def test_what_is_not_in_the_paper_is_ours(configured, monkeypatch, method, flags):
+    not_of_paper = replace(registry.OBJECTIVES["latteclip"], in_paper=False)
+    monkeypatch.setitem(registry.OBJECTIVES, "latteclip", not_of_paper)
+    assert jobs.flags(configured().dataset("demo").method(method)) == flags

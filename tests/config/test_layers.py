@@ -44,6 +44,7 @@ def test_folders_that_shipped_datasets_name_are_found_from_anywhere(tmp_path, mo
         ("a: [1", r"config\.yaml .*line 1"),
         ("a: 1\nb: {c: 2\nd: 3\n", "line 3"),
         ("[1]", r"config\.yaml"),
+        ("a: {b: 1, c: 2, b: 3}", "key b is there twice"),
     ],
     ids=str,
 )

@@ -134,7 +134,7 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
 
 
 def test_what_is_named_twice_runs_once(config):
-    run = configured(config, dataset="demo,demo", seeds="1,1", method="flyp,flyp")
+    run = configured(config, dataset="demo,demo", seeds="1,01", method="flyp,flyp")
     assert [each.name for each in run.datasets] == ["demo"]
     assert run.seeds == [1]
     assert run.datasets[0].method_names == ["flyp"]

@@ -50,9 +50,11 @@ def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key):
     root, file = folders(tmp_path / "photos"), tmp_path / "some.txt"
     file.write_text("cat\ndog\n")
     split = {key: {"train": str(file)} if key == "lists" else str(file)}
-    before = state(root, **split)
+    section = SplitSection(**split)
+    before = state(root, **split), folder_files.state(None, section)
     file.write_text("cat\ndog\nowl\n")
-    assert state(root, **split) != before
+    assert state(root, **split) != before[0]
+    assert folder_files.state(None, section) != before[1]  # of a folder that a rule makes
 
 
 def test_a_link_leads_to_a_folder_that_moved_and_replaces_no_folder(tmp_path):

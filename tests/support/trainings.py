@@ -69,7 +69,7 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
     words = {"template": "a photo of a {} texture."}
     words |= {key: given.pop(key) for key in ClassTextsSection.model_fields if key in given}
     fold = given.pop("fold", NO_FOLD)
-    is_supervised = given.pop("is_supervised", False)
+    flags = given.pop("flags", [])
     return FinetuneSettings(
         clip=ClipSection(model=model, pretrained=None),
         class_texts=ClassTextsSection(**words),
@@ -79,7 +79,7 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
         module="flyp" if objective.startswith("flyp") else objective,
         compute=ComputeSection(**{"checkpoint_minutes": 0, **(compute or {})}),
         fold=fold,
-        is_supervised=is_supervised,
+        flags=flags,
     )
 
 

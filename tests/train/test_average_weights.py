@@ -25,7 +25,7 @@ WEIGHTS = "open_clip_model.safetensors"
 CPU = torch.device("cpu")
 
 
-def training(folder, number, flags=("ours",), classnames=CLASSNAMES, fold=NO_FOLD):
+def training(folder, number, flags=(), classnames=CLASSNAMES, fold=NO_FOLD):
     """A training whose weights are those of the demo's CLIP times a number."""
     clip = clips.load(f"local-dir:{DEMO_CLIP}", None, CPU)
     with torch.no_grad():

@@ -287,7 +287,7 @@ def test_few_predicted_classes_or_little_agreement_are_marked(
 
 
 def test_supervision_trains_on_true_labels_and_is_marked(inputs):
-    supervised = inputs.run("supervised", "flyp", is_supervised=True, epochs=1)
+    supervised = inputs.run("supervised", "flyp", flags=["supervised"], epochs=1)
     assert "supervised" in flags(supervised[1])
     plain = inputs.run("plain", "flyp", epochs=1)
     assert "supervised" not in flags(plain[1])
