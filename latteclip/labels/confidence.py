@@ -15,15 +15,18 @@ PRIOR_FACTOR = 5.0  # answers that the factor without answers is worth
 class Confidence:
     """The probability that a label is right: a mean of the posterior and of images alone.
 
-    Where images are few or say little, it is that of the labellers themselves, and unchecked.
+    Where images are few or say little, it is that of the labellers themselves, and unchecked. Class
+    texts see what their images' encoder sees, so without votes answers alone check them.
     """
 
     def __init__(self, model: Posterior) -> None:
         self.model = model
         self.factor = 1.0
         self.share = 0.5
-        self.is_checked = bool(model.fits >= MIN_FITS and model.size >= MIN_SIZE)
         rows, classes = model.known
+        is_taught = len(rows) >= MIN_ANSWERS
+        self.by_images = (model.fits >= MIN_FITS and model.size >= MIN_SIZE) or is_taught
+        self.is_checked = bool(self.by_images and (is_taught or not model.texts_alone))
         if model.texts_alone:
             known = model.tables.r[rows]
             right = (known.argmax(axis=1) == classes).sum()
@@ -53,13 +56,12 @@ class Confidence:
             axis=1
         )
         self.share = float(shares[(fit - 8 * (shares[:, 0] - self.share) ** 2).argmax(), 0])
-        self.is_checked |= len(rows) >= MIN_ANSWERS
 
     def of(self, tables: Tables, votes: Sequence[Floats], labels: Ints) -> Floats:
         """Return the confidence [n] of labels."""
         at = np.arange(len(labels))
         by_r, by_q = tables.r[at, labels], tables.q[at, labels]
-        if self.model.images and self.is_checked:
+        if self.model.images and self.by_images:
             return np.asarray(self.factor * (self.share * by_r + (1 - self.share) * by_q))
         speak = np.zeros(len(labels))
         total = np.zeros(len(labels))

@@ -9,8 +9,8 @@ from latteclip.labels.guarantees import Interval
 
 NAME = "fused_labels.json"  # the file below the results of a dataset
 UNCHECKED = (
-    "The confidence of the labels is that of the labellers and unchecked: the images say too "
-    "little of it. Answers of latteclip teach about images drawn at random check it."
+    "Nothing checks the confidence of the labels: it is that of the labellers, or of CLIP about "
+    "its own images. Answers of latteclip teach about images drawn at random check it."
 )
 
 

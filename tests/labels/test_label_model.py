@@ -176,7 +176,7 @@ def test_class_texts_alone_are_adapted():
     model = planted.fit({}, planted.texts)
     zero_shot = planted.right((planted.x @ planted.texts.T).argmax(axis=1))
     assert planted.right(model.labels_) > zero_shot + 0.02
-    assert not model.labellers_["zero_shot"].identified
+    assert not model.labellers_["zero_shot"].identified and not model.is_checked_
 
 
 def test_class_texts_lose_part_of_their_lean():
@@ -302,6 +302,7 @@ def test_answers_win_over_class_texts_that_are_wrong(n):
     model = planted.fit({}, planted.texts, planted.answers(rows))
     right = planted.right(model.labels_, others)
     assert right > 0.8 and abs(model.confidence_[others].mean() - right) < 0.1
+    assert model.is_checked_
 
 
 def test_answers_alone_label_the_others():
