@@ -2,54 +2,54 @@
 
     python tools/try_gpu.py [--json report.json] [--limit 128]
 
-One line a check: ok, warning, or "not tried" with the reason. The demo runs on the CPU, on the GPU
-in float32 and in bf16, and with vLLM. A training and an engine of vLLM get SIGTERM, and go on. Then
-models of real shapes with random weights encode photographs. `--rehearse` lets a machine without a
-GPU run all of it but the card and the real shapes.
+One line a check: ok, warning, or "not tried" with the reason. docs/scaling.md says what is right.
+`--rehearse` lets a machine without a GPU run all that needs no card, no weights of the hub and no
+SLURM.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import resource
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import psutil
-import timm
 import torch
-from PIL import Image
+import try_models
+from try_models import Finding, NotTriedError
 
 from latteclip.config import layers
 from latteclip.core import gpus, tables
-from latteclip.data import loader
 
-METHODS = "zero_shot,latteclip,recommended"
-# Largest difference of a feature, and least share of equal labels, by precision.
-FEATURES = {"float32": (1e-4, 0.999), "bf16": (5e-2, 0.99)}
+# Methods by precision. Without any, only features and labels are compared.
+METHODS = {"float32": "zero_shot,latteclip,recommended", "bf16": "zero_shot,latteclip"}
+# Least cosine of a feature with that of the CPU in float32, and least share of equal labels.
+FEATURES = {"float32": (0.999999, 0.999), "bf16": (0.999, 0.99), "fp16": (0.9999, 0.99)}
+LABELS, SCORES_TABLE = "pseudo_labels.parquet", "class_scores.parquet"
+CAPTIONS_TABLES = ("captions/images.parquet", "captions/groups.parquet")
 CAPTIONS = 0.95  # least share of equal captions
 SCORES = 0.02  # largest difference of a class score
 ACCURACY = 2.0  # largest difference in points
-SHAPES = {  # of real models: the name, and images in a batch
-    "open_clip ViT-B-32": 256,
-    "open_clip ViT-B-16-SigLIP2-256": 256,
-    "timm vit_base_patch14_reg4_dinov2": 256,
-}
-PHOTOGRAPHS = 512
+BLACKWELL = 10.0  # compute capability of a B200
+# No server is there: what asks the internet fails at once.
+NO_INTERNET = dict.fromkeys(
+    ("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"
+)
 # A training that lasts, and saves each of its steps.
 LONG = ("finetune={'epochs': 60, 'lr': 1e-5}", "compute={'checkpoint_minutes': 0.0001}")
 POLL = 0.05  # seconds
-Finding = tuple[bool, str]  # whether it is as it should be, and what was found
+USED = re.compile(r"This job uses ([\w-]+)")
 
 
 def main() -> None:
@@ -87,30 +87,63 @@ def main() -> None:
     sys.exit(any(each["level"] == "warning" for each in found))
 
 
-class NotTriedError(Exception):
-    """A check that this machine does not allow."""
-
-
 def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:
     """Return the checks by name, in the order in which they run."""
     cpu = Demo(folder / "cpu", limit, on_gpu=False)
     found: dict[str, Callable[[], Finding]] = {"card": card, "demo on the CPU": cpu.run}
-    for precision in FEATURES:
+    for precision in METHODS:
         gpu = Demo(folder / precision, limit, precision=precision)
-        found[f"demo on the GPU, {precision}"] = gpu.run
         found |= {
-            f"{what} of the GPU, {precision}": check
-            for what, check in gpu.compared(cpu).items()
+            f"demo on the GPU, {precision}": gpu.run,
+            f"features and labels of the GPU, {precision}": partial(gpu.features, cpu),
+            f"captions of the GPU, {precision}": partial(gpu.captions, cpu),
+            f"likelihoods of the GPU, {precision}": partial(gpu.likelihoods, cpu),
+            f"accuracies of the GPU, {precision}": partial(gpu.close_accuracies, cpu),
         }
     found["SIGTERM to a training on the GPU"] = gpu.interrupted_training
-    vllm = Demo(folder / "vllm", limit, engine="vllm", precision="float32")
-    found["demo by vLLM"] = vllm.run
-    found["captions of vLLM"] = lambda: vllm.captions(cpu)
-    found["SIGTERM to vLLM"] = vllm.interrupted_captions
-    found["engines that vLLM left"] = engines_left
-    for shape, size in SHAPES.items():
-        found[shape] = lambda shape=shape, size=size: real_shape(shape, size, folder)  # type: ignore[misc]
+    half = Demo(folder / "fp16", limit, precision="fp16")
+    found["labels on the GPU, fp16"] = partial(half.run, LABELS)
+    found["features and labels of the GPU, fp16"] = partial(half.features, cpu)
+    vllm = Demo(folder / "vllm", limit, engine="vllm")
+    found |= {
+        "demo by vLLM": lambda: vllm.run(*CAPTIONS_TABLES, SCORES_TABLE),
+        "captions of vLLM": lambda: vllm.captions(cpu),
+        "likelihoods of vLLM": lambda: vllm.likelihoods(cpu),
+        "SIGTERM to vLLM": vllm.interrupted_captions,
+        "engines that vLLM left": engines_left,
+        "vLLM without internet on a B200": lambda: without_internet(folder, limit),
+        "cards of a SLURM job": lambda: cards_of_a_job(folder, limit),
+        "SigLIP 2's texts": try_models.siglip_texts,
+        "SigLIP 2's weights": try_models.siglip_weights,
+        "DINOv2's weights": try_models.dino_weights,
+    }
+    for shape, size in try_models.SHAPES.items():
+        found[shape] = partial(try_models.real_shape, shape, size, folder)
     return found
+
+
+def without_internet(folder: Path, limit: int) -> Finding:
+    """Caption by vLLM on a B200, with empty caches and no way to fetch kernels or weights."""
+    capability = max((float(each) for [each] in gpus.query("compute_cap")), default=0.0)
+    if capability < BLACKWELL:
+        raise NotTriedError(f"compute capability {capability}, not {BLACKWELL}")
+    caches = {"VLLM_CACHE_ROOT": "vllm", "FLASHINFER_WORKSPACE_BASE": "flashinfer"}
+    demo = Demo(folder / "b200", limit, engine="vllm")
+    demo.environment |= NO_INTERNET | {"HF_HUB_OFFLINE": "1"}
+    demo.environment |= {key: str(folder / "caches" / name) for key, name in caches.items()}
+    return demo.run(*CAPTIONS_TABLES)
+
+
+def cards_of_a_job(folder: Path, limit: int) -> Finding:
+    """Caption in as many shards as a SLURM job has cards, each by a process and card of its own."""
+    n = len(gpus.visible())
+    if "SLURM_JOB_ID" not in os.environ or n < 2:
+        raise NotTriedError("no SLURM job of several cards (salloc --gpus=2)")
+    demo = Demo(folder / "cards", limit, engine="vllm", shards=n)
+    is_good, text = demo.run(CAPTIONS_TABLES[0])
+    logs = [*demo.results.glob(f"logs/caption_images-*-of-{n}.log")]
+    used = {match[1] for log in logs if (match := USED.search(log.read_text("utf-8")))}
+    return is_good and len(used) == n, f"{n} cards, shards used {sorted(used)}; {text}"
 
 
 def card() -> Finding:
@@ -141,34 +174,38 @@ class Demo:
         on_gpu: bool = True,
         engine: str = "transformers",
         precision: str = "float32",
+        shards: int = 1,
     ) -> None:
         self.folder = folder
-        self.on_gpu = on_gpu
+        self.environment = dict(os.environ) if on_gpu else {**os.environ, gpus.VISIBLE: ""}
+        self.precision = precision
         self.results = folder / "results" / f"demo_{limit}"
         self.given = [
-            *("dataset=demo", f"limit={limit}", f"method={METHODS}", "seeds=1"),
+            *("dataset=demo", f"limit={limit}", "seeds=1"),
+            f"method={METHODS.get(precision, 'zero_shot')}",
             *(f"captioner={{'engine': '{engine}'}}", "scores={'kind': 'likelihood'}"),
-            f"clip={{'precision': '{precision}'}}",
+            *(f"clip={{'precision': '{precision}'}}", f"compute={{'shards': {shards}}}"),
         ]
 
-    def run(self) -> Finding:
-        """Run all stages, and return the accuracies."""
+    def run(self, *files: str) -> Finding:
+        """Make these results, or all, and return the accuracies."""
         self.folder.mkdir()
-        run = self.started()
+        targets = [str(self.results.relative_to(self.folder) / file) for file in files]
+        run = self.started("--", *targets)
         _, printed = run.communicate()
         if run.returncode:
             errors = [line for line in printed.splitlines() if "error" in line.lower()]
             return False, " ".join(errors[-1:]) or f"exit status {run.returncode}"
-        return True, ", ".join(f"{k} {v:.1f}" for k, v in self.accuracies().items())
+        accuracies = (f"{name} {value:.1f}" for name, value in self.accuracies().items())
+        return True, ", ".join(accuracies) or "done"
 
     def started(self, *targets: str, given: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Start the workflow in the folder."""
-        environment = dict(os.environ) if self.on_gpu else {**os.environ, gpus.VISIBLE: ""}
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(layers.SNAKEFILE)]
         command += ["--directory", str(self.folder), "--cores", "all", "--quiet", "all"]
         command += ["--config", *self.given, *given, *targets]
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+        return subprocess.Popen(command, env=self.environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
     def interrupted_training(self) -> Finding:
         """End a training after a few steps by SIGTERM, and let the next run go on."""
@@ -243,43 +280,29 @@ class Demo:
             file.parts[-3]: json.loads(file.read_text())["acc1"] * 100 for file in files
         }
 
-    def compared(self, other: "Demo") -> dict[str, Callable[[], Finding]]:
-        """Return checks that compare this run with another one."""
-        return {
-            "features and labels": lambda: self.features(other),
-            "captions": lambda: self.captions(other),
-            "likelihoods": lambda: self.likelihoods(other),
-            "accuracies": lambda: self.close_accuracies(other),
-        }
-
     def column(self, name: str, schema: Any, column: str) -> list[Any]:
         table = tables.read(self.results / name, schema, [column])
         return list(table[column].to_pylist())
 
     def features(self, other: "Demo") -> Finding:
         """Compare features of the images and their labels."""
-        file = "pseudo_labels.parquet"
-        schema = tables.PSEUDO_LABELS
-        pair = [
-            np.array(each.column(file, schema, "image_features")) for each in (self, other)
-        ]
-        labels = [
-            np.array(each.column(file, schema, "pseudo_label")) for each in (self, other)
-        ]
-        difference = float(np.abs(pair[0] - pair[1]).max())
-        equal = float(np.mean(labels[0] == labels[1]))
-        most, least = FEATURES["bf16" if "bf16" in self.given[-1] else "float32"]
-        is_good = difference <= most and equal >= least
-        return (
-            is_good,
-            f"features differ by {difference:.1e} at most, {equal:.1%} of labels equal",
+        features, labels = (
+            [
+                np.array(each.column(LABELS, tables.PSEUDO_LABELS, name))
+                for each in (self, other)
+            ]
+            for name in ("image_features", "pseudo_label")
         )
+        cosine = float((features[0] * features[1]).sum(axis=1).min())
+        equal = float(np.mean(labels[0] == labels[1]))
+        least_cosine, least_equal = FEATURES[self.precision]
+        is_good = cosine >= least_cosine and equal >= least_equal
+        return is_good, f"cosines {cosine:.6f} at least, {equal:.1%} of labels equal"
 
     def captions(self, other: "Demo") -> Finding:
         """Compare the captions of images and groups."""
         equal = []
-        for kind in ("images", "groups"):
-            name = f"captions/{kind}.parquet"
+        for name in CAPTIONS_TABLES:
             mine, theirs = (
                 x.column(name, tables.CAPTIONS, "caption") for x in (self, other)
             )
@@ -289,12 +312,9 @@ class Demo:
 
     def likelihoods(self, other: "Demo") -> Finding:
         """Compare the class scores."""
+        schema = tables.CLASS_SCORES
         pair = [
-            np.array(
-                each.column(
-                    "class_scores.parquet", tables.CLASS_SCORES, "log_probabilities"
-                )
-            )
+            np.array(each.column(SCORES_TABLE, schema, "log_probabilities"))
             for each in (self, other)
         ]
         difference = float(np.abs(pair[0] - pair[1]).max())
@@ -302,8 +322,7 @@ class Demo:
 
     def close_accuracies(self, other: "Demo") -> Finding:
         """Compare the accuracies of all methods."""
-        mine = self.accuracies()
-        theirs = other.accuracies()
+        mine, theirs = self.accuracies(), other.accuracies()
         difference = max(abs(value - theirs[name]) for name, value in mine.items())
         return (
             difference <= ACCURACY,
@@ -319,53 +338,6 @@ def engines_left() -> Finding:
         if "EngineCore" in (p.info["name"] or "")
     ]
     return not left, f"processes {left}" if left else "none"
-
-
-def real_shape(name: str, batch_size: int, folder: Path) -> Finding:
-    """Encode photographs by a model of a real shape with random weights."""
-    if not torch.cuda.is_available():
-        raise NotTriedError("no GPU")
-    library, model_name = name.split()
-    if library == "open_clip":
-        model, _, transform = open_clip.create_model_and_transforms(
-            model_name, pretrained=None
-        )
-        encode = model.encode_image
-    else:
-        model = timm.create_model(model_name, pretrained=False, num_classes=0)
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-        encode = model
-    model.eval().cuda()
-    files = loader.ImageFiles([*photographs(folder)], transform)
-    order = loader.in_order(len(files), batch_size)
-    threads = os.cpu_count() or 1
-    torch.cuda.reset_peak_memory_stats()
-    started = time.monotonic()
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-        for _, images in loader.batches(files, order, torch.device("cuda"), threads):
-            encode(images)
-    torch.cuda.synchronize()
-    rate = len(files) / (time.monotonic() - started)
-    of_gpu = torch.cuda.max_memory_allocated() / 2**30
-    usage = (
-        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    host = max(each.ru_maxrss for each in usage) / 2**20
-    return (
-        True,
-        f"{rate:.0f} images/s, {of_gpu:.1f} GiB of the GPU, {host:.1f} GiB of a process",
-    )
-
-
-def photographs(folder: Path) -> Iterator[str]:
-    """Yield paths of JPEGs of 12 megapixels, which are written once."""
-    rng = np.random.default_rng(0)
-    for number in range(8):
-        path = folder / f"{number}.jpg"
-        if not path.exists():
-            grid = Image.fromarray(rng.integers(0, 256, (188, 250, 3), dtype=np.uint8))
-            grid.resize((4000, 3000), Image.Resampling.BICUBIC).save(path, quality=90)
-    yield from (str(folder / f"{number % 8}.jpg") for number in range(PHOTOGRAPHS))
 
 
 if __name__ == "__main__":

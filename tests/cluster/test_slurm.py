@@ -1,4 +1,7 @@
-"""The workflow on a real SLURM of two nodes in a temporary folder; it needs no root."""
+"""The workflow on a real SLURM of two nodes in a temporary folder; it needs no root.
+
+On the login node, NVIDIA's driver is installed and fails.
+"""
 
 import contextlib
 import getpass
@@ -17,6 +20,7 @@ from pathlib import Path
 import pytest
 from support import warm
 from support.checkout import hear_interrupts
+from support.nvidia import broken_nvidia_smi
 
 DAEMONS = ("slurmctld", "slurmd", "sbatch")
 GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and opens none
@@ -110,7 +114,8 @@ class Slurm:
     def environment(self):
         """What programs of SLURM need to find this cluster, and no other."""
         configuration = str(self.folder / "slurm.conf")
-        return {"SLURM_CONF": configuration, "PATH": _search_path(self.folder / "bin")}
+        path = _search_path(self.folder / "login", self.folder / "bin")
+        return {"SLURM_CONF": configuration, "PATH": path}
 
     def __call__(self, *command):
         return subprocess.run(
@@ -144,13 +149,15 @@ class Slurm:
         return f"JobState={state}" in self("scontrol", "show", job)
 
     def _start(self):
-        for name in ("state", "bin"):
+        for name in ("state", "bin", "login"):
             (self.folder / name).mkdir(parents=True)
-        # Snakemake's job step calls srun without SLURM_CONF.
+        broken_nvidia_smi(self.folder / "login")
+        # Snakemake's job step calls srun without SLURM_CONF. The nodes have no driver.
         srun = self.folder / "bin" / "srun"
         configuration = shlex.quote(self.environment["SLURM_CONF"])
+        path = f'PATH=$(echo "$PATH" | sed "s|{self.folder}/login:||")'
         srun.write_text(
-            f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n'
+            f'#!/bin/sh\n{path}\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n'
         )
         srun.chmod(0o755)
         key = self.folder / "slurm.key"
@@ -297,7 +304,9 @@ def run(finished, tmp_path_factory):
         pytest.skip(reason)
     checkout = finished.copy(tmp_path_factory.mktemp("cluster") / "checkout")
     shutil.rmtree(checkout.root / "results")
-    with Slurm(tmp_path_factory.mktemp("slurm") / "slurm") as slurm:
+    folder = tmp_path_factory.mktemp("slurm") / "slurm"
+    with pytest.MonkeyPatch.context() as patch, Slurm(folder) as slurm:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         run = ClusterRun(checkout, slurm)
         run.finish(run.start(warm.interpreter(), f"{TRAINING}/metrics.json"))
         yield run

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shlex
 import shutil
 
 import pyarrow.parquet as pq
 import pytest
 from support.nvidia import broken_nvidia_smi, nvidia_smi
+from support.tiny import ROOT, write_pictures
 
 CAPTIONS = "results/demo/captions/images.parquet"
 # Each captioning job waits until both have locked a GPU: at the end of gpus.py.
@@ -60,13 +62,54 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
     assert "Nothing to be done" in planned.stdout
 
 
+def without_driver(checkout, folder, monkeypatch):
+    """The checkout where NVIDIA's driver is installed and fails."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    broken_nvidia_smi(folder)
+    checkout.environment |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    return checkout
+
+
 @pytest.fixture
 def login_node(checkout, tmp_path, monkeypatch):
-    """A checkout where NVIDIA's driver is installed and fails."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    broken_nvidia_smi(tmp_path)
-    checkout.environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    return checkout
+    return without_driver(checkout, tmp_path, monkeypatch)
+
+
+def documented():
+    """The commands of docs/cluster.md."""
+    text = (ROOT / "docs/cluster.md").read_text().replace("\\\n", "")
+    return re.findall(r"(?:^    |`)((?:snakemake|latteclip) [^`\n]+)", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_login_node_whose_driver_fails_runs_every_command(
+    finished_copy, tmp_path, monkeypatch
+):
+    """Those of docs/cluster.md, `export` and `audit`. Commands that run jobs plan them."""
+    node = without_driver(finished_copy, tmp_path, monkeypatch)
+    for folder in (node.root, node.root / "my-project"):
+        write_pictures(folder / "photos", 8)
+        (folder / "photos" / "classes.txt").write_text("cat\ndog\n")
+    shutil.copytree(node.root / "results", tmp_path / "latteclip" / "results")
+    commands = documented()
+    assert len(commands) >= 9
+    commands += [
+        "snakemake --cores all --unlock",
+        "latteclip status --estimate",
+        "latteclip export results/demo exported --format open_clip",
+        "latteclip audit results/demo --offline audit.html",
+    ]
+    for command in commands:
+        placed = command.replace("<clone>", str(node.root)).replace("/data", str(tmp_path))
+        script, *arguments = shlex.split(placed)
+        plans = script == "snakemake" or arguments[0] == "workflow"
+        if plans and "--unlock" not in arguments:
+            arguments.append("--dry-run")
+        run = getattr(node, script)(*arguments)
+        assert run.returncode == 0, f"{command}\n{run.stdout}"
+    # A job that wants a card, here, is another matter.
+    run = node.snakemake("--cores", "2", "--forcerun", "finetune")
+    assert run.returncode != 0 and "repair the driver" in run.stdout
 
 
 SLURM = ("--dry-run", "--workflow-profile", "profiles/slurm")
