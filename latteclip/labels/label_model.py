@@ -7,7 +7,7 @@ captions, and CLIP's class texts by softmax(100 cosines). Its first choice v is 
 class c by a confusion matrix, P(v | c) = theta_cv (Dawid and Skene 1979). Probabilities p that
 differ between images are soft votes, sum_v theta_cv p_v, as texts are, once what these lean to is
 subtracted (`lean`). Where they follow from the rank alone, a class after the first choice counts by
-P(listed | c) / P(listed | v).
+P(listed | c) / P(listed | v), if images predict the votes.
 
 **Images** are whitened by their total covariance. S_c [D] is the sum of the images of class c,
 without those of the image's own fold. Scores are directions s_c = <x, S_c / |S_c|>; where texts

@@ -93,6 +93,9 @@ class Posterior:
             one.repeats = agreement(one.first[one.has], copied) > REPEATS
         if images and votes:
             self._look_at_labellers()
+        for one in self.labellers:
+            if self.is_blind or not one.tells:
+                one.lists = None
         total = np.zeros((n, n_classes), dtype=np.float32)
         starting = [one for one in self.labellers if one.tells and not one.is_text]
         for one in starting or self.labellers:

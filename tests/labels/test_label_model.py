@@ -261,6 +261,14 @@ def test_ranked_answers_help():
     assert planted.right(ranked.labels_) > planted.right(planted.fit().labels_) + 0.02
 
 
+def test_later_choices_decide_nothing_where_images_predict_no_vote():
+    planted = Planted(counts=(240, 0, 0, 0, 0, 0))
+    first = np.zeros(240, int)
+    options = np.stack([first, planted.rng.integers(1, C, size=240)], axis=1)
+    model = planted.fit({"a": (options, np.tile([0.7, 0.3], (240, 1)))})
+    assert (model.labels_ == 0).all()
+
+
 def test_without_images_labels_are_not_below_the_majority():
     for seed in range(3):
         planted = Planted(seed)
