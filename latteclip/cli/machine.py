@@ -6,6 +6,7 @@ Only this file reads attributes of Snakemake's workflow object for which there i
 import functools
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from snakemake.settings.enums import Quietness
@@ -76,17 +77,19 @@ class Machine:
             for job in (each.jobs if each.is_group() else [each])
         ]
 
-    def mark_followers(self) -> None:
+    def mark_followers(self, command: str) -> None:
         """Mark as incomplete what jobs will make of the results of others in this run.
 
         Snakemake removes a job's outputs before it starts. When it fails or is killed, what follows
         from its earlier outputs lies there as if it was up to date. Marked, it is made again by the
-        next run that wants it. Each job removes its mark at its end.
+        next run that wants it. Each job removes its mark at its end. Pages name the command.
         """
         dag = self._workflow.dag
         for job in dag.needrun_jobs():
             if any(map(dag.needrun, dag.dependencies[job])):
                 self._workflow.persistence.started(job)
+                for page in filter(os.path.isfile, job.output):
+                    messages.mark_stale(Path(page), command)
 
     @property
     def logs(self) -> list[str]:

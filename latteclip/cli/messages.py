@@ -6,6 +6,7 @@ Snakemake's log has the rest. Handlers of a module run if the other workflow's h
 
 import atexit
 import contextlib
+import html
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ from latteclip.config import checks, jobs, resources
 from latteclip.config.resolve import Dataset, Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_text
 from latteclip.core.terminal import SHORT, one_line
 from latteclip.labels import fusion_report
 
@@ -43,6 +45,11 @@ STALE = (
     "Results of later stages are those of an earlier run. The next run makes them again, and "
     "`latteclip status` lists them."
 )
+OLD_PAGE = (
+    "This page is older than its data: a run has begun that will write it again. If that run "
+    "failed, run again:"
+)
+MAIN = '<main id="main" class="wrap">'  # begins the text of a page
 REASONS = "Reasons:"  # begins a list of the jobs by their reasons
 # What the inputs and outputs of a job say too, in the reason for which it will run.
 OF_FILES = re.compile(
@@ -70,7 +77,7 @@ class Handlers:
             status.refuse_second_run()  # Snakemake's lock sees live runs only
             checks.refuse_unanswered(run, pending, has_gpus=self._machine.has_gpus)
         self._link_folders()
-        self._machine.mark_followers()
+        self._machine.mark_followers(run_options.rerun_command(self._config))
         if not self._machine.is_module:
             # Options of a module would be those of the other workflow.
             whole = {dataset.name: dataset.whole for dataset in run.datasets}
@@ -163,6 +170,18 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
         for model in [model for model in models if model in outputs][:1]:
             predict = shlex.join(["latteclip", "predict", model])
             yield f"Next, to classify the images of a folder new-photos: {predict} new-photos"
+
+
+def mark_stale(page: Path, command: str) -> None:
+    """Say at the top of a page in HTML or Markdown that it is older than its data."""
+    if page.suffix not in (".html", ".md"):
+        return
+    text = page.read_text("utf-8")
+    if OLD_PAGE in text:  # by a run before
+        return
+    note = f"\n<p><strong>{OLD_PAGE} <code>{html.escape(command)}</code></strong></p>\n\n"
+    is_html = page.suffix == ".html"
+    write_text(page, text.replace(MAIN, MAIN + note, 1) if is_html else note + text)
 
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:

@@ -58,14 +58,20 @@ def run_command(results: str | Path, target: str = "", **config: str) -> str:
     dataset = folder.name
     if limit := options.get("limit"):
         dataset = dataset.removesuffix(f"_{limit}")
-    words = ["snakemake"] if has_own_workflow(root) else ["latteclip", "workflow"]
-    words += CORES.split()
-    if root != Path.cwd():
-        words += ["--directory", str(root)]
+    arguments = [] if root == Path.cwd() else ["--directory", str(root)]
     if target:
-        words.append(target)
-    words += ["--config", f"dataset={dataset}", *pairs(options)]
-    return shlex.join(words)
+        arguments.append(target)
+    return _command(root, *arguments, "--config", f"dataset={dataset}", *pairs(options))
+
+
+def rerun_command(config: Mapping[str, Any]) -> str:
+    """Return the command that runs the workflow here with `config` of a command line."""
+    return _command(Path(), *(["--config", *pairs(config)] if config else []))
+
+
+def _command(root: Path, *arguments: str) -> str:
+    program = ["snakemake"] if has_own_workflow(root) else ["latteclip", "workflow"]
+    return shlex.join([*program, *CORES.split(), *arguments])
 
 
 def labels_path(folder: Path) -> Path:

@@ -254,6 +254,8 @@ def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(
     path.write_bytes(before)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert not (path.parent / "classifiers" / "adapted.safetensors").exists()
+    for page in (path.parent / "report.html", path.parents[1] / "summary.md"):
+        assert re.search("older than its data.*snakemake .*seeds=1", page.read_text())
     found = jobs_of(dry_run(finished_copy, target=target))
     assert {"adapt_zero_shot", "fuse_labels", "select_model", "report_dataset"} <= set(
         found
