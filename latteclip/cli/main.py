@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -155,7 +154,7 @@ def main(given: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     log = start_log(debug=debug)
     try:
-        return _call(parser(given).parse_args(given), log)
+        return _call(parser(given).parse_args(given))
     except BrokenPipeError:  # `latteclip datasets | head` ends so
         return FAILED
     except (KeyboardInterrupt, Terminated) as stopped:
@@ -174,15 +173,10 @@ def main(given: Sequence[str] | None = None) -> int:
         drop_unwritten()
 
 
-def _call(args: argparse.Namespace, log: logging.Logger) -> int:
+def _call(args: argparse.Namespace) -> int:
     with Signals().received(signal.SIGTERM):  # as Ctrl-C: temporary files are removed
         if file := getattr(args, "log", None):
             add_log_file(file)
-        if number := os.environ.get("SLURM_JOB_ID"):
-            variables = ("SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES")
-            restarts, gpus = (os.environ.get(name, "") for name in variables)
-            text = "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s."
-            log.info(text, number, socket.gethostname(), restarts or 0, gpus)
         result = args.run(args)
         if isinstance(result, str):
             print(for_terminal(result))

@@ -1,4 +1,4 @@
-"""What a run of the workflow prints at its start and end, of its jobs, and of failed jobs.
+"""What a run of the workflow prints of its jobs, of failed jobs, and at its end.
 
 Snakemake's log has the rest. Handlers of a module run if the other workflow's handlers call them
 (docs/cluster.md).
@@ -9,7 +9,6 @@ import contextlib
 import html
 import logging
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -23,8 +22,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from latteclip.cli import estimate, status
 from latteclip.cli.rules import workflow_errors
-from latteclip.config import checks, jobs, resources
-from latteclip.config.resolve import Dataset, Run
+from latteclip.config import checks, jobs
+from latteclip.config.resolve import Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
@@ -50,12 +49,6 @@ OLD_PAGE = (
     "failed, run again:"
 )
 MAIN = '<main id="main" class="wrap">'  # begins the text of a page
-REASONS = "Reasons:"  # begins a list of the jobs by their reasons
-# What the inputs and outputs of a job say too, in the reason for which it will run.
-OF_FILES = re.compile(
-    "(?:; Input files updated by another job|(?<=Missing output files)|(?<=by another job))"
-    ": [^;]*"
-)
 
 
 class Handlers:
@@ -70,19 +63,17 @@ class Handlers:
             atexit.register(self._link_folders)  # a run without jobs has no start
 
     def start(self) -> None:
-        """Stop a run that cannot work, note its options, and print what it will do."""
-        run = self._run
-        pending = self._machine.pending
+        """Stop a run that cannot work, note its options, and mark what is stale."""
+        run, machine = self._run, self._machine
         with workflow_errors():
             status.refuse_second_run()  # Snakemake's lock sees live runs only
-            checks.refuse_unanswered(run, pending, has_gpus=self._machine.has_gpus)
+            checks.refuse_unanswered(run, machine.pending, has_gpus=machine.has_gpus)
         self._link_folders()
-        self._machine.mark_followers(run_options.rerun_command(self._config))
-        if not self._machine.is_module:
+        machine.mark_followers(run_options.rerun_command(self._config))
+        if not machine.is_module:
             # Options of a module would be those of the other workflow.
             whole = {dataset.name: dataset.whole for dataset in run.datasets}
             run_options.note_options(whole, self._config)
-        self._print(started(run, pending))
 
     def _link_folders(self) -> None:
         if self._machine.runs_jobs and not self._machine.is_module:
@@ -121,28 +112,6 @@ class Handlers:
         """Print to stderr as Snakemake does, but not with `--quiet all`."""
         if not self._machine.is_quiet:
             print("", *lines, sep="\n", file=sys.stderr, flush=True)
-
-
-def started(run: Run, pending: Collection[str]) -> Iterator[str]:
-    """Yield the datasets of a run, and the models that its jobs will download."""
-    for dataset in run.datasets:
-        methods = ", ".join(dataset.method_names)
-        yield f"{dataset.name}: {_images(dataset)}. Methods: {methods}."
-    repos = [
-        " ".join(filter(None, (model.names or {}).values()))
-        for slug, model in run.hub_models.items()
-        if run.place(jobs.MODEL_NOTE.format(model=slug)) in pending
-    ]
-    if repos:
-        yield f"To download from the Hugging Face hub, unless in its cache: {', '.join(repos)}."
-
-
-def _images(dataset: Dataset) -> str:
-    """Return the number of images of a dataset, or else where they come from."""
-    if counts := resources.counts(dataset):
-        return f"{counts.train + counts.test:,} images"
-    folder = dataset.keys.source.folder if dataset.keys.source else None
-    return f"images in {folder}" if folder else "images to download"
 
 
 def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
@@ -214,11 +183,7 @@ class JobLines(logging.Filter):
     def filter(self, record: Any) -> bool:
         event = getattr(record, "event", None)
         if not self._machine.runs_jobs:
-            if event == LogEvent.JOB_INFO:
-                _shorten_plan(record)
-                if not self._machine.is_cluster:
-                    record.resources = {}
-            return not str(record.msg).startswith(REASONS)
+            return True
         if event == LogEvent.JOB_INFO:
             now = time.strftime("%H:%M:%S")
             words = status.in_words(dict(record.wildcards or {}))
@@ -231,12 +196,6 @@ class JobLines(logging.Filter):
             return False
         is_urgent = record.levelno >= logging.WARNING
         return is_urgent or str(record.msg).startswith(NOTHING)
-
-
-def _shorten_plan(record: Any) -> None:
-    """Leave a job of a dry run its files, its wildcards, and why it will run."""
-    record.log, record.jobid, record.benchmark, record.priority = [], None, None, 0
-    record.reason = OF_FILES.sub("", record.reason)
 
 
 def shorten(machine: "Machine") -> None:

@@ -12,7 +12,6 @@ from support.records import checked, fusion
 
 from latteclip.cli import messages
 from latteclip.config import layers
-from latteclip.config.jobs import MODEL_NOTE
 from latteclip.config.resolve import Run
 from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
 
@@ -24,13 +23,6 @@ def mine(tmp_path, monkeypatch):
     class_folders(tmp_path / "photos", n=3)
     base = {"dataset": "mine", "image_dir": "photos"}
     return lambda **given: Run(layers.defaults(project=None), {**base, **given})
-
-
-def test_a_run_begins_with_what_it_found(mine):
-    note = MODEL_NOTE.format(model="resnet18.a1_in1k")
-    line, fetched = messages.started(mine(image_encoders="resnet18.a1_in1k"), [note])
-    assert line.startswith("mine: ") and "photos" in line and "zero_shot" in line
-    assert "resnet18.a1_in1k" in fetched
 
 
 def test_a_run_ends_with_what_it_made_and_next_commands(mine):

@@ -341,6 +341,5 @@ def test_a_requeued_training_continues_to_what_one_machine_trains(run, finished)
     run.finish(process)
     log = (folder / "logs" / "finetune.log").read_text()
     assert "Resuming after step" in log
-    assert re.search(r"SLURM job \d+ on .*CUDA_VISIBLE_DEVICES=[01]\.", log)
     assert weights.read_bytes() == before
     assert not (folder / "checkpoint").exists()
