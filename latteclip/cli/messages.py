@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from latteclip.cli import estimate, status
-from latteclip.cli.rules import workflow_errors
+from latteclip.cli.rules import Machine, workflow_errors
 from latteclip.config import checks, jobs
 from latteclip.config.resolve import Run
 from latteclip.core import run_options
@@ -29,9 +29,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.terminal import SHORT, one_line
 from latteclip.labels import fusion_report
-
-if TYPE_CHECKING:
-    from latteclip.cli.machine import Machine
 
 ERROR = "error: "  # begins the message of a command that fails
 STOPPED = ("Stopped", "interrupted")  # begin the last line of a job after Ctrl-C
@@ -54,10 +51,16 @@ MAIN = '<main id="main" class="wrap">'  # begins the text of a page
 class Handlers:
     """The handlers of the Snakefile."""
 
-    def __init__(self, config: Mapping[str, Any], run: Run, machine: "Machine") -> None:
+    def __init__(self, config: Mapping[str, Any], run: Run, machine: Machine) -> None:
         self._config = config
         self._run = run
         self._machine = machine
+        os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
+        if machine.prints_little:
+            os.environ[SHORT] = "1"  # for the jobs of this run
+            for handler in logger.handlers:
+                if handler.name == STREAM:
+                    handler.addFilter(JobLines(machine))
         if machine.prints:
             atexit.register(self._print_plan)
             atexit.register(self._link_folders)  # a run without jobs has no start
@@ -69,7 +72,9 @@ class Handlers:
             status.refuse_second_run()  # Snakemake's lock sees live runs only
             checks.refuse_unanswered(run, machine.pending, has_gpus=machine.has_gpus)
         self._link_folders()
-        machine.mark_followers(run_options.rerun_command(self._config))
+        command = run_options.rerun_command(self._config)
+        for output in machine.mark_followers():
+            mark_stale(Path(output), command)
         if not machine.is_module:
             # Options of a module would be those of the other workflow.
             whole = {dataset.name: dataset.whole for dataset in run.datasets}
@@ -82,9 +87,9 @@ class Handlers:
 
     def _print_plan(self) -> None:
         """Print what captioners would be asked after a dry run."""
-        pending = self._machine.planned
-        if pending is None:
+        if not self._machine.is_dry_run:
             return
+        pending = self._machine.pending
         with contextlib.suppress(UserError):  # a damaged table, which a run reports
             for dataset in self._run.datasets:
                 self._print(estimate.lines(dataset, pending))
@@ -176,7 +181,7 @@ def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str
 class JobLines(logging.Filter):
     """Lets a run print warnings and errors, and prints a line for each job that begins."""
 
-    def __init__(self, machine: "Machine") -> None:
+    def __init__(self, machine: Machine) -> None:
         super().__init__()
         self._machine = machine
 
@@ -196,11 +201,3 @@ class JobLines(logging.Filter):
             return False
         is_urgent = record.levelno >= logging.WARNING
         return is_urgent or str(record.msg).startswith(NOTHING)
-
-
-def shorten(machine: "Machine") -> None:
-    """Let Snakemake's handler for the terminal and the jobs of this run print few lines."""
-    os.environ[SHORT] = "1"
-    for handler in logger.handlers:
-        if handler.name == STREAM:
-            handler.addFilter(JobLines(machine))

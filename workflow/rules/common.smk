@@ -11,9 +11,17 @@ IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
-from latteclip.cli.machine import Machine, load
 from latteclip.cli.messages import Handlers
-from latteclip.cli.rules import Rules, file_names, one_of, options, output_options, part
+from latteclip.cli.rules import (
+    Machine,
+    Rules,
+    file_names,
+    load,
+    one_of,
+    options,
+    output_options,
+    part,
+)
 from latteclip.config import hub_names, jobs, resources
 from latteclip.config.code import code_of, engine_code, training_code
 from latteclip.core.files import IMAGES, SCORES
@@ -21,7 +29,7 @@ from latteclip.core.files import IMAGES, SCORES
 machine = Machine(workflow)
 # No `configfile:`, which would mix config.yaml with the command line: the file of a dataset wins over
 # the first, and the second over both. `load` validates them in sentences, which a schema has not.
-run = load(workflow, config, machine)
+run = load(config, machine)
 handlers = Handlers(config, run, machine)
 rule_functions = Rules(run, machine)
 
