@@ -15,8 +15,7 @@ from latteclip.captions.engine import Response, loads_model
 from latteclip.captions.pictures import Layout, pictures_of, read_image
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
-from latteclip.core.errors import UserError
-from latteclip.core.signals import ending_in_order
+from latteclip.core.errors import UserError, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data.workers import Workers
 

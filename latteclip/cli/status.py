@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latteclip.cli.commands import STAGES
+from latteclip.cli.main import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
 from latteclip.core.errors import UserError

@@ -31,9 +31,8 @@ from latteclip.config.keys import (
     TermsSection,
 )
 from latteclip.config.schema import validate
-from latteclip.core.errors import UserError, first_line, full_disk
+from latteclip.core.errors import UserError, ending_in_order, first_line, full_disk
 from latteclip.core.files import digest, link_or_copy, new_folder, replacing
-from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data.shards import SAMPLES, HeaderOrEnd, tar_entries
 

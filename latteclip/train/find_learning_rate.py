@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier
 from latteclip.core import devices
+from latteclip.core.errors import ending_in_order
 from latteclip.core.files import write_json
-from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data import loader
 from latteclip.train.data import TrainingFiles, schedule

@@ -13,8 +13,8 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.config import hub_names
 from latteclip.core import tables
+from latteclip.core.errors import Signals, Terminated, ending_in_order
 from latteclip.core.files import digest_of, fingerprint, new_folder, read_object, replacing
-from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.images import TrainingImages

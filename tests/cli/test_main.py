@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latteclip.cli import commands, main
+from latteclip.cli import main
 from latteclip.core.files import replacing
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
@@ -26,7 +26,7 @@ def test_help_and_configuration_import_nothing_heavy():
 
 
 def test_every_command_has_help(capsys):
-    names = [*commands.COMMANDS, *commands.STAGES]
+    names = [*main.COMMANDS, *main.STAGES]
     for command in map(main._dashed, names):
         with pytest.raises(SystemExit) as caught:
             main.main([command, "--help"])

@@ -8,17 +8,17 @@ import pytest
 # A process that starts another one, as vLLM does, and is then told to end.
 STARTS = """
 import multiprocessing, os, signal, sys
-from latteclip.core import signals
+from latteclip.core import errors
 
 def goes_on(ready):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ready.set()
     signal.pause()
 
-signals.GRACE = 0.1
+errors.GRACE = 0.1
 context = multiprocessing.get_context("fork")
 ready = context.Event()
-with signals.ending_in_order("Nothing."):
+with errors.ending_in_order("Nothing."):
     child = context.Process(target=goes_on, args=(ready,))
     child.start()
     ready.wait()

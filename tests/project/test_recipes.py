@@ -13,7 +13,7 @@ from support.tiny import ROOT
 
 pytestmark = pytest.mark.slow
 REGISTRY = "latteclip/config/registry.py"
-COMMANDS = "latteclip/cli/commands.py"
+COMMANDS = "latteclip/cli/main.py"
 KEYS = '''    """share of training images to mark as unknown, those furthest from every class"""
 '''
 STAGES = "STAGES = {  # by command: the module of its function\n"
