@@ -33,7 +33,6 @@ NOT_READY = 1  # exit status
 DISK_WANTED = 40
 DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
-SLURM_FILES = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
 TORCH = """
@@ -84,8 +83,6 @@ def machine() -> Iterator[Finding]:
     level = "ok" if total >= MEMORY_WANTED else "warning"
     wanted = f"the captioner and two jobs need {MEMORY_WANTED}"
     yield level, f"{os.cpu_count()} cores; {total:.0f} GiB of memory, {wanted}"
-    if os.environ.get("SLURM_CONF") and not any(map(os.path.isfile, SLURM_FILES)):
-        yield "warning", "srun inside a job does not see SLURM_CONF; see docs/cluster.md"
 
 
 def disk() -> Iterator[Finding]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.captions.answers import AnswersMetadata
-from latteclip.captions.engine import LLAVA_NEXT, OVERVIEW, square
 from latteclip.config import layers, resources
 from latteclip.config.keys import Config, FinetuneSection
 from latteclip.config.labellers import Asking, askings
@@ -32,8 +31,6 @@ TITLES = {
     NAMES: "names of images",
     SCORES: "class scores",
 }
-# Tokens that LLaVA-1.6 reads: 1,176 of a picture of OVERVIEW pixels, and 40 of a prompt.
-LLAVA_TOKENS = 1_216
 # Rules that ask a captioner, by what they ask for: they grow with their requests.
 ASKING = {
     "caption_images": IMAGES,
@@ -71,12 +68,13 @@ def _requests(asking: Asking, images: Counts | None) -> str:
     if images is None:
         return f"{name}: not known before the images are indexed"
     n = n_requests(asking, images)
+    requests = f"{name}: at most {n:,} requests"
     known = _tokens(asking)
     if known is None:
-        return f"{name}: at most {n:,} requests, tokens not known before a limited run"
-    read, written, source = known
-    tokens = f"{n * read:,.0f} tokens read and {n * written:,.0f} written ({source})"
-    return f"{name}: at most {n:,} requests, about {tokens}"
+        return f"{requests}, tokens not known before a limited run"
+    read, written, folder = known
+    tokens = f"{n * read:,.0f} tokens read and {n * written:,.0f} written"
+    return f"{requests}, about {tokens} as in {folder}"
 
 
 def n_requests(asking: Asking, images: Counts) -> int:
@@ -85,21 +83,18 @@ def n_requests(asking: Asking, images: Counts) -> int:
     return images.train if most is None else min(images.train, most)
 
 
-def _tokens(asking: Asking) -> tuple[float, float, str] | None:
-    """Return the tokens that a request reads and writes, if known, and how they are known.
+def _tokens(asking: Asking) -> tuple[float, float, Path] | None:
+    """Return the tokens that a request reads and writes, and the run that says so, if any.
 
-    A table of this dataset, or of a limited run of it, has them. Those of LLaVA-1.6 are typical.
+    It is a run of this dataset, or a limited one of it.
     """
-    captioner, dataset = asking.asker.captioner, asking.asker.dataset
+    asker, dataset = asking.asker, asking.asker.dataset
     limited = RESULTS.glob(f"{dataset.whole}_*")
     for folder in (RESULTS / dataset.name, *sorted(limited, key=_limit, reverse=True)):
         if (folder / asking.table).is_file():
             used = tables.read_metadata(folder / asking.table, AnswersMetadata)
-            if (n := used.requests) and used.model == captioner.model:
-                return used.tokens_read / n, used.tokens_written / n, f"as in {folder}"
-    is_llava = LLAVA_NEXT.search(captioner.model) is not None
-    if is_llava and square(captioner) == OVERVIEW and asking.kind == IMAGES:
-        return LLAVA_TOKENS, captioner.max_new_tokens, "typical"
+            if (n := used.requests) and used.model == asker.captioner.model:
+                return used.tokens_read / n, used.tokens_written / n, folder
     return None
 
 

@@ -49,14 +49,6 @@ def test_a_captioner_that_was_downloaded_is_found(tmp_path, monkeypatch):
     assert levels(asks) == ["ok"]
 
 
-def test_a_configuration_of_slurm_that_jobs_do_not_see_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("SLURM_CONF", "/opt/slurm.conf")
-    monkeypatch.setattr(doctor, "SLURM_FILES", (str(tmp_path / "slurm.conf"),))
-    assert "SLURM_CONF" in doctor.findings(doctor.machine)[-1][1]
-    (tmp_path / "slurm.conf").touch()
-    assert "SLURM_CONF" not in doctor.findings(doctor.machine)[-1][1]
-
-
 @pytest.mark.parametrize("error", [UserError("gone"), ValueError("no JSON")])
 def test_a_broken_check_hides_no_other(monkeypatch, capsys, error):
     def broken():

@@ -15,7 +15,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import IndexMetadata
 
 SERVER = {"engine": "openai", "model": "m"}
-LLAVA = {"engine": "openai", "model": "llava-hf/llava-v1.6-mistral-7b-hf"}
 LETTERS = {"kind": "multiple_choice"}
 ALONE = {"dataset": "demo", "method": "zero_shot,image_prototypes"}  # captions of images
 N = 1500  # training images of the demo
@@ -46,21 +45,12 @@ def plan(pending=None, **given):
     return [line.strip() for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("captioner", "words"),
-    [
-        (SERVER, f"at most {N:,} requests, tokens not known before a limited run"),
-        ({**SERVER, "max_images": 20}, "at most 20 requests, tokens not known"),
-        (
-            LLAVA,
-            f"at most {N:,} requests, about {1216 * N:,} tokens read and {40 * N:,} written",
-        ),
-    ],
-    ids=str,
-)
-def test_requests_and_their_tokens_are_named(captioner, words):
-    [line] = plan(captioner=captioner)
-    assert line.startswith(f"captions of images by {captioner['model']}: {words}")
+@pytest.mark.parametrize(("most", "n"), [(None, f"{N:,}"), (20, "20")])
+def test_requests_are_counted(most, n):
+    [line] = plan(captioner={**SERVER, "max_images": most})
+    assert line.startswith(
+        f"captions of images by m: at most {n} requests, tokens not known"
+    )
 
 
 def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
