@@ -373,12 +373,12 @@ def write_predictions(place: Place) -> Work:
 
     def work() -> None:
         paths = predict.image_paths([str(place.images)], sys.stdin.buffer)
-        names = place.classnames[:3]
+        classes = place.classnames[:3]
         best = [0.9, 0.05, 0.01]
-        predictions = (predict.Prediction(x, [0, 1, 2], names, best, best) for x in paths)
-        schema = predict.columns(len(names), unknown=False, abstain=False)
+        predictions = (predict.Prediction(x, [0, 1, 2], classes, best, best) for x in paths)
+        names = predict.columns(len(classes), unknown=False, abstain=False)
         rows = (prediction.cells() for prediction in predictions)
-        predict.write_parquet(place.file("predicted.parquet"), schema, rows)
+        predict.write_csv(place.file("predicted.csv"), names, rows)
 
     return work
 

@@ -4,29 +4,34 @@ Each form is a folder with the weights as its library expects them, the classifi
 of where it comes from and how to use it.
 """
 
+import json
 import logging
+import math
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier
+from latteclip.clip.finetuned import FinetunedModel
+from latteclip.clip.image_encoders import ImageEncoder, ImagePreprocessing
 from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.terminal import counted
-from latteclip.deploy import onnx_graph, transformers_clip
+from latteclip.deploy import transformers_clip
 from latteclip.deploy.guaranteed_predictions import guarantee, run_of
-from latteclip.deploy.predict import Predictor
+from latteclip.deploy.predict import Predictor, encoders_of
 from latteclip.evaluate.results import read_metrics
-from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
@@ -37,6 +42,12 @@ FIGURES = {
     "mean_per_class_recall": "mean per-class recall",
 }
 PREDICT = "predict.py"  # beside a graph
+GRAPH = "model.onnx"
+INPUT = "pixel_values"  # of CLIP; image encoders have pixel_values_1, pixel_values_2, ...
+LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
+PACKAGES = "pip install onnx onnxruntime onnxscript"
+# By timm's crop_mode.
+RESIZES = {"center": "shortest", "border": "longest", "squash": "squash"}
 
 
 def export(
@@ -73,25 +84,24 @@ def export(
         promise = guarantee(threshold, abstain)
         described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
         metadata["abstain"] = described
-    origin = read_origin(opened.folder)
     with replacing(folder) as temporary:
         temporary.mkdir()
         if format == "onnx":
-            onnx_graph.write(opened, temporary, metadata)
+            write_onnx(opened, temporary, metadata)
             shutil.copyfile(TEMPLATES / PREDICT, temporary / PREDICT)
         elif format == "transformers":
             transformers_clip.write(opened, temporary)
         else:
             _copy_model(opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
-        card = model_card(opened, origin, format, licence, promise)
+        card = model_card(opened, format, licence, promise)
         card.save(temporary / "README.md")
     classes = counted(len(opened.classnames), "class", "classes")
     log.info("%s: %s as %s.", destination, classes, format)
     return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()
 
 
-def _copy_model(opened: finetuned.FinetunedModel, folder: Path) -> None:
+def _copy_model(opened: FinetunedModel, folder: Path) -> None:
     """Copy the model folder, which open_clip also reads from the hub."""
     hidden = shutil.ignore_patterns(".*")  # Snakemake's files, and half-written ones
     shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
@@ -100,49 +110,33 @@ def _copy_model(opened: finetuned.FinetunedModel, folder: Path) -> None:
 def read_origin(model: Path) -> dict[str, Any]:
     """Read the files beside a model folder, or beside the run that it was chosen from.
 
-    `clip` has `model` and `pretrained` of the CLIP that the model was before. `is_trained` is None
-    where no file says so, `reason` is why the model was chosen, and `answers` is how many of a
-    person taught the labels.
+    `clip` has `model` and `pretrained` of the CLIP that the model was before, and `reason` is why
+    the model was chosen.
     """
     run, reason = run_of(model)
-    metrics: dict[str, Any] = {}
+    history, metrics = run / "history.parquet", run / "metrics.json"
+    embeddings = run.parent.parent / "class_embeddings.safetensors"
     clip: Mapping[str, Any] = {}
-    is_trained = None
-    if (path := run / "metrics.json").is_file():
-        metrics = read_metrics(path)
-        is_trained = False
-    reads_fused = metrics.get("method", "").startswith("image_prototypes")
-    if (path := run / "history.parquet").is_file():
-        history = tables.read_metadata(path, TrainingMetadata)
-        clip = {"model": history.model, "pretrained": history.pretrained}
-        is_trained = True
-        reads_fused = history.labels == "fused"
-    elif metrics and (path := run.parents[1] / "class_embeddings.safetensors").is_file():
-        _, clip = load_classifier(path)
-    answers = 0
-    if reads_fused and (path := run.parents[1] / NAME).is_file():
-        answers = len(read_fusion_report(path).answers.images)
+    if history.is_file():
+        clip = vars(tables.read_metadata(history, TrainingMetadata))
+    elif embeddings.is_file():
+        _, clip = load_classifier(embeddings)
     return {
-        "metrics": metrics,
+        "metrics": read_metrics(metrics) if metrics.is_file() else {},
         "clip": clip,
-        "is_trained": is_trained,
+        "is_trained": history.is_file(),
         "reason": reason,
-        "answers": answers,
-        "dataset": metrics.get("dataset", "custom"),
     }
 
 
 def model_card(
-    opened: finetuned.FinetunedModel,
-    origin: Mapping[str, Any],
-    form: str,
-    licence: str | None,
-    promise: str,
+    opened: FinetunedModel, form: str, licence: str | None, promise: str
 ) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
-    dataset = origin["dataset"]
-    described = layers.datasets().get(dataset, {})
+    origin = read_origin(opened.folder)
     metrics = origin["metrics"]
+    dataset = metrics.get("dataset", "custom")
+    described = layers.datasets().get(dataset, {})
     is_known = metrics.get("acc1") is not None
     results = [(name, metrics[key]) for key, name in FIGURES.items() if is_known]
     data = ModelCardData(
@@ -158,6 +152,7 @@ def model_card(
         form=form,
         licence=licence,
         title=described.get("title", dataset),
+        dataset=dataset,
         described=described,
         **origin,
         results=results,
@@ -173,3 +168,116 @@ def _class(classname: str, class_templates: ClassTemplates) -> str:
     [name] = class_templates.as_written([classname])
     others = class_templates.synonyms.get(clean_classname(classname, {}))
     return f"{name} (also {', '.join(others)})" if others else name
+
+
+def of_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how an upright RGB image becomes an input, by a `preprocess_cfg` of open_clip.
+
+    It is resized so that its sides are `target`, or that the shorter or longer one is. A crop or a
+    border of the colour `fill` about the centre gives `size` (both height and width). From colours
+    between 0 and 1, `mean` is subtracted, before `std` divides.
+    """
+    given = config["size"]
+    size = [given, given] if isinstance(given, int) else list(given)
+    return {
+        "resize": config["resize_mode"],
+        "target": size,
+        "size": size,
+        "interpolation": "BILINEAR" if config["interpolation"] == "bilinear" else "BICUBIC",
+        "fill": [config["fill_color"]] * 3,
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+    }
+
+
+def of_timm(config: ImagePreprocessing) -> dict[str, Any]:
+    """Return the same by a `pretrained_cfg` of timm."""
+    size = list(config.input_size[1:])
+    is_bordered = config.crop_mode == "border"
+    return {
+        "resize": RESIZES[config.crop_mode],
+        "target": [math.floor(side / config.crop_pct) for side in size],
+        "size": size,
+        "interpolation": config.interpolation.upper(),
+        "fill": [round(255 * value) if is_bordered else 0 for value in config.mean],
+        "mean": list(config.mean),
+        "std": list(config.std),
+    }
+
+
+class ImageClassifier(torch.nn.Module):
+    """The computation of the graph."""
+
+    def __init__(self, opened: FinetunedModel, encoders: list[ImageEncoder]) -> None:
+        super().__init__()
+        self.towers = torch.nn.ModuleList(
+            [opened.clip.model, *(encoder.model for encoder in encoders)]
+        )
+        self.register_buffer("weights", opened.classifier.weights)
+        self.register_buffer("bias", opened.classifier.bias)
+        self.logit_scale = opened.logit_scale
+
+    def forward(self, *pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return scores [N, C], probabilities [N, C] and features [N, D].
+
+        Each tower has images [N, 3, H, W] of its own size.
+        """
+        towers = zip(self.towers, pixel_values, strict=True)
+        each = [F.normalize(tower.encode_image(x), dim=-1) for tower, x in towers]  # type: ignore[operator]
+        features = torch.cat(each, dim=-1)
+        scores = features @ self.weights.T + self.bias  # type: ignore[operator]
+        return scores, (self.logit_scale * scores).softmax(dim=-1), features
+
+
+def inputs_of(opened: FinetunedModel, encoders: list[ImageEncoder]) -> list[dict[str, Any]]:
+    """Return the inputs of the graph: CLIP's, and then those of the image encoders."""
+    inputs = []
+    for number, model in enumerate([opened.clip, *encoders]):
+        name = f"{INPUT}_{number}" if number else INPUT
+        if isinstance(model, ImageEncoder) and model.timm is not None:
+            preprocessing = of_timm(model.timm.preprocessing)
+        else:
+            tower: Any = model.model.visual
+            preprocessing = of_open_clip(tower.preprocess_cfg)
+        inputs.append({"name": name, **preprocessing})
+    return inputs
+
+
+@torch.no_grad()
+def write_onnx(opened: FinetunedModel, folder: Path, further: Mapping[str, Any]) -> None:
+    """Write a model, image encoders included, as one ONNX graph, or raise UserError.
+
+    The metadata of the graph are JSON: `classnames`, `inputs` (how an image becomes each input),
+    and further ones: `abstain` (the threshold of a guarantee). `templates/predict.py` classifies
+    images by them alone.
+    """
+    encoders = encoders_of(opened, torch.device("cpu"))
+    inputs = inputs_of(opened, encoders)
+    module = ImageClassifier(opened, encoders).eval()
+    images = torch.export.Dim("images")
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's exporter warns about itself
+            program = torch.onnx.export(
+                module,
+                tuple(torch.zeros(2, 3, *each["size"]) for each in inputs),
+                input_names=[each["name"] for each in inputs],
+                output_names=["scores", "probabilities", "image_features"],
+                dynamic_shapes={"pixel_values": tuple({0: images} for _ in inputs)},
+                dynamo=True,
+                verbose=False,
+            )
+    except (ImportError, torch.onnx.errors.OnnxExporterError) as error:
+        raise UserError(
+            f"--format onnx: {first_line(error)}; {PACKAGES}, or use --format open_clip if a "
+            "network of this model has no ONNX form."
+        ) from error
+    assert program is not None  # as it is with dynamo=True
+    names = opened.class_templates.as_written(opened.classnames)
+    metadata = {"classnames": names, "inputs": inputs, **further}
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
+    n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    program.save(folder / GRAPH, external_data=n_bytes > LIMIT)

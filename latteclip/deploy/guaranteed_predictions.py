@@ -70,22 +70,28 @@ def abstention_threshold(
     check = _check_by_folds(model, answers, path.parent)
     if check is None:
         check = _check_unseen(model, answers, path.parent, classify)
-    require_answers(len(check.right), max_error, path.parent)
-    wrong = ~np.array(check.right, dtype=bool)
-    threshold = pac_threshold(np.array(check.confidence), wrong, max_error)
-    log.info("%s It rests on %d answers.", guarantee(threshold, max_error), len(wrong))
+    threshold = threshold_of(check, max_error, path.parent)
+    log.info(
+        "%s It rests on %d answers.", guarantee(threshold, max_error), len(check.right)
+    )
     return threshold
 
 
-def require_answers(n: int, share: float, folder: Path) -> None:
-    """Raise UserError if n answers about images drawn at random are too few for a guarantee."""
-    needed = fewest_answers(share)
+def threshold_of(check: Check, max_error: float, folder: Path) -> float:
+    """Return the probability that a label or prediction needs for a guarantee.
+
+    With 95 % probability, at most the share `max_error` of all is wrong and above it. UserError:
+    too few answers check the results in the folder.
+    """
+    n, needed = len(check.right), fewest_answers(max_error)
     if n < needed:
         raise UserError(
-            f"A guarantee of {share:g} takes {needed:,} answers about images that were drawn at "
-            f"random and that the model did not learn from, and there are {n}: latteclip teach "
+            f"A guarantee of {max_error:g} takes {needed:,} answers about images that were drawn "
+            f"at random and that the model did not learn from, and there are {n}: latteclip teach "
             f"{folder} --budget {2 * needed}, then run the workflow again."
         )
+    wrong = ~np.array(check.right, dtype=bool)
+    return pac_threshold(np.array(check.confidence), wrong, max_error)
 
 
 def _check_by_folds(

@@ -25,10 +25,10 @@ from latteclip.core import tables
 from latteclip.core.run_options import labels_path
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
-from latteclip.deploy.guaranteed_predictions import require_answers
+from latteclip.deploy.guaranteed_predictions import threshold_of
 from latteclip.labels.answers import NONE, WORDS
 from latteclip.labels.fusion_report import NAME, Check, CheckedLabels, read_fusion_report
-from latteclip.labels.guarantees import Floats, pac_threshold
+from latteclip.labels.guarantees import Floats
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 50  # that calibrate
@@ -211,10 +211,8 @@ def accepted(folder: Path, max_error: float) -> tuple[pa.Array, str]:
     """
     labels = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
     answers = read_fusion_report(folder / NAME).answers
-    checks = answers.checked.labels if answers.checked else Check([], [])
-    require_answers(len(checks.right), max_error, folder)
-    wrong = ~np.array(checks.right, dtype=bool)
-    threshold = pac_threshold(np.array(checks.confidence), wrong, max_error)
+    check = answers.checked.labels if answers.checked else Check([], [])
+    threshold = threshold_of(check, max_error, folder)
     is_sure = labels["fused_confidence"].to_numpy().astype(np.float64) >= threshold
     answered = pa.array(list(answers.images), pa.string())
     taken = is_sure | pc.is_in(labels["image_id"], answered).to_numpy()

@@ -9,11 +9,10 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 BATCH = 256  # images that are encoded at once
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
-ROWS = 10_000  # rows in a Parquet row group: small groups would fill the footer
-SUFFIXES = (".csv", ".parquet")  # of the files that predictions are written to
 
 
 @dataclass(frozen=True)
@@ -236,16 +233,15 @@ def predict(
     Args:
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
         paths: image, folder with its subfolders, or - for a list on stdin
-        output: .csv or .parquet file (default: CSV on stdout)
+        output: .csv file (default: stdout)
         topk: classes per image, at most all (default: 1)
         precision: arithmetic on a GPU (default: bf16)
         unknown: mark images that belong to none of the classes (unknown_score, is_unknown)
         abstain: mark the least certain predictions (abstained), so that with 95 % probability at
             most this share of all is wrong and not marked; needs answers of latteclip teach
     """
-    suffix = Path(output).suffix.lower() if output else ".csv"
-    if suffix not in SUFFIXES or (output and os.path.isdir(output)):
-        raise UserError(f"--output {output} must be a file that ends in .csv or .parquet.")
+    if output and (not output.endswith(".csv") or os.path.isdir(output)):
+        raise UserError(f"--output {output} must be a file that ends in .csv.")
     files = image_paths(paths, sys.stdin.buffer)
     classifier = Predictor(
         model,
@@ -256,12 +252,9 @@ def predict(
         abstain=abstain,
     )
     topk = min(topk, len(classifier.model.classnames))
-    schema = columns(topk, unknown=unknown, abstain=abstain is not None)
+    names = columns(topk, unknown=unknown, abstain=abstain is not None)
     rows = (prediction.cells() for prediction in classifier.predictions(files, topk))
-    if output and suffix == ".parquet":
-        n = write_parquet(output, schema, rows)
-    else:
-        n = write_csv(output, schema, rows)
+    n = write_csv(output, names, rows)
     n_skipped = len(files) - n
     log.info("Classified %s, skipped %d.", terminal.counted(n, "image"), n_skipped)
     return SKIPPED if n_skipped else 0
@@ -291,26 +284,25 @@ def image_paths(words: Sequence[str], stdin: IO[bytes]) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def columns(topk: int, *, unknown: bool, abstain: bool) -> pa.Schema:
+def columns(topk: int, *, unknown: bool, abstain: bool) -> list[str]:
     """Return the columns of a table of predictions of K classes."""
-    types = {"path": pa.string()}
+    names = ["path"]
     for rank in range(1, topk + 1):
         end = "" if rank == 1 else f"_{rank}"
-        types[f"classname{end}"] = pa.string()
-        types[f"probability{end}"] = types[f"score{end}"] = pa.float32()
+        names += [f"classname{end}", f"probability{end}", f"score{end}"]
     if unknown:
-        types |= {"unknown_score": pa.float32(), "is_unknown": pa.bool_()}
+        names += ["unknown_score", "is_unknown"]
     if abstain:
-        types["abstained"] = pa.bool_()
-    return pa.schema(types)
+        names += ["abstained"]
+    return names
 
 
-def write_csv(output: str | None, schema: pa.Schema, rows: Iterator[list[Any]]) -> int:
+def write_csv(output: str | None, names: list[str], rows: Iterator[list[Any]]) -> int:
     """Write rows to a file, whole or not at all, or to stdout (None), and return their number."""
     if output is not None:
         options: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
         with replacing(output) as temporary, temporary.open("w", **options) as file:
-            return tables.write_csv(file, schema.names, rows)
+            return tables.write_csv(file, names, rows)
     if isinstance(sys.stdout, io.TextIOWrapper):  # it takes any path as the system gave it
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     if sys.stdout.isatty():  # control characters in names would steer it
@@ -318,20 +310,4 @@ def write_csv(output: str | None, schema: pa.Schema, rows: Iterator[list[Any]]) 
             [printable(cell) if isinstance(cell, str) else cell for cell in row]
             for row in rows
         )
-    return tables.write_csv(sys.stdout, schema.names, rows)
-
-
-def write_parquet(output: str, schema: pa.Schema, rows: Iterator[list[Any]]) -> int:
-    """Write rows to a file, whole or not at all, and return their number.
-
-    Bytes of a path that are not UTF-8 are escaped, since Parquet's strings do not take them.
-    """
-    n = 0
-    with tables.writing(output, schema) as write:
-        while some := list(islice(rows, ROWS)):
-            for row in some:
-                row[0] = os.fsencode(row[0]).decode(errors="backslashreplace")
-            by_column = zip(*some, strict=True)
-            write(dict(zip(schema.names, map(list, by_column), strict=True)))
-            n += len(some)
-    return n
+    return tables.write_csv(sys.stdout, names, rows)

@@ -30,7 +30,6 @@ from latteclip.clip.classifier import Classifier, load_classifier, save_classifi
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy.export import export
-from latteclip.labels import fusion_report
 
 FORMS = ["open_clip", "transformers", "onnx"]
 
@@ -194,28 +193,18 @@ def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
 
 @pytest.fixture
 def run(model, tmp_path):
-    """The tuned model in a run that has metrics and history, and answers beside it."""
+    """The tuned model in a run that has metrics."""
     run = tmp_path / "mine" / "latteclip" / "seed2"
     shutil.copytree(model, run / "model")
     metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "flags": []}
     figures = {"images": 40, "acc1": 0.5125, "acc5": 0.9, "mean_per_class_recall": 0.4}
     metrics |= figures
     (run / "metrics.json").write_text(json.dumps(metrics))
-    answers = fusion_report.PersonAnswers({"1.jpg": CLASSNAMES[0], "2.jpg": None})
-    report = tmp_path / "mine" / fusion_report.NAME
-    fusion_report.write_fusion_report(report, records.fusion(answers=answers))
     return run
 
 
-@pytest.mark.parametrize(
-    ("labels", "said"), [("zero_shot", "not read |"), ("fused", "not read, but 2 answers")]
-)
-def test_the_card_has_dataset_method_accuracy_licence_and_classes(
-    run, tmp_path, labels, said
-):
-    metadata = records.training_metadata(
-        model="ViT-B/32", pretrained="laion2b_s34b_b79k", labels=labels
-    )
+def test_the_card_has_dataset_method_accuracy_licence_and_classes(run, tmp_path):
+    metadata = records.training_metadata(model="ViT-B/32", pretrained="laion2b_s34b_b79k")
     columns = {name: [None] for name in tables.HISTORY.names}
     tables.write(run / "history.parquet", columns, tables.HISTORY, metadata)
     out = tmp_path / "out"
@@ -232,7 +221,7 @@ def test_the_card_has_dataset_method_accuracy_licence_and_classes(
         "90.00 %",
         "40.00 %",
     ]
-    words += ["ViT-B/32 with laion2b_s34b_b79k", f"labels of training images | {said}"]
+    words += ["ViT-B/32 with laion2b_s34b_b79k", "labels of training images | not read |"]
     assert [word for word in words if word not in text] == []
 
 
