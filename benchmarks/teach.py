@@ -122,18 +122,19 @@ def guarantee(data: Data, drawings: int) -> None:
     for seed in range(drawings):
         drawn = np.sort(np.random.default_rng(seed).permutation(rest)[:CHECKED])
         model, answers = data.fit(taught, drawn)
-        hits = model.held_out_labels_ == data.named[model.held_out_rows_]
+        by_head = model.heads_[0].held_out
+        hits = model.held_out_labels_ == data.named[drawn]
         found = labels_right(n, answers, hits)
         final = model.labels_ == data.classes
         holds.append(found.low <= final.mean() <= found.high)
-        best = model.held_out_head_.argmax(axis=1) == data.named[model.held_out_rows_]
+        best = by_head.argmax(axis=1) == data.named[drawn]
         predicted = model.predict_proba(data.test)
         test = predicted.argmax(axis=1) == data.test_classes
         for error in ERRORS:
             line = pac_threshold(model.held_out_confidence_, ~hits, error)
             taken = model.confidence_ >= line
             labels[error].append((taken.mean(), (taken & ~final).mean()))
-            line = pac_threshold(model.held_out_head_.max(axis=1), ~best, error)
+            line = pac_threshold(by_head.max(axis=1), ~best, error)
             taken = predicted.max(axis=1) >= line
             heads[error].append((taken.mean(), (taken & ~test).mean()))
     print(

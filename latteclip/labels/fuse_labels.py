@@ -35,13 +35,13 @@ from latteclip.labels.label_inputs import (
     LabellerTable,
     read_answers,
 )
-from latteclip.labels.label_model import Labeller, LabelModel
+from latteclip.labels.label_model import Labeller, LabelModel, LinearHead
 from latteclip.labels.votes import NO_VOTE, ZERO_SHOT, Answers, Floats, Ints
 
 log = logging.getLogger(__name__)
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
 ENOUGH_TO_TEACH = 10  # answers and examples, for the choice of a model
-SILENT = Labeller(accuracy=None, identified=False, weight=0.0, answers_needed=0)
+SILENT = Labeller(accuracy=None, weight=0.0, answers_needed=0)
 LEAKED = "the captioner was given the zero-shot labels"
 
 
@@ -50,7 +50,7 @@ def adapt_zero_shot(files: LabelFiles, output: str) -> None:
     table, classnames = _training_images(files.images)
     known = LabelInputs.read(files, table["image_id"], classnames)
     model = known.fit()
-    _save(output, known, model.coef_, model.intercept_)
+    _save(output, known, model.heads_[0])
     log.info("Adapted %d classes to %d images.", len(classnames), len(table))
 
 
@@ -76,10 +76,10 @@ def fuse_labels(
     )
     answers = read_answers(files.answers, table, classnames)
     model = known.fit(answers)
-    _save(prototypes_output, known, model.coef_, model.intercept_)
+    _save(prototypes_output, known, model.heads_[0])
     if encoders_prototypes_output is not None:
-        joint = model.joint_coef_, model.joint_intercept_
-        _save(encoders_prototypes_output, known, *joint, image_encoders=known.encoders)
+        joint = model.heads_[-1]
+        _save(encoders_prototypes_output, known, joint, image_encoders=known.encoders)
     labels = {name: one.first.astype(np.int32) for name, one in known.votes.items()}
     adapted, _ = load_classifier(str(files.adapted), classnames=classnames)
     features = torch.from_numpy(known.features[0][: known.n])
@@ -94,7 +94,7 @@ def fuse_labels(
     columns |= {
         "image_id": known.image_ids,
         "adapted_label": adapted_labels,
-        "image_label": np.asarray(model.head_labels_)[: known.n],
+        "image_label": model.heads_[0].labels[: known.n],
         "fused_label": fused,
         "fused_confidence": model.confidence_[: known.n],
         "labeller_labels": tables.list_column(
@@ -144,12 +144,12 @@ def _training_images(images_path: str) -> tuple[pa.Table, list[str]]:
     return table, classnames
 
 
-def _save(
-    output: str, known: LabelInputs, weights: Floats, bias: Floats, **described: Any
-) -> None:
+def _save(output: str, known: LabelInputs, head: LinearHead, **described: Any) -> None:
     """Write a classifier whose scores are logits over the factor of CLIP's cosines."""
     scale = known.described["logit_scale"]
-    parts = (torch.from_numpy(np.array(part / scale)) for part in (weights, bias))
+    parts = (
+        torch.from_numpy(np.array(part / scale)) for part in (head.coef, head.intercept)
+    )
     save_classifier(output, Classifier.of(*parts), known.described | described)
 
 
@@ -166,11 +166,11 @@ def _write_votes(
     columns: dict[str, Any] = {
         "image_id": known.image_ids.take(pa.array(rows)),
         "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),
-        "head": np.asarray(model.head_labels_)[rows],
+        "head": model.heads_[0].labels[rows],
     }
     if known.encoders:
         schema = tables.VOTES_ENCODERS
-        columns["joint_head"] = np.asarray(model.joint_head_labels_)[rows]
+        columns["joint_head"] = model.heads_[-1].labels[rows]
     tables.write(output, columns, schema, metadata)
 
 
@@ -230,16 +230,14 @@ def _person_answers(
         return PersonAnswers(images)
     drawn = answers.select(answers.drawn)
     labels = _check(drawn, model.held_out_labels_, model.held_out_confidence_)
-    heads = {"image_prototypes": model.held_out_head_}
-    if known.encoders:
-        heads["image_prototypes_encoders"] = model.held_out_joint_head_
+    methods = ("image_prototypes", "image_prototypes_encoders")
     checked = CheckedLabels(
         right=labels_right(known.n, answers, np.array(labels.right)),
         image_id=known.image_ids.take(pa.array(drawn.rows)).to_pylist(),
         labels=labels,
         classifiers={
-            name: _check(drawn, shares.argmax(axis=1), shares.max(axis=1))
-            for name, shares in heads.items()
+            name: _check(drawn, head.held_out.argmax(axis=1), head.held_out.max(axis=1))
+            for name, head in zip(methods, model.heads_, strict=False)
         },
     )
     return PersonAnswers(images, checked)

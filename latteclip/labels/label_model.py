@@ -93,10 +93,9 @@ OPTIONS = 16  # the likeliest classes of an image that are stored
 class Labeller:
     """What is known of a labeller."""
 
-    accuracy: Interval | None  # None: unknown
-    identified: bool  # whether votes, images or answers determine the accuracy
+    accuracy: Interval | None  # None: neither votes and images nor answers determine it
     weight: float  # mean exponent of its votes in the posterior
-    answers_needed: int  # about random images, to estimate the accuracy; 0 if identified
+    answers_needed: int  # about random images, to estimate the accuracy; 0 if it is known
 
 
 class TopK(NamedTuple):
@@ -104,6 +103,15 @@ class TopK(NamedTuple):
 
     classes: Ints  # [N, K] the likeliest first
     probabilities: Floats  # [N, K]
+
+
+class LinearHead(NamedTuple):
+    """A linear classifier of features, and its classes for images that it did not learn from."""
+
+    coef: Floats  # [C, D]
+    intercept: Floats  # [C]
+    labels: Ints  # [N] learned from other folds
+    held_out: Floats  # [J, C] probabilities for images with drawn answers
 
 
 class LabelModel:
@@ -119,26 +127,13 @@ class LabelModel:
     posterior_: TopK
     labellers_: dict[str, Labeller]
     reason_: str  # why the labels are those of a labeller; "" where they are not
-    without_evidence_: (
-        Ints  # classes that class texts alone name, of which no image has the label
-    )
-    image_labels_: Ints | None  # [N] by the other images alone
-    head_labels_: (
-        Ints | None
-    )  # [N] by the linear head of the first encoder, from other folds
-    joint_head_labels_: (
-        Ints | None
-    )  # [N] by the linear head of all encoders, from other folds
-    coef_: Floats  # [C, D] of the first encoder
-    intercept_: Floats  # [C]
-    joint_coef_: Floats  # [C, sum of D] of all encoders side by side
-    joint_intercept_: Floats  # [C]
-    # Of answers with the mark `drawn`, in their order, each learned without the answer
-    held_out_rows_: Ints  # [J]
+    # Classes that class texts alone name, of which no image has the label.
+    without_evidence_: Ints
+    # Of the first encoder, and if there are several, of all side by side.
+    heads_: list[LinearHead]
+    # Of the J answers with the mark `drawn`, in their order, each learned without the answer.
     held_out_labels_: Ints  # [J]
     held_out_confidence_: Floats  # [J]
-    held_out_head_: Floats  # [J, C] probabilities by the linear head
-    held_out_joint_head_: Floats  # [J, C]
 
     def fit(
         self,
@@ -173,8 +168,7 @@ class LabelModel:
         self._model = self._learned(given)
         self._label_all(given)
         self._describe(given)
-        self._fit_heads()
-        self._hold_out(given)
+        self._fit_heads(self._hold_out(given))
         return self
 
     def _names(self) -> list[str]:
@@ -248,7 +242,6 @@ class LabelModel:
         k = min(OPTIONS, c)
         self.labels_ = np.zeros(n, dtype=np.int64)
         self.confidence_ = np.zeros(n)
-        images = np.zeros(n, dtype=np.int64)
         classes, shares = np.zeros((n, k), np.int32), np.zeros((n, k), np.float32)
         place = np.full(n, -1)
         place[given.rows] = np.arange(len(given.rows))
@@ -264,11 +257,9 @@ class LabelModel:
             sure = confidence.of(tables, votes, self.labels_[rows])
             sure[asked] = r[asked, self.labels_[rows][asked]]
             self.confidence_[rows] = sure
-            images[rows] = tables.q.argmax(axis=1)
             best = np.argsort(-r, axis=1, kind="stable")[:, :k]
             classes[rows], shares[rows] = best, np.take_along_axis(r, best, axis=1)
         self.posterior_ = TopK(classes, shares)
-        self.image_labels_ = images if self._features else None
         self.is_checked_ = confidence.is_checked
 
     def _describe(self, given: Answers) -> None:
@@ -282,7 +273,7 @@ class LabelModel:
             accuracy = by_answers(labels, has, given) or by_views(one, model.is_bounded(k))
             weight = float(weights[k].mean() * model.exponents[k])
             needed = 0 if accuracy else answers_needed(int(has.sum()))
-            self.labellers_[name] = Labeller(accuracy, accuracy is not None, weight, needed)
+            self.labellers_[name] = Labeller(accuracy, weight, needed)
         self.reason_ = self._reason(given)
 
     def _first(self, k: int) -> tuple[Ints, Bools]:
@@ -315,14 +306,11 @@ class LabelModel:
             return f"All labels are those of {name}: {why}."
         return ""
 
-    def _fit_heads(self) -> None:
-        """Learn linear classifiers of the first encoder and of all encoders side by side."""
-        self.head_labels_ = self.joint_head_labels_ = None
-        if not self._features:
-            return
-        r = self.probabilities(self._sample)
-        found = []
-        for encoders in self._sides():
+    def _fit_heads(self, held_out: Mapping[int, Floats]) -> None:
+        """Learn the linear heads, given the held-out probabilities [J, C] of each."""
+        self.heads_ = []
+        for encoders, by_head in held_out.items():
+            r = self.probabilities(self._sample)
             sums = Heads(self.n_classes, self._side_by_side(encoders, [0]).shape[1])
             for rows in parts(self.n, self.n_classes):
                 x = self._side_by_side(encoders, rows)
@@ -332,13 +320,7 @@ class LabelModel:
             for rows in parts(self.n, self.n_classes):
                 x = self._side_by_side(encoders, rows)
                 labels[rows] = _by_folds(heads, x, self._folds[rows]).argmax(axis=1)
-            found.append((heads[None], labels))
-        (self.coef_, self.intercept_), self.head_labels_ = found[0]
-        (self.joint_coef_, self.joint_intercept_), self.joint_head_labels_ = found[-1]
-
-    def _sides(self) -> list[int]:
-        """Return the numbers of encoders whose features have a head: the first, and all."""
-        return sorted({1, len(self._features)}) if self._features else []
+            self.heads_.append(LinearHead(*heads[None], labels, by_head))
 
     def _side_by_side(self, encoders: int, rows: Any) -> Floats:
         """Return the features [n, D] of some rows by the first encoders."""
@@ -364,14 +346,16 @@ class LabelModel:
             for fold, (w, bias) in heads.items()
         }
 
-    def _hold_out(self, given: Answers) -> None:
-        """Label the images of drawn answers by models that do not know their answers."""
+    def _hold_out(self, given: Answers) -> dict[int, Floats]:
+        """Label the images of drawn answers by models that do not know their answers.
+
+        Returns the probabilities [J, C] of linear heads by the number of their encoders.
+        """
         rows = given.rows[given.drawn]
-        shape = len(rows), self.n_classes
-        self.held_out_rows_ = rows
         self.held_out_labels_ = np.zeros(len(rows), dtype=np.int64)
         self.held_out_confidence_ = np.zeros(len(rows))
-        self.held_out_head_, self.held_out_joint_head_ = np.zeros(shape), np.zeros(shape)
+        numbers = sorted({1, len(self._features)}) if self._features else []
+        by_heads = {encoders: np.zeros((len(rows), self.n_classes)) for encoders in numbers}
         folds = self._folds[rows] % HEAD_FOLDS
         for fold in np.unique(folds):
             part = folds == fold
@@ -382,15 +366,15 @@ class LabelModel:
             labels = tables.r.argmax(axis=1)
             self.held_out_labels_[part] = labels
             self.held_out_confidence_[part] = Confidence(model).of(tables, votes, labels)
-            for encoders in self._sides():
+            for encoders, by_head in by_heads.items():
                 x = self._side_by_side(encoders, self._sample)
                 sums = Heads(self.n_classes, x.shape[1])
                 sums.add(x, model.r, self._folds[self._sample])
                 weights, bias = self._with_texts(sums, encoders, model.r, model)[int(fold)]
-                by_head = softmax(self._side_by_side(encoders, some) @ weights.T + bias)
-                if encoders == 1:
-                    self.held_out_head_[part] = by_head
-                self.held_out_joint_head_[part] = by_head
+                by_head[part] = softmax(
+                    self._side_by_side(encoders, some) @ weights.T + bias
+                )
+        return by_heads
 
     def probabilities(self, rows: Any = slice(None)) -> Floats:
         """Return the posterior [n, C] of some training rows, of their likeliest classes."""
@@ -426,10 +410,9 @@ class LabelModel:
         return softmax(self._logits(features))
 
     def _logits(self, features: Floats | Sequence[Floats]) -> Floats:
-        if isinstance(features, np.ndarray):
-            return np.asarray(features @ self.coef_.T + self.intercept_)
-        x = np.concatenate(list(features), axis=1)
-        return np.asarray(x @ self.joint_coef_.T + self.joint_intercept_)
+        some = _encoders(features)
+        head = self.heads_[0 if len(some) == 1 else -1]
+        return np.asarray(np.concatenate(some, axis=1) @ head.coef.T + head.intercept)
 
 
 def _by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Floats:
