@@ -7,8 +7,7 @@ import tempfile
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from support import axe as axe_core
-from support import fuzz, warm
+from support import warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -16,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 mild = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("test", max_examples=50, **mild)
 settings.register_profile("fuzz", max_examples=500, **mild)
-settings.load_profile("fuzz" if fuzz.SECONDS else "test")
+settings.load_profile("fuzz" if "FUZZ_SECONDS" in os.environ else "test")
 
 
 # Files that take longest begin, so that none is left for the end side by side.
@@ -86,30 +85,6 @@ def backbones(tmp_path_factory):
     return Names()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's chromium, driven by Playwright."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed"
-    )
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = next((found for name in names if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(names)} is installed")
-    with playwright.sync_playwright() as driver:
-        # Without its sandbox, which root and most containers cannot have; the page is our own.
-        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="session")
-def axe(request, tmp_path_factory):
-    """The script of axe-core, which npm fetches once into pytest's cache, if there is one."""
-    cache = getattr(request.config, "cache", None)
-    return axe_core.script(cache.mkdir("axe") if cache else tmp_path_factory.mktemp("axe"))
-
-
 @pytest.fixture
 def checkout(tmp_path):
     from support.checkout import Checkout
@@ -121,9 +96,13 @@ def checkout(tmp_path):
 def finished(tmp_path_factory):
     """A checkout in which the shrunken demo has run from its textures to its table.
 
+    Its default methods are one that trains nothing, one without captions and one with them.
     One worker of pytest-xdist runs it. The others take copies.
     """
-    from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
+    from support.checkout import CONFIG, DEMO, Checkout, edit, shrink
+
+    def few_methods(content):
+        content["method"] = ["zero_shot", "flyp", "latteclip"]
 
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"

@@ -6,8 +6,7 @@ import json
 import os
 
 import pytest
-from support.audits import made_audit
-from support.visits import running
+from support.audits import made_audit, running
 
 from latteclip.audit.audit import AuditSession
 from latteclip.audit.server import MAX_BODY, PageServer

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.taken import CLASSNAMES, Taken
+from support.worlds import CLASSNAMES, Taken
 
 from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession

@@ -1,8 +1,7 @@
 import errno
 
 import pytest
-from support.captioning import SETTINGS
-from support.sections import changed
+from support.captioning import SETTINGS, changed
 
 from latteclip.captions.answers import (
     COMMIT_ANSWERS,

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from support.scoring import DECISIONS, N, ScoredDataset
+from support.captioning import DECISIONS, N, ScoredDataset
 from support.servers import DecisionServer, decide
 
 from latteclip.captions.answers import AnswersMetadata

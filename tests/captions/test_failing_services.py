@@ -8,9 +8,7 @@ import sqlite3
 
 import pyarrow.parquet as pq
 import pytest
-from support.captioning import SETTINGS
-from support.scoring import N, ScoredDataset
-from support.sections import changed
+from support.captioning import SETTINGS, N, ScoredDataset, changed
 from support.servers import KEY, sentence
 
 from latteclip.captions.answers import AnswersMetadata

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.captioning import changed
 from support.checkout import hear_interrupts
 from support.commands import SETTINGS, command, read
-from support.sections import changed
 from support.servers import ChatServer
 from support.tiny import write_index, write_pictures
 

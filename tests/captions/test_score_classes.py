@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from PIL import Image
-from support.captioning import mean_colour
-from support.scoring import (
+from support.captioning import (
     LETTERS,
     N,
+    mean_colour,
     options_of,
     reply,
     value,

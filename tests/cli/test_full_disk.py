@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.captioning import changed
 from support.commands import SETTINGS, command
-from support.sections import changed
 from support.tiny import write_index, write_pictures
 
 MOUNT = 'mount -t tmpfs -o $0 tmpfs "$1" && cd "$1" && shift && exec "$@"'

@@ -1,20 +1,48 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from support.backbones import (
     CPU,
     TEXTS,
-    assert_same_gradients,
-    gradients,
     limit_memory,
     pictures,
-    stock_images,
-    stock_texts,
 )
 from support.tiny import BACKBONES, CONTEXT, END, START, WIDTH, tiny_clip
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core.errors import UserError
+from latteclip.train.objectives.base import contrastive
+
+
+def stock_images(clip, images):
+    return F.normalize(clip.model.encode_image(images), dim=-1)
+
+
+def stock_texts(clip, tokens):
+    return F.normalize(clip.model.encode_text(tokens), dim=-1)
+
+
+def gradients(clip, encode_images=encode.encode_images, encode_texts=encode.encode_texts):
+    """Features of as many pictures as TEXTS, of the TEXTS, and the gradients of their loss."""
+    clip.model.zero_grad()
+    features = encode_images(clip, pictures(clip, len(TEXTS)))
+    texts = encode_texts(clip, clip.tokenizer(TEXTS))
+    loss = contrastive(features, texts, clip.model.logit_scale.exp())
+    loss.backward()
+    named = clip.model.named_parameters()
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    return torch.cat([features, texts]).detach(), found
+
+
+def assert_same_gradients(left, right, rtol=1e-4):
+    torch.testing.assert_close(left[0], right[0], rtol=rtol, atol=1e-6)
+    assert left[1].keys() == right[1].keys()
+    largest = max(gradient.abs().max() for gradient in right[1].values())
+    for name, gradient in right[1].items():
+        torch.testing.assert_close(
+            left[1][name], gradient, rtol=rtol, atol=1e-6 * float(largest), msg=name
+        )
 
 
 def tokens_of_lengths(lengths):

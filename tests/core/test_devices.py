@@ -2,7 +2,7 @@ import os
 
 import pytest
 import torch
-from support.nvidia import nvidia_smi
+from support.processes import nvidia_smi
 
 from latteclip.core import devices
 from latteclip.core.errors import UserError

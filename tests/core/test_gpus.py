@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from support.nvidia import broken_nvidia_smi, nvidia_smi
+from support.processes import broken_nvidia_smi, nvidia_smi
 from support.tiny import ROOT
 
 from latteclip.core import gpus

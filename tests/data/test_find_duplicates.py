@@ -1,11 +1,32 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
-from support.image_folders import TWINS, index, picture
+from support.image_folders import index, picture
 
 from latteclip.core import tables
 from latteclip.data import find_duplicates as stage
 
+
+def scaled(image):
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+
+
+def recompressed(image):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=30)
+    return Image.open(file).convert("RGB")
+
+
+def cropped(image, share=0.93, across=0.7, down=0.2):
+    """A share of each side, from a place of it."""
+    width, height = round(share * image.width), round(share * image.height)
+    left, top = round(across * (image.width - width)), round(down * (image.height - height))
+    return image.crop((left, top, left + width, top + height))
+
+
+TWINS = {"scaled": scaled, "recompressed": recompressed, "cropped": cropped}
 N = 12
 DRAW = np.random.default_rng(0)
 

@@ -5,8 +5,8 @@ import re
 import subprocess
 import sys
 
+from support.processes import square
 from support.tiny import ROOT
-from support.work import square
 
 from latteclip.data.workers import Workers
 
@@ -35,7 +35,7 @@ def test_only_a_few_tasks_are_taken_at_once():
 
 
 DIE = """
-from support.work import die_among_many_bytes
+from support.processes import die_among_many_bytes
 from latteclip.data.workers import Workers
 if __name__ == "__main__":
     options = {"chunk": 1, "ahead": 2, "name": "{}.jpg".format, "threads_key": "threads.eat"}

@@ -2,11 +2,25 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
-from support.taken import Taken
-from support.tuned import write_model
+from support.backbones import CLASSNAMES, TEMPLATES, WRITTEN
+from support.worlds import Taken
 
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.deploy.export import export
+
+
+def write_model(clip, folder):
+    """Write a tuned model whose classifier has a bias, and rows of many lengths."""
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randn(len(CLASSNAMES), clip.config["embed_dim"], generator=draw) / 9
+    bias = torch.randn(len(CLASSNAMES), generator=draw) / 9
+    words = ClassTemplates(TEMPLATES, {"grey": ["silver", "ash"]}, WRITTEN)
+    clips.save(clip, Classifier.of(weights, bias), CLASSNAMES, words, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.backbones import predictions
 from support.tiny import FINETUNE, TEMPLATE, write_index, write_pictures
-from support.tuned import predictions
 from timm.models import register_model
 
 from latteclip.clip import finetuned

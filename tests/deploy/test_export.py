@@ -14,6 +14,7 @@ import yaml
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from support import records
+from support.backbones import CLASSNAMES, CPU, NAMES, TEMPLATES, predictions
 from support.tiny import (
     BACKBONES,
     SIDE,
@@ -21,7 +22,6 @@ from support.tiny import (
     write_encoder,
     write_pictures,
 )
-from support.tuned import CLASSNAMES, CPU, NAMES, TEMPLATES, predictions
 
 from latteclip.cli import main
 from latteclip.clip import finetuned, image_encoders

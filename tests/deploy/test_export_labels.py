@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import records
 from support.shards import parquet_shard, tar_shard
-from support.taken import CLASSNAMES
+from support.worlds import CLASSNAMES
 
 from latteclip.cli import main
 from latteclip.config.keys import IndexSettings

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from scipy.special import expit, logit
-from support.taken import CLASSNAMES
+from support.worlds import CLASSNAMES
 
 from latteclip.core import tables
 from latteclip.deploy import label_table

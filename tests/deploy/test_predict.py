@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.backbones import CLASSNAMES, NAMES, predictions
 from support.tiny import ROOT, write_pictures
-from support.tuned import CLASSNAMES, NAMES, predictions
 
 from latteclip.cli import main
 from latteclip.clip import model as clips

@@ -1,7 +1,7 @@
 """A proposal of three classes."""
 
 import pytest
-from support.unnamed import N, run, write_inputs
+from support.made_results import N_UNNAMED, discover, write_unnamed
 
 
 @pytest.fixture
@@ -10,6 +10,6 @@ def results(tmp_path):
     folder = tmp_path / "results" / "mine"
     folder.mkdir(parents=True)
     called = ["cup", "dog", "ca\u202er </script>"]
-    write_inputs(folder, [called[number % 3] for number in range(N)])
-    run(folder)
+    write_unnamed(folder, [called[number % 3] for number in range(N_UNNAMED)])
+    discover(folder)
     return folder

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.unnamed import N, run, write_inputs
+from support.made_results import N_UNNAMED, discover, write_unnamed
 
 from latteclip.core.errors import UserError
 from latteclip.discover.proposal import FILE, read_proposal
@@ -14,7 +14,7 @@ def act(results, *actions):
     proposal = read_proposal(results / FILE).about.digest
     path = results / "classes.json"
     path.write_text(json.dumps({"proposal": proposal, "actions": actions}))
-    run(results, actions_path=str(path))
+    discover(results, actions_path=str(path))
 
 
 def test_classes_names_and_members_are_written(results):
@@ -24,9 +24,9 @@ def test_classes_names_and_members_are_written(results):
     described = json.loads((results / "discovery.json").read_text())
     assert described == {"actions": 0, "classes": names}
     labels = read_proposal(results / FILE).labels.tolist()
-    assert labels == labels[:3] * (N // 3)
+    assert labels == labels[:3] * (N_UNNAMED // 3)
     before = (results / "discovery.json").read_bytes()
-    run(results)
+    discover(results)
     assert (results / "discovery.json").read_bytes() == before
 
 
@@ -48,16 +48,16 @@ def test_classes_and_members_follow_what_a_person_does(results):
     ids=["none", "one word", "singletons", "emoji", "images that look alike"],
 )
 def test_images_of_fewer_than_two_classes_are_an_error(tmp_path, answers, spread):
-    write_inputs(tmp_path, answers, spread)
+    write_unnamed(tmp_path, answers, spread)
     with pytest.raises(UserError, match=r"names\.parquet"):
-        run(tmp_path)
+        discover(tmp_path)
     assert not (tmp_path / "classes.txt").exists()
 
 
 def test_hostile_names_are_one_plain_line_each(tmp_path):
     hostile = ["<img src=x onerror=alert(1)>", "../../etc/passwd", "x" * 10_000]
-    write_inputs(tmp_path, [hostile[i % 3] + "\n\u202e\r" for i in range(N)])
-    run(tmp_path)
+    write_unnamed(tmp_path, [hostile[i % 3] + "\n\u202e\r" for i in range(N_UNNAMED)])
+    discover(tmp_path)
     names = (tmp_path / "classes.txt").read_bytes().decode().split("\n")
     assert names.pop() == ""
     assert len(names) == len(set(names)) == 3
@@ -73,4 +73,4 @@ def test_damaged_actions_and_those_of_another_proposal_are_refused(results, cont
     path = results / "classes.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"classes\.json"):
-        run(results, actions_path=str(path))
+        discover(results, actions_path=str(path))

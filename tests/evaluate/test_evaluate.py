@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from support import records
 from support.tiny import write_index, write_pictures
-from support.worlds import World
-from support.zero_shot_files import ZeroShotFiles
+from support.worlds import World, ZeroShotFiles
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, save_classifier

@@ -8,8 +8,7 @@ import pytest
 import torch
 from support.image_folders import images
 from support.tiny import DEMO_CLIP, write_class_scores, write_index
-from support.worlds import World
-from support.zero_shot_files import ZeroShotFiles
+from support.worlds import World, ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.config.keys import ClipSection

@@ -5,8 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.tiny import write_class_scores
-from support.worlds import World
-from support.zero_shot_files import ZeroShotFiles
+from support.worlds import World, ZeroShotFiles
 
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables

@@ -1,23 +1,156 @@
 """All pages in one chromium without a network: what keys do, and what axe-core finds."""
 
+import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
+import tarfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from support.audits import Served, command, made_audit
-from support.axe import violations
-from support.made_results import CLASSNAMES, Results
+from support.audits import command, made_audit, running
+from support.checkout import hear_interrupts
+from support.made_results import CLASSNAMES, N_UNNAMED, Results, discover, write_unnamed
 from support.pages import write, write_unknown
-from support.taken import Taken
 from support.tiny import ROOT
-from support.unnamed import N, run, write_inputs
-from support.visits import running, visiting
+from support.worlds import Taken
 
 from latteclip.audit.server import PageServer
 from latteclip.audit.teach import TeachingSession
 from latteclip.discover.classes import ClassesPage
+
+VERSION = "4.10.3"
+SHA256 = "880970c081707360e64f34cea25ff91892f5bc95675b0776925b9709dd8a68bb"  # of axe.min.js
+
+
+SEVERE = ("serious", "critical")
+
+
+def script(folder: Path) -> str:
+    """The text of axe.min.js, stored in a folder; the test is skipped where it cannot be had."""
+    path = folder / f"axe-{VERSION}.min.js"
+    if not path.is_file():
+        command = ["npm", "pack", f"axe-core@{VERSION}", "--ignore-scripts", "--silent"]
+        try:
+            subprocess.run(
+                command, cwd=folder, check=True, capture_output=True, timeout=180
+            )
+        except (subprocess.SubprocessError, OSError) as error:
+            pytest.skip(f"axe-core cannot be fetched by npm ({error})")
+        packed = folder / f"axe-core-{VERSION}.tgz"
+        with tarfile.open(packed) as archive:
+            path.write_bytes(archive.extractfile("package/axe.min.js").read())
+        packed.unlink()
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == SHA256, (
+        f"{path} is not axe-core {VERSION}"
+    )
+    return content.decode()
+
+
+def violations(page, axe: str) -> list[str]:
+    """What is serious or critical on a page of Playwright, with its place."""
+    page.evaluate(axe)
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")
+    assert found["passes"]
+    return [
+        f"{one['id']}: {one['help']} at {node['target']}"
+        for one in found["violations"]
+        if one["impact"] in SEVERE
+        for node in one["nodes"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by Playwright."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    with playwright.sync_playwright() as driver:
+        # Without its sandbox, which root and most containers cannot have; the page is our own.
+        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def axe(request, tmp_path_factory):
+    """The script of axe-core, which npm fetches once into pytest's cache, if there is one."""
+    cache = getattr(request.config, "cache", None)
+    return script(cache.mkdir("axe") if cache else tmp_path_factory.mktemp("axe"))
+
+
+@contextmanager
+def visiting(browser, expected=None):
+    """A function that opens an address in a context of its own.
+
+    At the end no page may have complained, except by messages of the console in which the pattern
+    `expected` is found.
+    """
+    contexts, complaints = [], []
+
+    def complain(message):
+        if expected is None or not expected.search(message.text):
+            complaints.append(message.text)
+
+    def open_page(address, width=1280, **options):
+        viewport = {"width": width, "height": 900}
+        context = browser.new_context(viewport=viewport, accept_downloads=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", complain)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+class Served:
+    """A process of `latteclip audit`, with the address of its page."""
+
+    def __init__(self, results, *options):
+        self.process = subprocess.Popen(
+            command(results, "--no-browser", *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            preexec_fn=hear_interrupts,
+        )
+        self.said = ""
+        for line in self.process.stdout:
+            self.said += line
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/([\w-]+)/", line):
+                self.address, self.port, self.token = found[0], int(found[1]), found[2]
+                return
+        raise AssertionError(self.said)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+    def end(self, signal):
+        """What the process still says, and its exit status, after a signal."""
+        self.process.send_signal(signal)
+        said, _ = self.process.communicate(timeout=60)
+        return said, self.process.returncode
+
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
 expect = playwright.expect
@@ -189,8 +322,8 @@ def test_classes_are_renamed_merged_and_dropped_by_the_keyboard(visit, axe, tmp_
     results = tmp_path / "results" / "mine"
     results.mkdir(parents=True)
     called = ["cup", "dog", "ca\u202er </script>"]
-    write_inputs(results, [called[number % 3] for number in range(N)])
-    run(results)
+    write_unnamed(results, [called[number % 3] for number in range(N_UNNAMED)])
+    discover(results)
     with running(PageServer(ClassesPage(results))) as server:
         page, other = visit(server.address), visit(server.address)
         cards = page.locator("article")

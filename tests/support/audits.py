@@ -1,20 +1,31 @@
 """Audits of made results, and the process that serves one."""
 
-import re
-import subprocess
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from support import warm
-from support.checkout import hear_interrupts
 from support.made_results import Results
-from support.tiny import ROOT
 
 from latteclip.audit.audit import AuditSession
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
 from latteclip.labels.answers import Answer
+
+
+@contextmanager
+def running(server):
+    """A server of pages, while a thread serves."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def made_audit(folder, *, n_test=120, **options):
@@ -54,37 +65,3 @@ def answer_next(session: AuditSession, n, label_of=None, kind="class"):
 def command(results, *options):
     """`latteclip audit` on made results, as a list of words."""
     return [warm.command("latteclip"), "audit", str(results.folder), *options]
-
-
-class Served:
-    """A process of `latteclip audit`, with the address of its page."""
-
-    def __init__(self, results, *options):
-        self.process = subprocess.Popen(
-            command(results, "--no-browser", *options),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-            preexec_fn=hear_interrupts,
-        )
-        self.said = ""
-        for line in self.process.stdout:
-            self.said += line
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)/([\w-]+)/", line):
-                self.address, self.port, self.token = found[0], int(found[1]), found[2]
-                return
-        raise AssertionError(self.said)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
-
-    def end(self, signal):
-        """What the process still says, and its exit status, after a signal."""
-        self.process.send_signal(signal)
-        said, _ = self.process.communicate(timeout=60)
-        return said, self.process.returncode

@@ -1,12 +1,11 @@
-"""Every kind of CLIP that open_clip builds, tiny; what they are compared by."""
+"""Every kind of CLIP that open_clip builds, tiny; what they are compared by; a tuned model."""
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from support.tiny import BACKBONES
 
 from latteclip.clip import encode
-from latteclip.train.objectives.base import contrastive
+from latteclip.deploy import predict
 
 CPU = torch.device("cpu")
 KINDS = list(BACKBONES)
@@ -28,36 +27,6 @@ def pictures(clip, n):
     return colours + torch.randn(n, 3, height, width, generator=generator)
 
 
-def stock_images(clip, images):
-    return F.normalize(clip.model.encode_image(images), dim=-1)
-
-
-def stock_texts(clip, tokens):
-    return F.normalize(clip.model.encode_text(tokens), dim=-1)
-
-
-def gradients(clip, encode_images=encode.encode_images, encode_texts=encode.encode_texts):
-    """Features of as many pictures as TEXTS, of the TEXTS, and the gradients of their loss."""
-    clip.model.zero_grad()
-    features = encode_images(clip, pictures(clip, len(TEXTS)))
-    texts = encode_texts(clip, clip.tokenizer(TEXTS))
-    loss = contrastive(features, texts, clip.model.logit_scale.exp())
-    loss.backward()
-    named = clip.model.named_parameters()
-    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
-    return torch.cat([features, texts]).detach(), found
-
-
-def assert_same_gradients(left, right, rtol=1e-4):
-    torch.testing.assert_close(left[0], right[0], rtol=rtol, atol=1e-6)
-    assert left[1].keys() == right[1].keys()
-    largest = max(gradient.abs().max() for gradient in right[1].values())
-    for name, gradient in right[1].items():
-        torch.testing.assert_close(
-            left[1][name], gradient, rtol=rtol, atol=1e-6 * float(largest), msg=name
-        )
-
-
 def limit_memory(monkeypatch, clip, rows):
     """Let both towers run out of memory above so many images or texts at once."""
 
@@ -74,3 +43,22 @@ def limit_memory(monkeypatch, clip, rows):
     for name in ("encode_image", "encode_text"):
         monkeypatch.setattr(clip.model, name, limited(getattr(clip.model, name)))
     monkeypatch.setattr(encode.CausalText, "encode", limited(encode.CausalText.encode))
+
+
+CLASSNAMES = [
+    "red thing",
+    "b, with a comma",
+    "grey",
+    "=striped",
+    "dotted",
+    "woven",
+    "the sky",
+]
+WRITTEN = {"grey": "Grey"}
+NAMES = [WRITTEN.get(name, name) for name in CLASSNAMES]  # as the dataset writes them
+TEMPLATES = ["a photo of the {}.", "a {}", "the {}?"]
+
+
+def predictions(model, paths, topk=10**6):
+    """What we predict for images."""
+    return predict.Predictor(model, device="cpu", threads=1)(paths, topk)

@@ -33,11 +33,6 @@ def shrink(content):
     demo["finetune"] |= {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
 
 
-def few_methods(content):
-    """A default run of three methods: one that trains nothing, one without captions, one with."""
-    content["method"] = ["zero_shot", "flyp", "latteclip"]
-
-
 @dataclass
 class Checkout:
     """A copy of the repository with few images, in which Snakemake runs on the copy's code."""

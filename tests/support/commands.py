@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from support import captioning, warm
-from support.sections import changed
-from support.textures import write_textures
+from support.captioning import changed
+from support.image_folders import write_textures
 from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
@@ -91,10 +91,6 @@ def ask(captioner, *requests):
 
 def about(path, prompt=PROMPT, key=0):
     return Request(key, [open_rgb(path)], prompt)
-
-
-def paths_of(index):
-    return tables.read(index, tables.IMAGES)["path"].to_pylist()
 
 
 ANSWER = " a {} texture with"

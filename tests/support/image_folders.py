@@ -1,10 +1,10 @@
-"""Folders of small images, splits of them, and near-duplicates."""
+"""Folders of small images, splits of them, and the demo's textures as separate files."""
 
 import csv
-import io
 import json
 
 import numpy as np
+from generate_textures import generate
 from PIL import Image
 from support.tiny import write_pictures
 from support.web import jpeg
@@ -59,21 +59,12 @@ def picture(seed, size=(160, 120)):
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def scaled(image):
-    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
-
-
-def recompressed(image):
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=30)
-    return Image.open(file).convert("RGB")
-
-
-def cropped(image, share=0.93, across=0.7, down=0.2):
-    """A share of each side, from a place of it."""
-    width, height = round(share * image.width), round(share * image.height)
-    left, top = round(across * (image.width - width)), round(down * (image.height - height))
-    return image.crop((left, top, left + width, top + height))
-
-
-TWINS = {"scaled": scaled, "recompressed": recompressed, "cropped": cropped}
+def write_textures(folder, n, *, gap, seed):
+    """Write n textures below folders of their classes; the paths, by class."""
+    paths = []
+    for number, (image, named) in enumerate(zip(*generate(n, gap, seed), strict=True)):
+        path = folder / named.classname / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+        paths.append(str(path))
+    return sorted(paths)

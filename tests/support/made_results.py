@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
+from latteclip.config.keys import DiscoverSection
+from latteclip.core import tables
+from latteclip.core.tables import EncoderMetadata
+from latteclip.discover.discover_classes import discover_classes, propose_classes
+from latteclip.discover.proposal import FILE
 from latteclip.evaluate import predictions
 
 HOSTILE = "<script>alert('class')</script>"
@@ -54,7 +59,7 @@ class Results:
         self.image_ids = [f"{i}/{HOSTILE_FILE}" for i in range(n)]
         self.paths = [pictures[i % 9] for i in range(n)]
         self.labels = np.resize(np.arange(c), n)
-        self.before = self.predictions(0.4)  # [N]
+        self.before = self.predictions(0.4)  # [N_UNNAMED]
         self.images = str(self.folder / "images.parquet")
         self.pseudo_labels = str(self.folder / "pseudo_labels.parquet")
         self.write_index()
@@ -66,7 +71,7 @@ class Results:
         ]
 
     def predictions(self, accuracy):
-        """Of all N images: right with a probability, else any class."""
+        """Of all N_UNNAMED images: right with a probability, else any class."""
         right = self.rng.random(len(self.labels)) < accuracy
         other = self.rng.integers(0, len(self.classnames), len(self.labels))
         return np.where(right, self.labels, other)
@@ -122,3 +127,37 @@ class Results:
             for run in self.runs
             if run.method == method
         ]
+
+
+KINDS = ["cup", "dog", "car"]
+N_UNNAMED = 36
+
+
+def discover(folder, **more):
+    """Run the stages as their rules do."""
+    inputs = (f"{name}.parquet" for name in ("unnamed_images", "names", "unnamed_features"))
+    proposed = str(folder / FILE)
+    outputs = ("classes.txt", "discovery.json")
+    propose_classes(*(str(folder / name) for name in inputs), DiscoverSection(), proposed)
+    discover_classes(proposed, *(str(folder / name) for name in outputs), **more)
+
+
+def write_unnamed(folder, answers, spread=1.0):
+    """Write images of three kinds, with these answers. Without a spread, all look alike."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(len(answers)) % len(KINDS)
+    files = write_pictures(folder / "pictures", len(answers))
+    n = len(files)
+    write_index(folder / "unnamed_images.parquet", files, ["train"] * n, [None] * n, [])
+    ids = [f"{number:03d}.png" for number in range(n)]
+    write_captions(folder / "names.parquet", ids, answers)
+    features = rng.normal(size=(len(KINDS), 8))[kinds] + 0.2 * rng.normal(size=(n, 8))
+    features = 1 + spread * (features - 1)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    columns = {
+        "image_id": ids,
+        "image_features": tables.list_column(features.astype(np.float32)),
+    }
+    metadata = EncoderMetadata(model="a/clip", width=8)
+    path = folder / "unnamed_features.parquet"
+    tables.write(path, columns, tables.IMAGE_FEATURES, metadata)

@@ -11,19 +11,10 @@ from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, Train
 from latteclip.train.objectives.latteclip import GroupSampler, LatteClip
 
 SHAPES = [(5, 7, 11), (6, 4, 9), (3, 13, 8)]  # B, C, N
-WORDS = [
-    "red",
-    "fine",
-    "coarse",
-    "woven",
-    "soft",
-    "thin",
-    "bold",
-    "dots",
-    "lines",
-    "cells",
-    "x",
-]
+WORDS = (
+    *("red", "fine", "coarse", "woven", "soft", "thin", "bold"),
+    *("dots", "lines", "cells", "x"),
+)
 
 
 class Case:

@@ -86,22 +86,6 @@ def write(
     return Page(text), text
 
 
-def write_metrics(folder, dataset, method, seed, acc1, flags=()):
-    path = folder / f"{dataset}-{method}-{seed}.json"
-    values = {
-        "dataset": dataset,
-        "method": method,
-        "seed": seed,
-        "flags": list(flags),
-        "images": 1234,
-        "acc1": acc1,
-        "acc5": acc1,
-        "mean_per_class_recall": acc1,
-    }
-    path.write_text(json.dumps(values))
-    return str(path)
-
-
 def write_audit(folder, dataset, methods, sentence="It <i>helped</i>."):
     """What a person's answers say of one run of each of some methods; the path."""
     accuracies = [

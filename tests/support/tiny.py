@@ -22,7 +22,6 @@ from latteclip.core.tables import IndexMetadata
 from latteclip.data.index_images import checksum
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared"
 DEMO_CLIP = ROOT / "latteclip" / "demo" / "models" / "clip"
 DEMO_LLAVA = ROOT / "latteclip" / "demo" / "models" / "llava"
 CONTEXT, VOCABULARY, SIDE, WIDTH = 16, 50, 32, 24
@@ -30,12 +29,7 @@ START, END = VOCABULARY - 2, VOCABULARY - 1
 ENCODER, ENCODER_WIDTH = "test_vit", 64  # a network of timm
 TEMPLATE = "a photo of a {}."
 # Of a training that a test can wait for.
-FINETUNE = {
-    "epochs": 2,
-    "warmup_steps": 1,
-    "batch_size": 3,
-    "lr": 1e-3,
-}
+FINETUNE = {"epochs": 2, "warmup_steps": 1, "batch_size": 3, "lr": 1e-3}
 
 
 def tokenize(texts):

@@ -7,7 +7,7 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from support.nvidia import broken_nvidia_smi, nvidia_smi
+from support.processes import broken_nvidia_smi, nvidia_smi
 from support.tiny import ROOT, write_pictures
 
 CAPTIONS = "results/demo/captions/images.parquet"

@@ -18,8 +18,7 @@ import torch
 import yaml
 from open_clip import create_model_and_transforms
 from support.checkout import N_TEST, N_TRAIN, hear_interrupts
-from support.image_folders import class_folders
-from support.textures import write_textures
+from support.image_folders import class_folders, write_textures
 from support.tiny import write_pictures
 
 from latteclip.audit.server import PageServer

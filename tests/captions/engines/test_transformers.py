@@ -4,15 +4,21 @@ import shutil
 
 import pytest
 import torch
-from support.commands import PROMPT, SETTINGS, about, ask, paths_of, scores_of
-from support.sections import changed
+from support.captioning import changed
+from support.commands import PROMPT, SETTINGS, about, ask, scores_of
 from support.tiny import DEMO_LLAVA
 from support.tiny_lmms import qwen3_vl
 
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.questions import Choices, Request
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
+
+
+def paths_of(index):
+    return tables.read(index, tables.IMAGES)["path"].to_pylist()
+
 
 TOLERANCE = 1e-3
 

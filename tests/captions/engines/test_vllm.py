@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import transformers
 from support import tiny_lmms
+from support.captioning import changed
 from support.commands import SETTINGS, N, answers_of, pictures, python, read, scores_of
-from support.nvidia import nvidia_smi
-from support.sections import changed
+from support.processes import nvidia_smi
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import messages
@@ -28,8 +28,8 @@ ALL = """
 import dataclasses, json, os, sys
 from pathlib import Path
 from support.commands import *
-from support.nvidia import nvidia_smi
-from support.sections import changed
+from support.processes import nvidia_smi
+from support.captioning import changed
 from latteclip.captions import caption, engine as engines
 from latteclip.cli import main
 

@@ -10,8 +10,8 @@ import urllib.error
 import urllib.request
 
 import pytest
+from support.captioning import changed
 from support.commands import PROMPT, SETTINGS, read
-from support.sections import changed
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption

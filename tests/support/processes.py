@@ -1,7 +1,23 @@
-"""A stand-in for nvidia-smi, which lists GPUs that are not there."""
+"""A module that worker processes can import, and a stand-in for nvidia-smi."""
 
 import os
 import shutil
+import signal
+import time
+
+
+def square(number):
+    return number * number
+
+
+def die_among_many_bytes(number):
+    """Of the second task the process dies; the others give more than a pipe takes."""
+    time.sleep(0.3)
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+    return bytes(200_000)
+
 
 SHELL = shutil.which("sh", path=os.defpath)
 
