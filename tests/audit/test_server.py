@@ -29,7 +29,7 @@ def ask(server, what="", *, method="GET", body=b"", token=None, **headers):
         sent |= {"Origin": f"http://{host}", "Content-Type": "application/json"}
         sent["Content-Length"] = str(len(body))
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-    connection = http.client.HTTPConnection(host, timeout=20)
+    connection = http.client.HTTPConnection(host, timeout=60)
     connection.putrequest(
         method, f"/{server.token if token is None else token}/{what}", skip_host=True
     )

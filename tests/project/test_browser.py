@@ -208,12 +208,12 @@ def test_pages_exclude_nobody_and_fit_the_window(visit, axe, files, name, width,
 def test_a_page_of_results_opens_by_the_keyboard(visit, files):
     page = visit(files["labelled"].as_uri())
     facts = page.locator("#provenance .facts")
-    assert not facts.is_visible()
+    expect(facts).not_to_be_visible()
     page.locator("#provenance > details > summary").press("Enter")
-    assert facts.is_visible()
+    expect(facts).to_be_visible()
     card = page.locator("details.card").first
     card.locator("summary").click()
-    assert card.locator("text=Caption").is_visible()
+    expect(card.locator("text=Caption")).to_be_visible()
 
 
 # --- the page of an audit -------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_teaching_by_keys_alone(visit, axe, tmp_path, monkeypatch):
         page = visit(server.address, width=390)
         keys = {5: "0", 6: "c"}
         for number in range(24):
-            expect(page.locator("#count")).to_contain_text(f"{number} of 24")
+            at(page, number, 24)
             if number in (2, 14):
                 assert violations(page, axe) == []
             if number == 23:

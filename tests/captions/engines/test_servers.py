@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import threading
 from unittest import mock
 
 import numpy as np
@@ -61,7 +62,8 @@ def failing(service, failure, *numbers):
 
 
 def test_several_requests_are_under_way_and_each_gets_its_answer(service):
-    service.pause = 0.05
+    four = threading.Barrier(4)
+    service.fail = lambda *_: four.wait(timeout=60) and None
     answers = ask(service, 12)
     assert sorted(answers) == list(range(12))
     assert not any(answer.error for answer in answers.values())
