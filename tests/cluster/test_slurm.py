@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from support import warm
 from support.checkout import hear_interrupts
-from support.nvidia import broken_nvidia_smi
+from support.processes import broken_nvidia_smi
 
 DAEMONS = ("slurmctld", "slurmd", "sbatch")
 GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and opens none
