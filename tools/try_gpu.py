@@ -2,7 +2,7 @@
 
     python tools/try_gpu.py [--json report.json] [--limit 128]
 
-One line a check: ok, warning, or "not tried" with the reason. docs/scaling.md says what is right.
+One line a check: ok, warning, or "not tried" with the reason.
 `--rehearse` lets a machine without a GPU run all that needs no card, no weights of the hub and no
 SLURM.
 """

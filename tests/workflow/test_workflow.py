@@ -284,7 +284,7 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     folder = finished_copy.root / RESULTS / "latteclip/seed0"
     command = ["-j1", folder.relative_to(finished_copy.root) / "history.parquet"]
     command += ["--config", "seeds=1", "compute={'checkpoint_minutes': 0}"]
-    command += ["finetune={'epochs': 20}"]  # of three steps
+    command += ["finetune={'epochs': 10}"]  # of three steps
     options = {"start_new_session": True, "preexec_fn": hear_interrupts}
     run = finished_copy.start("snakemake", *command, **options)
     while not [*folder.glob("checkpoint/*.pt")] and run.poll() is None:
@@ -296,7 +296,7 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     saved = int(re.search(r"Step (\d+) is saved", log.read_text())[1])
     ran(finished_copy, *command)
     assert f"Resuming after step {saved}," in log.read_text()
-    assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(60))
+    assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(30))
     assert not (folder / "checkpoint").exists()
 
 
