@@ -346,6 +346,7 @@ def finetune(place: Place) -> Work:
 
 def report_dataset(place: Place) -> Work:
     """Write the page of the dataset with the zero-shot row."""
+    from latteclip.evaluate.results import RunFiles
     from latteclip.report import report_dataset as stage
 
     settings = stage.ReportSettings(
@@ -363,7 +364,7 @@ def report_dataset(place: Place) -> Work:
         fusion_report=place.file("fused_labels.json"),
     )
     paths = [place.file(name) for name in ("metrics.json", "train_predictions.parquet")]
-    run = stage.RunTables("zero_shot", 0, *paths)
+    run = RunFiles("zero_shot", 0, *paths)
     return lambda: stage.report_dataset(files, [run], settings, place.file("report.html"))
 
 

@@ -1,6 +1,7 @@
-"""Ask a person about a random sample of images, and report whether tuning helped."""
+"""Ask a person about a random sample of images, and rename classes in answers."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from latteclip.audit import sampling
 from latteclip.audit import score as scoring
 from latteclip.audit.session import (
     OFFERED,
-    Question,
     QuestionSession,
     in_class_order,
     run_session,
 )
+from latteclip.config.keys import SplitSection
 from latteclip.core import tables
-from latteclip.core.errors import UserError
-from latteclip.evaluate.predictions import MISSING
-from latteclip.evaluate.results import Audit
-from latteclip.labels.answers import Answers
+from latteclip.core.class_templates import clean_classname
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.tables import IndexMetadata
+from latteclip.evaluate.results import MISSING, Audit
+from latteclip.labels.answers import Answer, read_document, rename_in_answers
+
+log = logging.getLogger(__name__)
 
 
 def audit(
@@ -85,14 +89,13 @@ class AuditSession(QuestionSession):
         self.questions = []
         for number, image in enumerate(images.to_pylist()):
             votes = [classes[number] for classes in predicted]
-            options = offered_classes(names, votes, ranked[number].as_py())
-            self.questions.append(Question.about(image, number, options))
+            self.ask(image, offered_classes(names, votes, ranked[number].as_py()))
         self.total = len(self.questions)
 
     def result(self) -> dict[str, Any]:
         return scoring.as_texts(self.folder, self.score(self.saved().asked))
 
-    def score(self, answers: Answers) -> Audit:
+    def score(self, answers: Mapping[str, Answer]) -> Audit:
         """Score every run in the folder by answers, or raise UserError where no run can be."""
         predictions = scoring.read_predictions(self.plan, sampling.runs_in(self.folder))
         return scoring.score(self.schema.dataset, self.plan, predictions, answers)
@@ -107,3 +110,30 @@ def offered_classes(
         if len(offered) < OFFERED:
             offered.add(label)
     return in_class_order(classnames, offered)
+
+
+def rename_class(results: str, old: str, new: str, /) -> None:
+    """Give a class its new name in the answers of `teach` and `audit`.
+
+    Write the new name into classes.txt, or rename the folder, and run the workflow again. If NEW is
+    a class already, the two classes become one.
+
+    Args:
+        old: the name in the answers
+        new: the name that the class has now
+    """
+    folder = Path(results)
+    audits = [sampling.audit_files(folder, split)[1] for split in ("test", "train")]
+    files = [path for path in (folder / "answers.json", *audits) if path.exists()]
+    metadata = tables.read_metadata(folder / "images.parquet", IndexMetadata)
+    clean = {written: name for name, written in metadata.written_names.items()}
+    replaced = SplitSection().classname_replace
+    old, new = (clean.get(name) or clean_classname(name, replaced) for name in (old, new))
+    known = {name for path in files for name in read_document(path).classes}
+    if old not in known:
+        raise UserError(
+            f"No answer of {folder} knows the class {old!r}; {suggestion(old, known)}"
+        )
+    for path in files:
+        n = rename_in_answers(path, old, new)
+        log.info("%s: %d answers name %r now, and no longer %r.", path, n, new, old)

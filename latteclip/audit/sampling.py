@@ -17,8 +17,12 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import sha256
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate.predictions import MISSING, classes_of, pool_seeds
-from latteclip.evaluate.results import Run, read_selection
+from latteclip.evaluate.results import (
+    MISSING,
+    RunFiles,
+    classes_of,
+    pool_seeds,
+)
 from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema
 
 Ints = npt.NDArray[np.int_]
@@ -34,28 +38,9 @@ RATES = np.array(
     [
         0.3,  # all agree, and CLIP is sure
         0.45,  # all agree, and CLIP is not sure
-        0.7,  # others disagree
-        1.0,  # the baseline and the model disagree
+        1.0,  # some disagree
     ]
 )  # [H]
-# A stratum that would get fewer of the first PREFIX images is joined with the next.
-MIN_IMAGES = 5
-PREFIX = 50
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """The files of a run."""
-
-    method: str
-    seed: int
-    metrics: str
-    predictions: str  # of the images that are evaluated
-    train_predictions: str  # of training images that the run did not learn from
-
-    @property
-    def run(self) -> Run:
-        return self.method, self.seed
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
 
 def runs_in(folder: Path) -> list[RunFiles]:
     """Return the evaluated runs of a dataset's results: baselines first, then by name."""
-    names = ("metrics.json", "predictions.parquet", "train_predictions.parquet")
+    names = ("metrics.json", "train_predictions.parquet", "predictions.parquet")
     runs = []
     for place in folder.glob("*/seed*"):
         seed = int(place.name.removeprefix("seed"))
@@ -152,11 +137,6 @@ def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: s
         )
     index = index.filter(pa.array(known))
     predictions = np.stack([*candidates.values()], axis=1)[known]
-    selection = folder / "selection.json"
-    chosen = read_selection(selection).method if selection.is_file() else None
-    differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
-    methods = [*candidates]
-    model = methods.index(chosen) if chosen in methods[1:] else int(differ.argmax())
     confidence = tables.lookup_column(
         folder / "pseudo_labels.parquet",
         tables.PSEUDO_LABELS,
@@ -164,7 +144,7 @@ def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: s
         "confidence",
         index["image_id"],
     )
-    strata = stratify(predictions, confidence.to_numpy().astype(np.float64), model)
+    strata = stratify(predictions, confidence.to_numpy())
     columns = {
         "image_id": index["image_id"],
         "checksum": index["checksum"],
@@ -203,24 +183,16 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
     )
 
 
-def stratify(predictions: Ints, confidence: Floats, model: int) -> Ints:
+def stratify(predictions: Ints, confidence: Floats) -> Ints:
     """Return the stratum of each image [N]: whether candidates disagree, and how sure CLIP is.
 
-    Predictions [N, K] are those of the candidates, the first of which is the baseline. Its
-    difference to the candidate `model` matters most.
+    Predictions [N, K] are those of the candidates.
     """
     agree = (predictions == predictions[:, :1]).all(axis=1)
-    disputed = predictions[:, 0] != predictions[:, model]
-    strata: Ints = np.where(disputed, 3, np.where(agree, 0, 2))
+    strata: Ints = np.where(agree, 0, 2)
     if agree.any():
         sure = confidence >= np.median(confidence[agree])
         strata[agree & ~sure] = 1
-    # A variance cannot be estimated from a handful of images.
-    for h in range(len(RATES) - 1):
-        expected = np.bincount(strata, minlength=len(RATES)) * RATES
-        larger = h + 1 + np.flatnonzero(expected[h + 1 :])
-        if expected[h] * PREFIX < MIN_IMAGES * expected.sum() and len(larger):
-            strata[strata == h] = larger[0]
     return strata
 
 

@@ -5,20 +5,18 @@ Letters: N images, K runs, H strata, n answers.
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from latteclip.audit.sampling import (
     RATES,
     TEST,
     Ints,
-    RunFiles,
     SamplingPlan,
     predictions_of,
     read_plan,
@@ -27,10 +25,24 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
 from latteclip.core.run_options import run_command
-from latteclip.evaluate.predictions import MISSING
-from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
-from latteclip.labels.answers import NONE, UNSURE, Answer, Answers
-from latteclip.labels.guarantees import MANY, MIN_ANSWERS, Interval, difference, share
+from latteclip.evaluate.results import (
+    MISSING,
+    Audit,
+    AuditedRun,
+    Run,
+    RunFiles,
+    read_metrics,
+)
+from latteclip.labels.answers import NONE, UNSURE, Answer
+from latteclip.labels.guarantees import (
+    MANY,
+    MIN_ANSWERS,
+    Bools,
+    Floats,
+    Interval,
+    difference,
+    share,
+)
 
 log = logging.getLogger(__name__)
 # Share of a plan's images that a run may leave unpredicted, else it is left out. It may have
@@ -68,9 +80,12 @@ def read_predictions(plan: SamplingPlan, runs: Sequence[RunFiles]) -> list[RunPr
 
 
 def score(
-    dataset: str, plan: SamplingPlan, runs: Sequence[RunPredictions], answers: Answers
+    dataset: str,
+    plan: SamplingPlan,
+    runs: Sequence[RunPredictions],
+    answers: Mapping[str, Answer],
 ) -> Audit:
-    """Estimate the accuracies of runs and all their differences from answers.
+    """Estimate the accuracies of runs and all their differences from answers by image.
 
     Answers "cannot tell" are left out, and the other images of their stratum represent them. So are
     answers after the first image without one, for the sample is a prefix of the order, and images
@@ -87,13 +102,11 @@ def score(
         answered=len(asked),
         cannot_tell=len(asked) - len(known),
         none_of_these=sum(answer.kind == NONE for answer in known.values()),
-        plan=plan.digest,
         sentence=(
             f"There are {len(known)} answers that name a class or none; give at least "
             f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
         ),
-        accuracies=[],
-        comparisons=[],
+        runs=[],
     )
     if len(known) < MIN_ANSWERS:
         return audit
@@ -101,36 +114,37 @@ def score(
     label_of = {name: label for label, name in enumerate(plan.classnames)}
     labels = [label_of.get(answer.classname or "", MISSING) for answer in known.values()]
     strata = plan.strata[rows]
-    hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]
     # Training images stand for new ones: however many are asked about, others remain.
     scale = 1 if plan.split == TEST else MANY
 
-    def sizes(is_counted: npt.NDArray[np.bool_]) -> Ints:
+    def sizes(is_counted: Bools) -> Ints:
         """Return the sizes [H] of the strata of a population."""
         return scale * np.bincount(plan.strata[is_counted], minlength=len(RATES))
 
-    accuracies = []
-    for run, hit in zip(runs, hits, strict=True):
-        ends = _ends(share(hit, strata, sizes(is_predicted)))
-        accuracies.append(Accuracy(*run.run, *ends, run.can_be_chosen))
-    comparisons = []
-    for (other, others), (run, own) in combinations(zip(runs, hits, strict=True), 2):
+    def hits(run: RunPredictions) -> Floats:
+        return np.asarray(run.predictions[rows] == labels, np.float64)
+
+    def lead(run: RunPredictions, other: RunPredictions) -> Interval:
         differ = is_predicted & (run.predictions != other.predictions)
         is_asked = differ[rows]
+        leads = (hits(run) - hits(other))[is_asked]
         apart = float(differ.sum() / is_predicted.sum())
-        leads = (own - others)[is_asked]
-        value, low, high = _ends(difference(leads, strata[is_asked], sizes(differ), apart))
-        decided = low == high or not low <= 0 <= high
-        comparisons.append(Comparison(*run.run, *other.run, value, low, high, decided))
-    audit = replace(audit, accuracies=accuracies, comparisons=comparisons)
+        return difference(leads, strata[is_asked], sizes(differ), apart)
+
+    scored = [
+        AuditedRun(
+            *run.run,
+            run.can_be_chosen,
+            share(hits(run), strata, sizes(is_predicted)),
+            [lead(run, other) for other in runs],
+        )
+        for run in runs
+    ]
+    audit = replace(audit, runs=scored)
     return replace(audit, sentence=verdict(audit))
 
 
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high
-
-
-def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[int, Answer]:
+def answered_prefix(plan: SamplingPlan, answers: Mapping[str, Answer]) -> dict[int, Answer]:
     """Return the answers by row in the order of the plan, up to the first image that has none."""
     names = plan.images["image_id"].to_pylist()
     rows = takewhile(lambda row: names[row] in answers, plan.order.tolist())
@@ -145,14 +159,16 @@ def answered_prefix(plan: SamplingPlan, answers: Answers) -> dict[int, Answer]:
 
 def verdict(audit: Audit) -> str:
     """Name the best run, and say whether it is decidedly better than those of other methods."""
-    best = audit.best or audit.accuracies[0]
-    others = [run for run in by_accuracy(audit) if run.can_be_chosen]
-    others = [run for run in others if run.method != best.method]
-    pairs = [pair for run in others if (pair := audit.compare(best.run, run.run))]
-    better = [_name(pair.runs[1]) for pair in pairs if pair.decided and pair.value > 0]
-    undecided = [_name(pair.runs[1]) for pair in pairs if not pair.decided]
-    lead = "So far the best is" if undecided else "The best model is"
-    sentence = f"{lead} {_name(best.run)}, right on {_percent(best, ' %')} of the images."
+    best = audit.best
+    better, undecided = [], []
+    for run, lead in _beside_best(audit):
+        if run.can_be_chosen and run.method != best.method:
+            if not lead.is_decided:
+                undecided.append(_name(run))
+            elif lead.value > 0:
+                better.append(_name(run))
+    start = "So far the best is" if undecided else "The best model is"
+    sentence = f"{start} {_name(best)}, right on {best.accuracy.words()} of the images."
     if better:
         sentence += f" It is better than {', '.join(better)}."
     if undecided:
@@ -160,30 +176,23 @@ def verdict(audit: Audit) -> str:
     return sentence
 
 
-def by_accuracy(audit: Audit) -> list[Accuracy]:
-    """Return the accuracies of runs, the largest first."""
-    return sorted(audit.accuracies, key=lambda run: -run.value)
+def _beside_best(audit: Audit) -> list[tuple[AuditedRun, Interval]]:
+    """Return the runs, the most accurate first, and by how much the best one leads each."""
+    pairs = zip(audit.runs, audit.best.leads, strict=True)
+    return sorted(pairs, key=lambda pair: -pair[0].accuracy.value)
 
 
-def _name(run: Run) -> str:
-    method, seed = run
-    return f"{method} (seed {seed})" if seed else method
-
-
-def _percent(estimate: Accuracy | Comparison, unit: str) -> str:
-    value, low, high = (
-        f"{100 * share:.1f}" for share in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value}{unit} ({low} to {high})"
+def _name(run: AuditedRun) -> str:
+    return f"{run.method} (seed {run.seed})" if run.seed else run.method
 
 
 def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     """Return the verdict, the accuracies, and the next steps."""
     lines = []
-    for run in by_accuracy(audit):
-        line = f"{_name(run.run)}: {_percent(run, ' %')}"
-        if audit.best and (pair := audit.compare(run.run, audit.best.run)):
-            line += f", {_percent(pair, ' points')} beside the best"
+    for run, lead in _beside_best(audit) if audit.runs else []:
+        line = f"{_name(run)}: {run.accuracy.words()}"
+        if run != audit.best:
+            line += f"; the best is better by {lead.words(' points')}"
         lines.append(line)
     rerun = (
         "Run the workflow again as before: it chooses the model by these answers where they "
@@ -214,6 +223,6 @@ def score_audit(
         audit = score(dataset, plan, read_predictions(plan, runs), saved.asked)
     except UserError as error:  # answers about other images stop no run of the workflow
         log.warning("%s", error)
-        audit = Audit(dataset, "", 0, 0, 0, 0, "", str(error), [], [])
+        audit = Audit(dataset, "", 0, 0, 0, 0, str(error), [])
     write_record(output, audit)
     log.info("%s: %s", dataset, audit.sentence)

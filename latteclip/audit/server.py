@@ -7,7 +7,6 @@ request that names its origin must come from this page. One that changes somethi
 
 import contextlib
 import hmac
-import io
 import json
 import logging
 import re
@@ -18,10 +17,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-
 from latteclip.core.errors import UserError
-from latteclip.data.images import open_rgb
+from latteclip.report.gallery import webp
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -118,8 +115,6 @@ class Handler(BaseHTTPRequestHandler):
             reply = self._reply(self._checked_path())
         except RefusedError as refusal:
             reply = _error(refusal.args[0])
-        except ValidationError:
-            reply = _error(HTTPStatus.BAD_REQUEST)
         except UserError as error:
             log.warning("%s", error)
             reply = _error(HTTPStatus.BAD_REQUEST, str(error))
@@ -158,7 +153,8 @@ class Handler(BaseHTTPRequestHandler):
             file = page.picture(int(number[1]))  # no path comes from outside
             if file is None:
                 raise RefusedError(HTTPStatus.NOT_FOUND)
-            return _picture(file, page.picture_side)
+            content = webp(file, page.picture_side, QUALITY)
+            return HTTPStatus.OK, "image/webp", content
         body = self._body() if self.command == "PUT" else b""
         with self.server.busy:
             if wanted == "PUT changes":
@@ -195,13 +191,6 @@ class Handler(BaseHTTPRequestHandler):
 
 def _as_json(values: Any) -> bytes:
     return json.dumps(values).encode()
-
-
-def _picture(path: str, side: int) -> Reply:
-    """Return the reply with an image file, scaled to a longer side of at most `side` pixels."""
-    file = io.BytesIO()
-    open_rgb(path, max_side=side).save(file, "WEBP", quality=QUALITY)
-    return HTTPStatus.OK, "image/webp", file.getvalue()
 
 
 def _error(status: HTTPStatus, message: str = "") -> Reply:

@@ -14,10 +14,8 @@ from typing import Any
 from latteclip.audit.server import SCRIPT, SERVED, PageServer
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
-from latteclip.data.images import open_rgb
 from latteclip.labels.answers import (
     Answer,
-    Answers,
     AnswerSchema,
     Saved,
     as_json,
@@ -30,7 +28,6 @@ log = logging.getLogger(__name__)
 ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
 OFFERED = 6  # classes that are offered if there are many; more where runs predict more
 UPCOMING = 3  # questions that the page knows beforehand
-LAST = 100  # answers that the page can undo after it was opened
 OFFLINE = "img-src data:"  # sources that the policy of the offline page allows
 OFFLINE_SIDE = 640  # pixels of a picture
 
@@ -45,18 +42,6 @@ class Question:
     content: str  # the image's checksum in hexadecimal digits
     options: list[str]
     phase: str | None = None  # TEACH or CHECK, of answers that teach
-
-    @classmethod
-    def about(
-        cls,
-        image: Mapping[str, Any],
-        number: int,
-        options: list[str],
-        phase: str | None = None,
-    ) -> "Question":
-        """Return a question about a row of the index."""
-        content = image["checksum"].hex()
-        return cls(number, image["image_id"], image["path"], content, options, phase)
 
     def as_json(self, picture: str) -> dict[str, Any]:
         return {
@@ -80,13 +65,23 @@ class QuestionSession:
     questions: list[Question]  # as far as they are known
     picture_side = 1024
 
+    def ask(
+        self, image: Mapping[str, Any], options: list[str], phase: str | None = None
+    ) -> None:
+        """Add a question about a row of the index."""
+        name, path, content = image["image_id"], image["path"], image["checksum"].hex()
+        number = len(self.questions)
+        self.questions.append(Question(number, name, path, content, options, phase))
+
     def answers(self) -> dict[str, Answer]:
         return self.saved().answers
 
     def saved(self) -> Saved:
         return self.schema.read(self.path)
 
-    def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
+    def open_questions(
+        self, answers: Mapping[str, Answer], *, offline: bool = False
+    ) -> list[Question]:
         """Return the next questions without an answer, and offline all of them."""
         return [question for question in self.questions if question.image_id not in answers]
 
@@ -94,7 +89,7 @@ class QuestionSession:
         """Return the answers of a file that the page exported, or raise UserError."""
         return self.schema.parse(read_whole(path), path)
 
-    def status(self, _: Answers) -> str:
+    def status(self, _: Mapping[str, Answer]) -> str:
         """Return a sentence for the page."""
         return ""
 
@@ -102,7 +97,7 @@ class QuestionSession:
         """Return a sentence, lines below it, and steps: a text and a command each."""
         raise NotImplementedError
 
-    def state(self, answers: Answers) -> dict[str, Any]:
+    def state(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         """Return what the page must know when it opens and after each answer."""
         upcoming = self.open_questions(answers)  # labels may learn, and the status follows
         return {
@@ -124,9 +119,7 @@ class QuestionSession:
         return self.state(self.schema.update(self.path, sent.answers, sent.removed))
 
     def render(self) -> tuple[str, str]:
-        answers = self.answers()
-        last = [*answers.values()][-LAST:]
-        return self._render(SERVED, last, {"state": self.state(answers)})
+        return self._render(SERVED, {"state": self.state(self.answers())})
 
     def render_offline(self) -> str:
         """Return a page that needs no server, with all open questions, or raise UserError."""
@@ -135,15 +128,15 @@ class QuestionSession:
             raise UserError(
                 "There is no image left without an answer; a larger --budget asks about more."
             )
-        asked = [question.as_json(_data_uri(question.path)) for question in questions]
+        asked = [
+            question.as_json(picture(question.path, OFFLINE_SIDE)) for question in questions
+        ]
         take = (
             f"latteclip {self.name} {shlex.quote(str(self.folder))} --answers answers.json"
         )
-        return self._render(OFFLINE, [], {"take": take, "questions": asked})[0]
+        return self._render(OFFLINE, {"take": take, "questions": asked})[0]
 
-    def _render(
-        self, sources: str, answers: list[Answer], values: Mapping[str, Any]
-    ) -> tuple[str, str]:
+    def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
         names = sorted(self.schema.classnames)
         return fill(
             "latteclip.audit",
@@ -153,13 +146,8 @@ class QuestionSession:
             session=self,
             classnames=names,
             all_offered=len(names) <= ALL_OFFERED,
-            values={**as_json(self.schema.document(answers)), **values},
+            values={**as_json(self.schema.document()), **values},
         )
-
-
-def _data_uri(path: str) -> str:
-    """Return an image as part of a page."""
-    return picture(open_rgb(path, max_side=OFFLINE_SIDE), OFFLINE_SIDE)
 
 
 def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str]:

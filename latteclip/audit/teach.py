@@ -6,10 +6,9 @@ every moment. Letters: N training images, P images of the pool that is computed 
 """
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,11 @@ from latteclip.labels.answers import (
     TEACH,
     UNSURE,
     Answer,
-    Answers,
     Saved,
     teaching_schema,
 )
 from latteclip.labels.fuse_labels import labels_right
-from latteclip.labels.fusion_report import NAME, read_fusion_report
+from latteclip.labels.fusion_report import NAME, in_words, read_fusion_report
 from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 from latteclip.labels.label_inputs import (
     LabelFiles,
@@ -51,8 +49,7 @@ from latteclip.labels.label_inputs import (
     answered_rows,
 )
 from latteclip.labels.label_model import LabelModel
-from latteclip.labels.votes import Answers as AnsweredRows
-from latteclip.labels.votes import Floats
+from latteclip.labels.votes import Answers, Floats
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -121,11 +118,10 @@ class TeachingSession(QuestionSession):
         self.inputs, self.has_votes = self._read_inputs()
         self._learn(answers)
         self.questions = []
-        phases = [answer.phase or TEACH for answer in answers.values()]
-        for phase, pairs in groupby(zip(phases, rows, strict=True), key=itemgetter(0)):
-            self._ask([row for _, row in pairs], phase)
 
-    def open_questions(self, answers: Answers, *, offline: bool = False) -> list[Question]:
+    def open_questions(
+        self, answers: Mapping[str, Answer], *, offline: bool = False
+    ) -> list[Question]:
         """Return the next questions. Offline, all are asked at once, and nothing is learned."""
         asked = dict(answers)
         questions = super().open_questions(asked)
@@ -147,7 +143,7 @@ class TeachingSession(QuestionSession):
             return Saved(read_foreign(path, list(self.ids), self.classnames, written))
         return super().read_file(path)
 
-    def status(self, answers: Answers) -> str:
+    def status(self, answers: Mapping[str, Answer]) -> str:
         n = sum(answer.phase == CHECK for answer in answers.values())
         return (
             "The labels learn from every ten answers. The last half of the questions are about "
@@ -158,11 +154,8 @@ class TeachingSession(QuestionSession):
     def result(self) -> dict[str, Any]:
         answers = self.answers()
         sentence = self.status(answers)
-        if checked := self._checked(answers):
-            sentence = (
-                f"Labels, with your answers: {checked.words}, by {checked.n} answers about images "
-                "drawn at random."
-            )
+        if right := self._labels_right(answers):
+            sentence = in_words(right)
         folder = shlex.quote(str(self.folder))
         steps = [
             (
@@ -211,17 +204,19 @@ class TeachingSession(QuestionSession):
         inputs = LabelInputs.read(files, image_ids, self.classnames, labellers, encoders)
         return inputs, any(one.weight > 0 for one in report.labellers)
 
-    def _answered(self, answers: Answers) -> AnsweredRows:
+    def _answered(self, answers: Mapping[str, Answer]) -> Answers:
         """Return answers about images of the pool."""
         return answered_rows(answers, self.pool_images, self.classnames)
 
-    def _learn(self, answers: Answers) -> None:
+    def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
         taught = {key: answer for key, answer in answers.items() if answer.phase != CHECK}
         self.model: LabelModel = self.inputs.fit(self._answered(taught))
         self.posterior = self.model.probabilities(np.arange(len(self.pool)))  # [P, C]
 
-    def _next_questions(self, answers: Answers, *, learn: bool) -> list[Question]:
+    def _next_questions(
+        self, answers: Mapping[str, Answer], *, learn: bool
+    ) -> list[Question]:
         """Ask about doubtful images, then about drawn ones. Once these have begun, they go on."""
         n_checked = sum(answer.phase == CHECK for answer in answers.values())
         n_taught = len(answers) - n_checked
@@ -236,7 +231,7 @@ class TeachingSession(QuestionSession):
         rest = (row for row in rows if self.ids[row] not in answers)
         return self._ask(islice(rest, max(0, min(BATCH, wanted))), phase)
 
-    def _ask(self, rows: Iterable[int], phase: str | None) -> list[Question]:
+    def _ask(self, rows: Iterable[int], phase: str) -> list[Question]:
         """Return new questions about rows."""
         start = len(self.questions)
         rows = [*rows]
@@ -245,9 +240,7 @@ class TeachingSession(QuestionSession):
         likely = np.argsort(-predicted, axis=1, kind="stable")[:, :OFFERED].tolist()
         images = self.index.take(pa.array(rows, pa.int64())).to_pylist()
         for image, labels in zip(images, likely, strict=True):
-            options = in_class_order(self.classnames, labels)
-            number = len(self.questions)
-            self.questions.append(Question.about(image, number, options, phase))
+            self.ask(image, in_class_order(self.classnames, labels), phase)
         return self.questions[start:]
 
     def _doubtful(self) -> list[int]:
@@ -262,7 +255,7 @@ class TeachingSession(QuestionSession):
         rows: list[int] = self.pool[list(dict.fromkeys(order))].tolist()
         return rows
 
-    def _checked(self, answers: Answers) -> Interval | None:
+    def _labels_right(self, answers: Mapping[str, Answer]) -> Interval | None:
         """Return the share of right labels of all images, as `fuse_labels` will state it.
 
         None: too few answers check the labels.

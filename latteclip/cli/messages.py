@@ -129,9 +129,9 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
         if f"{results}/fused_labels.parquet" in outputs:
             yield f"{dataset.name}: the labels are in {results}/fused_labels.parquet."
             report = Path(results, fusion_report.NAME)
-            checked = fusion_report.read_fusion_report(report).answers.checked
-            if checked:
-                yield f"{dataset.name}: labels {checked.sentence}."
+            right = fusion_report.read_fusion_report(report).answers.labels_right
+            if right:
+                yield f"{dataset.name}: {fusion_report.in_words(right)}"
             yield f"Next, to improve and check them: latteclip teach {shlex.quote(results)}"
             export = shlex.join(["latteclip", "labels", "export", results])
             yield f"Next, to use them: {export} --format csv --output labels.csv"

@@ -126,7 +126,7 @@ class DiscoverSection(Section):
     """Classes of images without class names, if `class_names` is discover."""
 
     classes: AtLeastTwo | Auto = AUTO
-    """number of classes; auto: as many as differ"""
+    """number of classes; auto: a guess, by silhouettes"""
     prompt: Text = (
         "What is the main object in the photo? "
         "Answer with its name alone, one to three words."

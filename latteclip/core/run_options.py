@@ -45,16 +45,22 @@ def pairs(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def run_command(results: str | Path, target: str = "", **config: str) -> str:
+def run_command(
+    results: str | Path, target: str = "", **config: str | dict[str, Any]
+) -> str:
     """Return the command that runs the workflow for a dataset again, or makes a target of it.
 
     `results` is the folder of the dataset's results. The options are those of its last run, but for
-    those of `config`.
+    those of `config`, and for the keys of sections of `config`.
     """
     folder = Path(os.path.abspath(results))
     root = folder.parent.parent if folder.parent.name == "results" else Path.cwd()
-    options = {**(read_options(folder.name, root) or {}), **config}
+    options = read_options(folder.name, root) or {}
     options.pop("dataset", None)
+    for key, value in config.items():
+        if isinstance(value, dict):
+            value = {**options.get(key, {}), **value}
+        options[key] = value
     dataset = folder.name
     if limit := options.get("limit"):
         dataset = dataset.removesuffix(f"_{limit}")

@@ -1,24 +1,32 @@
 """`latteclip classes`: a page on which a person renames, merges and drops the proposed classes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from latteclip.audit.server import SCRIPT, SERVED, PageServer
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import ACTIONS, CLASSES, edited_classes, locked
+from latteclip.core.files import (
+    ACTIONS,
+    CLASSES,
+    edited_classes,
+    from_json,
+    locked,
+    write_record,
+)
 from latteclip.core.run_options import run_command
 from latteclip.discover.names import Ints
 from latteclip.discover.proposal import (
     FILE,
     Action,
+    Actions,
+    of_number,
     read_actions,
     read_proposal,
     replay,
-    write_actions,
 )
 from latteclip.report.render import fill
 
@@ -38,7 +46,8 @@ def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
     return page.result()
 
 
-class Change(BaseModel, extra="forbid"):
+@dataclass(frozen=True)
+class Change:
     """An action on a class, or None to take the last action back."""
 
     action: Action | None
@@ -72,13 +81,13 @@ class ClassesPage:
 
     def save(self, content: bytes) -> dict[str, Any]:
         """Save an action, or take the last one back."""
-        action = Change.model_validate_json(content).action
+        action = from_json(Change, content.decode(errors="replace"), "The request").action
         about = self.proposal.about
         with locked(self.path):
             actions = read_actions(self.path, about)
             actions = actions[:-1] if action is None else [*actions, action]
             replay(about, actions)
-            write_actions(self.path, about, actions)
+            write_record(self.path, Actions(about.digest, actions))
         return self.state()
 
     def state(self) -> dict[str, Any]:
@@ -124,7 +133,8 @@ class ClassesPage:
             [SCRIPT, "classes.js"],
             SERVED,
             dataset=self.dataset,
-            by_names=self.proposal.about.by_names,
+            guessed=self.proposal.about.is_guess,
+            other=of_number(self.folder, len(self.proposal.about.names)),
             again=run_command(self.folder),
             values=self.state(),
         )

@@ -7,29 +7,26 @@ where
 
 is largest: x are whitened image features, u are weighted names, r is how well features predict the
 name, X_k and U_k are the means of group k without the image itself. Groups of fewer than MIN_IMAGES
-images dissolve. Then groups merge, as long as the largest cost within a class is small. That of two
-groups is
+images dissolve. Then groups merge by complete linkage. The cost of two groups is
 
     |X_i - X_j|^2 sqrt(h) + NAMES |U_i - U_j|^2 sqrt(g)
 
 h is half the harmonic mean of the two numbers of images, and g is the same of summed reliabilities,
-so that groups without names are compared by features alone. Costs are relative to sqrt(N / 2 K) of
-the K groups that names begin. More images of the same kinds leave them as they are.
-
-Where features hardly predict names, images begin in as many groups of k-means of the features, and
-nothing merges.
+so that groups without names are compared by features alone. The number of classes is the given one,
+or that of the largest mean silhouette of the features (Rousseeuw 1987). Where features hardly
+predict names and the number is given, images may begin in as many groups of k-means instead, if
+these have the larger silhouette.
 
 Letters: N images, D embedding width, T terms, K groups, n some images.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.cluster.vq import kmeans2, vq
 from scipy.spatial.distance import squareform
 
@@ -49,12 +46,11 @@ SHARPNESS = 10.0  # nats of a cosine
 NAMES = 0.7  # weight of names beside features, which have a mean length of 1
 MIN_IMAGES = 3
 MAX_GROUPS = 4_000  # merges have some tables [K, K] of float64
-STOP = 0.7  # the relative cost above which groups are different classes
 ROWS = 2048  # images that are scored at once
 # How well features predict the names of images, at least, for names alone to form groups.
 MIN_INFORMATION = 0.3
 ITERATIONS = 40  # of k-means
-SAMPLE = 5_000  # images by which its centres are found
+SAMPLE = 5_000  # images by which its centres are found, and whose silhouettes count
 
 
 @dataclass(frozen=True)
@@ -96,32 +92,78 @@ def groups(evidence: Evidence, start: Ints) -> Ints:
 
 
 def classes(evidence: Evidence, wanted: int | None) -> Ints:
-    """Return classes [N] of images: a number of them, or None for as many as the costs suggest."""
+    """Return classes [N] of images: a number of them, or None for the best silhouette."""
     first = groups(evidence, evidence.best)
     if not first.any():  # one group
         return first
     belongs = members(first)
     reliable = belongs.multiply(evidence.reliability[:, None]).tocsr()
     costs = _costs(belongs, evidence.features) + NAMES * _costs(reliable, evidence.names)
-    sizes = np.bincount(evidence.best[evidence.best >= 0])
-    n_named = max(1, int((sizes >= MIN_IMAGES).sum()))
-    unit = math.sqrt(len(first) / n_named / 2)
     np.fill_diagonal(costs, 0)
-    tree = linkage(squareform(costs / unit, checks=False), "complete")
-    number = wanted or max(2, int(fcluster(tree, STOP, "distance").max()))
-    if evidence.is_predictable:
-        return _numbered(fcluster(tree, number, "maxclust")[first])
-    start = k_means(evidence.features, number)
+    tree = linkage(squareform(costs, checks=False), "complete")
+    number = wanted or best_number(evidence.features, first, tree)
+    merged = _numbered(fcluster(tree, number, "maxclust")[first])
+    if wanted is None or evidence.is_predictable:
+        return merged
+    start = k_means(evidence.features, wanted)
     found = groups(evidence, start)
-    return found if found.max() == start.max() else start  # no small group dissolved
+    if found.max() < start.max():  # a small group dissolved
+        found = start
+    x = evidence.features
+    return max(merged, found, key=lambda labels: _silhouette(*_distances(x, labels)))
 
 
 def k_means(features: Floats, n_groups: int) -> Ints:
     """Return groups [N] by k-means of the directions of features [N, D]."""
     unit = normalised(features)
-    sample = unit[:: -(-len(unit) // SAMPLE)]
-    centres, _ = kmeans2(sample, n_groups, ITERATIONS, minit="++", rng=0)
+    centres, _ = kmeans2(
+        unit[:: -(-len(unit) // SAMPLE)], n_groups, ITERATIONS, minit="++", rng=0
+    )
     return _numbered(vq(unit, centres)[0])
+
+
+def best_number(features: Floats, labels: Ints, tree: Floats) -> int:
+    """Return the number of classes, two or more, whose mean silhouette is largest.
+
+    `tree` merges the groups [N] in the form of scipy. In the order of its leaves, the groups of a
+    class are neighbours.
+    """
+    leaves = leaves_list(tree)
+    place = np.argsort(leaves)[labels]
+    sums, sizes, place = _distances(features, place)
+
+    def mean_silhouette(number: int) -> float:
+        of_leaf = fcluster(tree, number, "maxclust")[leaves]
+        starts = np.flatnonzero(np.diff(of_leaf, prepend=0))
+        label = np.searchsorted(starts, place, "right") - 1
+        of_class = np.add.reduceat(sums, starts, axis=1)
+        return _silhouette(of_class, np.add.reduceat(sizes, starts), label)
+
+    return max(range(2, len(leaves) + 1), key=mean_silhouette)
+
+
+def _distances(features: Floats, labels: Ints) -> tuple[Floats, Floats, Ints]:
+    """Return summed cosine distances [n, K] of images to groups, sizes [K], and groups [n].
+
+    Of many images, some are compared.
+    """
+    some = slice(None, None, -(-len(labels) // SAMPLE))
+    unit = normalised(features[some])
+    belongs = np.eye(labels.max() + 1, dtype=np.float32)[labels[some]]
+    sums = (1 - unit @ unit.T) @ belongs
+    return sums.astype(np.float32), belongs.sum(axis=0), labels[some]
+
+
+def _silhouette(sums: Floats, sizes: Floats, labels: Ints) -> float:
+    """Return the mean silhouette by `_distances`. An image that is alone counts as 0."""
+    rows, n_alike = np.arange(len(labels)), sizes[labels]
+    inner = sums[rows, labels] / np.maximum(n_alike - 1, 1)
+    means = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
+    means[rows, labels] = np.inf
+    outer = means.min(axis=1)
+    counted = (n_alike > 1) & np.isfinite(outer)
+    a, b = inner[counted], outer[counted]
+    return float(((b - a) / np.maximum(np.maximum(a, b), TINY)).sum() / len(rows))
 
 
 def confidences(evidence: Evidence, labels: Ints) -> Floats:

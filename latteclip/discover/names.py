@@ -9,7 +9,6 @@ Letters: N images, T terms, D embedding width.
 """
 
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,8 +25,7 @@ MAX_PHRASES = 40  # of an answer
 MIN_IMAGES = 3  # of a term
 MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
-QUERIES = 16_384  # images whose neighbours are searched, about as many of each term
-MIN_QUERIES = 2  # of a term
+QUERIES = 16_384  # images whose neighbours are searched, at most
 ROWS = 256  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
 TINY = 1e-9
@@ -150,7 +148,7 @@ def predictability(features: Floats, names: Names) -> Floats:
     if n_images < 2 or not names.terms:
         return np.zeros(len(names.terms), np.float32)
     unit = normalised(features)
-    queries = _queries(names, n_images)
+    queries = np.arange(0, n_images, -(-n_images // QUERIES))
     # A term of few images can be found in as few of the neighbours.
     reach = np.clip(images - 1, 1, min(NEIGHBOURS, n_images - 1))
     hits = np.zeros(len(images))
@@ -179,17 +177,6 @@ def unit_rows(table: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
     """Return a table whose rows have length 1, or 0."""
     lengths = np.sqrt(table.power(2).sum(axis=1))
     return table.multiply(1 / np.maximum(lengths, TINY)).tocsr()
-
-
-def _queries(names: Names, n_images: int) -> Ints:
-    """Return rows: all if they are few, else some of each term, evenly spaced."""
-    if n_images <= QUERIES:
-        return np.arange(n_images)
-    by_term = names.has.tocsc()
-    columns = np.split(by_term.indices, by_term.indptr[1:-1])
-    wanted = max(MIN_QUERIES, QUERIES // len(columns))
-    some = [rows[:: math.ceil(len(rows) / wanted)] for rows in columns]
-    return np.unique(np.concatenate(some)).astype(np.int64)
 
 
 def _nearest(unit: Floats, rows: Ints) -> Ints:

@@ -1,9 +1,11 @@
-"""Classes that are proposed for images without class names, and a person's actions on them.
+"""The stages that propose classes of images without class names, and write them after a person.
 
 Actions rename, merge or drop classes. They are replayed on the proposal in their order.
 Letters: N images, C proposed classes, T terms.
 """
 
+import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +13,22 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from latteclip.config.keys import AUTO, DiscoverSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
-from latteclip.core.errors import DELETE, UserError
-from latteclip.core.files import ACTIONS, digest, read_object, write_json
+from latteclip.core.errors import UserError
+from latteclip.core.files import ACTIONS, digest, read_record, write_json, write_text
+from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.discover import grouping
-from latteclip.discover.grouping import Evidence
-from latteclip.discover.names import Floats, Ints, Names
+from latteclip.discover.grouping import MIN_IMAGES, Evidence
+from latteclip.discover.names import Floats, Ints, Names, read_names
+from latteclip.labels.features import read_features
+from latteclip.labels.image_classes import Whitener
 
+log = logging.getLogger(__name__)
+GUESS = "The number of classes, %d, is a guess. To propose another, change it in: %s"
 FILE = "proposed_classes.parquet"
 MAX_NAME = 100  # characters of a class name
 DROPPED = -1  # in place of the number of a class
@@ -43,7 +50,7 @@ class ProposalMetadata:
 
     digest: str  # by which a person's actions know the proposal
     names: list[list[str]]  # of each class, the best first
-    by_names: bool  # False: features hardly predict names, and k-means began the classes
+    is_guess: bool  # whether nobody gave the number of classes
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,77 @@ class Proposal:
     about: ProposalMetadata
 
 
+def propose_classes(
+    images_path: str,
+    names_path: str,
+    features_path: str,
+    settings: DiscoverSection,
+    output: str,
+) -> None:
+    """Write PROPOSED: the class of each image, and the names of each class.
+
+    UserError: the answers of the captioner name fewer than two classes.
+    """
+    index, _ = tables.read_unlabelled(images_path, training=True)
+    ids = index["image_id"]
+    column = tables.lookup_column(names_path, tables.CAPTIONS, "id", "caption", ids)
+    answers = [text or "" for text in column.to_pylist()]
+    features = read_features(features_path, ids, tables.IMAGE_FEATURES)[:].numpy()
+    evidence = Evidence.of(Whitener(features)(features), read_names(answers))
+    wanted = None if settings.classes == AUTO else settings.classes
+    proposal = propose(ids.to_pylist(), evidence, wanted)
+    if len(proposal.about.names) < 2:
+        raise UserError(
+            f"The {len(ids)} images have fewer than two classes by their names ({names_path}): at "
+            f"least {MIN_IMAGES} images must share a name that the others lack. Write the names of "
+            "the classes into classes.txt in the folder of the images, or change discover.prompt."
+        )
+    write_proposal(proposal, output)
+
+
+def discover_classes(
+    proposed_path: str,
+    output: str,
+    proposal_output: str,
+    actions_path: str | None = None,
+) -> None:
+    """Write class names, one per line, and as JSON with the number of a person's actions.
+
+    UserError: a person's actions leave fewer than two classes.
+    """
+    proposal = read_proposal(proposed_path)
+    actions = read_actions(actions_path, proposal.about) if actions_path else []
+    classes, _ = replay(proposal.about, actions)
+    if len(classes) < 2:
+        raise UserError(
+            f"{actions_path} leaves fewer than two classes; undo some of its actions."
+        )
+    names = [*classes.values()]
+    write_json(proposal_output, {"actions": len(actions), "classes": names})
+    # The last, for without the proposal it would count as written by hand.
+    write_text(output, "\n".join(names) + "\n")
+    log.info("%d classes: %s.", len(names), one_line(", ".join(names)))
+    if not actions:
+        folder = Path(output).parent
+        page = shlex.join(["latteclip", "classes", str(folder)])
+        log.warning("Nobody has checked the classes. To check and change them: %s", page)
+        if proposal.about.is_guess:
+            log.warning(GUESS, len(names), of_number(folder, len(names)))
+
+
+def of_number(folder: Path, number: int) -> str:
+    """Return the command that proposes a number of classes for a dataset."""
+    return run_command(folder, discover={"classes": number})
+
+
 def propose(
     image_ids: list[str], evidence: Evidence, wanted: int | None = None
 ) -> Proposal:
-    """Propose a number of classes, or None for as many as the costs of merges suggest."""
+    """Propose a number of classes, or None for a guess."""
     labels = grouping.classes(evidence, wanted)
     names = name_classes(labels, evidence.terms)
     content = digest(labels.tobytes(), *image_ids, str(names))[:32]
-    about = ProposalMetadata(content, names, evidence.is_predictable)
+    about = ProposalMetadata(content, names, is_guess=wanted is None)
     return Proposal(image_ids, labels, grouping.confidences(evidence, labels), about)
 
 
@@ -121,13 +191,22 @@ def read_proposal(path: str | Path) -> Proposal:
     )
 
 
-class Action(BaseModel, extra="forbid"):
+@dataclass(frozen=True)
+class Action:
     """What a person does to a class, which is known by its number."""
 
     do: Literal["rename", "merge", "drop"]
     of: int
     other: int = -1  # merge: the class that is taken into it
-    name: str = Field("", max_length=10 * MAX_NAME)  # rename
+    name: str = ""  # rename
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What a person did to the classes of a proposal."""
+
+    proposal: str  # its digest
+    actions: list[Action]
 
 
 def replay(
@@ -168,25 +247,11 @@ def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
     """Read a person's actions. UserError: they belong to another proposal, or are no actions."""
     if not Path(path).is_file():
         return []
-    saved = read_object(path, ("proposal", "actions"), DELETE)
-    try:
-        actions = TypeAdapter(list[Action]).validate_python(saved["actions"])
-    except ValidationError:
-        raise UserError(
-            f"{path} has other actions than `latteclip classes` writes; delete it."
-        ) from None
-    if actions and saved["proposal"] != about.digest:
+    saved = read_record(Actions, path)
+    if saved.actions and saved.proposal != about.digest:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "
             f"images and leave class_names out; to begin again, delete {path}."
         )
-    return actions
-
-
-def write_actions(
-    path: str | Path, about: ProposalMetadata, actions: Sequence[Action]
-) -> None:
-    """Write a person's actions, from which the classes follow."""
-    values = [action.model_dump(exclude_defaults=True) for action in actions]
-    write_json(path, {"proposal": about.digest, "actions": values})
+    return saved.actions

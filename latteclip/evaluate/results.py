@@ -1,24 +1,144 @@
-"""Files of results that later stages read, and the accuracies that a person's answers give.
+"""The files of a run with its predictions and metrics, and what later stages read of all runs.
 
-The files are metrics.json, selection.json and audit.json.
+Predictions for the test split give its accuracy. A dataset without a test split has predictions for
+its training images instead, and no accuracy. Models compare by their predictions for training
+images that they did not learn from. The choice of a model is in selection.json, and the accuracies
+by a person's answers are in audit.json.
+
+Letters: N images, K best classes of an image, R runs.
 """
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from latteclip.core.files import read_object, read_record
-from latteclip.evaluate.predictions import FIGURES, MISSING, held_out_predictions
+from latteclip.core import tables
+from latteclip.core.files import read_object, read_record, write_json
+from latteclip.core.tables import ClassesMetadata, IndexMetadata
 from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import MIN_ANSWERS, Interval, share_of_new
 
+log = logging.getLogger(__name__)
 Run = tuple[str, int]  # method and seed
+MISSING = -1
+FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 METRICS = ("dataset", "method", "seed", "flags", "images", *FIGURES)
 QUESTIONS = 120  # the default --budget of `latteclip teach`, of which half check
-TEACH = "teach"
-AUDIT = "audit"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run."""
+
+    method: str
+    seed: int
+    metrics: str
+    train_predictions: str  # of training images that the run did not learn from
+    predictions: str = ""  # of the images that are evaluated
+
+    @property
+    def run(self) -> Run:
+        return self.method, self.seed
+
+
+def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
+    """Read the test split of an IMAGES table, and the C class names.
+
+    Where it is empty, all images are evaluated, without their labels.
+    """
+    table = tables.read(images_path, tables.IMAGES)
+    classnames = tables.read_metadata(images_path, IndexMetadata).classnames
+    tests = table.filter(pc.equal(table["split"], "test"))
+    if len(tests):
+        return tests, classnames
+    unlabelled = table.drop_columns([*tables.LABEL_COLUMNS])
+    # The columns that are missing become null.
+    return pa.concat_tables([tests, unlabelled], promote_options="default"), classnames
+
+
+def write_run(
+    images: pa.Table,
+    classnames: list[str],
+    tested: tuple[npt.ArrayLike, npt.ArrayLike],
+    held_out: tuple[pa.ChunkedArray, npt.ArrayLike],
+    flags: Sequence[str],
+    run: tuple[str, str, int],
+    outputs: tuple[str, str, str],
+) -> None:
+    """Write PREDICTIONS, metrics, and TRAIN_PREDICTIONS of a run: dataset, method and seed.
+
+    Images are those of `read_evaluated_images`, tested with their best classes, best first, and the
+    scores of these, both [N, K]. Training images that were held out come as ids and classes. Flags
+    are keys of `FLAGS`. Without labels of the images, the metrics have no figures.
+    """
+    predictions_output, metrics_output, train_predictions_output = outputs
+    classes = ClassesMetadata(classnames)
+    ids, predicted = held_out
+    columns = {"image_id": ids, "prediction": np.asarray(predicted, np.int32)}
+    tables.write(train_predictions_output, columns, tables.TRAIN_PREDICTIONS, classes)
+    ranked = np.asarray(tested[0])
+    columns = {
+        "image_id": images["image_id"],
+        "label": images["label"],
+        "prediction": ranked[:, 0].astype(np.int32),
+        "topk_labels": tables.list_column(ranked.astype(np.int32)),
+        "topk_scores": tables.list_column(np.asarray(tested[1], np.float32)),
+    }
+    tables.write(predictions_output, columns, tables.PREDICTIONS, classes)
+    metrics: dict[str, object] = dict(zip(("dataset", "method", "seed"), run, strict=True))
+    metrics |= {"flags": list(flags), "images": len(images)}
+    metrics |= dict.fromkeys(FIGURES)
+    if images["label"].null_count:
+        log.warning("No labels to test with in %s: predictions only.", run[0])
+    else:
+        labels = images["label"].to_numpy()
+        is_right = ranked == labels[:, None]
+        metrics |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
+        recalls = [is_right[labels == c, 0].mean() for c in np.unique(labels)]
+        metrics["mean_per_class_recall"] = float(np.mean(recalls))
+        log.info("%s, %s, seed %d: acc1 %.4f", *run, metrics["acc1"])
+    write_json(metrics_output, metrics)
+
+
+def held_out_predictions(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
+    """Return the classes [N] of images, MISSING where the model learned from the image."""
+    return classes_of(tables.read(path, tables.TRAIN_PREDICTIONS), image_ids)
+
+
+def classes_of(table: pa.Table, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
+    """Return the predictions [N] of images by a table, MISSING where it has none."""
+    rows = pc.index_in(image_ids, table["image_id"])
+    classes = pc.fill_null(pc.take(table["prediction"], rows), MISSING)
+    return np.asarray(classes.to_numpy(), np.int_)
+
+
+def pool_seeds(
+    predictions: Sequence[npt.NDArray[np.int_]], methods: Sequence[str]
+) -> list[npt.NDArray[np.int_]]:
+    """Return predictions [N] of runs, each filled up by those of other seeds of its method.
+
+    Seeds leave out different training images. Where an image is held out for several, the first
+    other one counts.
+    """
+    pooled = []
+    for classes, method in zip(predictions, methods, strict=True):
+        for others, other_method in zip(predictions, methods, strict=True):
+            if other_method == method:
+                classes = np.where(classes == MISSING, others, classes)
+        pooled.append(classes)
+    return pooled
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """Read the metrics of a run."""
+    return read_object(path, METRICS)
 
 
 @dataclass(frozen=True)
@@ -42,21 +162,15 @@ def read_selection(path: str | Path) -> Selection:
     return read_record(Selection, path)
 
 
-def read_metrics(path: str | Path) -> dict[str, Any]:
-    """Read the metrics of a run."""
-    return read_object(path, METRICS)
-
-
 @dataclass(frozen=True)
-class Accuracy:
-    """The accuracy of a run by the answers, as fractions with the ends of its 95 % interval."""
+class AuditedRun:
+    """The accuracy of a run by a person's answers, and its difference to each run."""
 
     method: str
     seed: int
-    value: float
-    low: float
-    high: float
-    can_be_chosen: bool = True  # it reads no label, and it has a model
+    can_be_chosen: bool  # it reads no label
+    accuracy: Interval
+    leads: list[Interval]  # R: its accuracy minus that of each run of the audit
 
     @property
     def run(self) -> Run:
@@ -64,26 +178,8 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """By how much a run is more accurate than another, as fractions with a 95 % interval."""
-
-    method: str
-    seed: int
-    other: str  # method of the other run
-    other_seed: int
-    value: float  # accuracy of the run minus that of the other
-    low: float
-    high: float
-    decided: bool  # the interval leaves out zero, or both are known to be equal
-
-    @property
-    def runs(self) -> tuple[Run, Run]:
-        return (self.method, self.seed), (self.other, self.other_seed)
-
-
-@dataclass(frozen=True)
 class Audit:
-    """The accuracies of the runs of a dataset by a person's answers, both empty without enough."""
+    """What a person's answers say of the runs of a dataset, of none without enough answers."""
 
     dataset: str
     split: str
@@ -91,32 +187,23 @@ class Audit:
     answered: int
     cannot_tell: int  # answers without a class
     none_of_these: int  # images of no class: every prediction is wrong there
-    plan: str  # digest of the drawing
     sentence: str  # the verdict: the best run, and the runs that it decidedly beats
-    accuracies: list[Accuracy]  # one for every run
-    comparisons: list[Comparison]  # one for every pair of runs
+    runs: list[AuditedRun]
 
-    def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
-        """Return the accuracy of a run of a method, or of its first run without such a seed."""
-        of_method = [accuracy for accuracy in self.accuracies if accuracy.method == method]
-        first = of_method[0] if of_method else None
-        return next((accuracy for accuracy in of_method if accuracy.seed == seed), first)
+    def of(self, run: Run) -> AuditedRun | None:
+        return next((each for each in self.runs if each.run == run), None)
 
-    def compare(self, run: Run, other: Run) -> Comparison | None:
-        """Return the comparison of a run with another, None where either was not scored."""
-        for comparison in self.comparisons:
-            if comparison.runs == (run, other):
-                return comparison
-            if comparison.runs == (other, run):
-                ends = -comparison.value, -comparison.high, -comparison.low
-                return Comparison(*run, *other, *ends, comparison.decided)
-        return None
+    def lead(self, run: Run, other: Run) -> Interval | None:
+        """Return the accuracy of a run minus that of another. None: either was not scored."""
+        scored = self.of(run)
+        others = [each.run for each in self.runs]
+        return scored.leads[others.index(other)] if scored and other in others else None
 
     @property
-    def best(self) -> Accuracy | None:
+    def best(self) -> AuditedRun:
         """Return the most accurate of the runs that can be chosen, the first of equal ones."""
-        able = [accuracy for accuracy in self.accuracies if accuracy.can_be_chosen]
-        return max(able, key=lambda accuracy: accuracy.value, default=None)
+        able = [each for each in self.runs if each.can_be_chosen]
+        return max(able or self.runs, key=lambda each: each.accuracy.value)
 
 
 def read_audit(path: str | Path) -> Audit:
@@ -124,48 +211,25 @@ def read_audit(path: str | Path) -> Audit:
     return read_record(Audit, path)
 
 
-def largest_error(n: int) -> float:
-    """Return how far the end of an interval by n answers may lie from its middle."""
-    widest = share_of_new(n // 2, n)
-    return (widest.high - widest.low) / 2
+def accuracy_by_answers(
+    run: RunFiles, report: FusionReport | None, audit: Audit | None
+) -> tuple[Interval | None, str]:
+    """Return the accuracy of a run by a person's answers, and the command that asked for them.
 
-
-@dataclass(frozen=True)
-class Statement:
-    """Accuracies that answers of a person give. None: there are too few."""
-
-    labels: Interval | None  # of all training images
-    model: Interval | None  # on images like those that were drawn
-    by: str = AUDIT  # the command whose answers give the accuracy of the model
-
-
-def state(
-    run: Run,
-    train_predictions: str | None,
-    report: FusionReport | None,
-    audit: Audit | None,
-) -> Statement:
-    """Return what the answers of a dataset give for its labels and for a run."""
-    checked = report.answers.checked if report else None
-    labels = checked.right if checked and checked.right.n >= MIN_ANSWERS else None
-    scored = audit.accuracy(*run) if audit else None
-    if audit and scored and scored.run == run:
-        known = audit.answered - audit.cannot_tell
-        model = Interval(scored.value, scored.low, scored.high, known)
-        return Statement(labels, model)
-    if report is None or checked is None or train_predictions is None:
-        return Statement(labels, None)
-    return Statement(labels, _by_checks(train_predictions, report), TEACH)
-
-
-def _by_checks(train_predictions: str, report: FusionReport) -> Interval | None:
-    """Return the share of checked images that a run classifies correctly without them."""
+    An audit comes first, and then the checks of `teach` about images that the run did not learn
+    from. None: the answers are too few.
+    """
+    if audit and (scored := audit.of(run.run)):
+        return scored.accuracy, "audit"
+    if report is None:
+        return None, "teach"
     answers = report.answers
     ids = pa.chunked_array([answers.checking], pa.string())
-    predicted = held_out_predictions(train_predictions, ids)
+    predicted = held_out_predictions(run.train_predictions, ids)
     hits = [
         report.classnames[label] == answers.images[name]
         for name, label in zip(answers.checking, predicted, strict=True)
         if label != MISSING
     ]
-    return share_of_new(sum(hits), len(hits)) if len(hits) >= MIN_ANSWERS else None
+    enough = len(hits) >= MIN_ANSWERS
+    return (share_of_new(sum(hits), len(hits)) if enough else None), "teach"

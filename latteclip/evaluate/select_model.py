@@ -25,8 +25,16 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import link_or_copy, replacing, write_record
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import VotesMetadata
-from latteclip.evaluate.predictions import MISSING, held_out_predictions, pool_seeds
-from latteclip.evaluate.results import Audit, Run, Selection, read_audit, read_metrics
+from latteclip.evaluate.results import (
+    MISSING,
+    Audit,
+    Run,
+    Selection,
+    held_out_predictions,
+    pool_seeds,
+    read_audit,
+    read_metrics,
+)
 
 log = logging.getLogger(__name__)
 MIN_IMAGES = 20  # to compare classifiers without training
@@ -247,24 +255,26 @@ def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -
 
     One of several comparisons is often clear by chance, so each has to be clearer (Bonferroni).
     """
-    others = [each for each in candidates if each != choice.candidate]
-    pairs = [audit.compare(each.run, choice.candidate.run) for each in others]
-    n_compared = sum(pair is not None for pair in pairs)
-    if not n_compared:
+    chosen = choice.candidate
+    leads = [
+        (lead, each)
+        for each in candidates
+        if each != chosen and (lead := audit.lead(each.run, chosen.run))
+    ]
+    if not leads:
         return choice
-    times = -ndtri(ALPHA / (2 * n_compared)) / NORMAL
+    times = -ndtri(ALPHA / (2 * len(leads))) / NORMAL
     better = [
-        (pair.value, pair, each)
-        for pair, each in zip(pairs, others, strict=True)
-        if pair and pair.decided and pair.value > times * (pair.high - pair.low) / 2
+        (lead, each)
+        for lead, each in leads
+        if lead.is_decided and lead.value > times * (lead.high - lead.low) / 2
     ]
     if not better:
         return choice
-    value, pair, best = max(better, key=lambda each: each[0])
+    lead, best = max(better, key=lambda pair: pair[0].value)
     reason = (
-        f"A person's answers about {audit.answered:,} {audit.split} images decide: {pair.method} "
-        f"is better than {pair.other} by {100 * value:.1f} points "
-        f"({100 * pair.low:.1f} to {100 * pair.high:.1f})."
+        f"A person's answers about {audit.answered:,} {audit.split} images decide: {best.method} "
+        f"is better than {chosen.method} by {lead.words(' points')}."
     )
     return replace(choice, candidate=best, reason=reason)
 

@@ -53,13 +53,11 @@ class Document:
 
     plan: str
     answers: list[Answer]
-    dataset: str = ""
     # All that the dataset had since the first answer.
     classes: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)  # images whose answers are taken back
 
 
-Answers = Mapping[str, Answer]  # the keys are image ids
 DOCUMENT = TypeAdapter(Document)
 
 
@@ -108,7 +106,7 @@ class AnswerSchema:
 
     def document(self, answers: Iterable[Answer] = ()) -> Document:
         """Return a document with answers about these images and classes."""
-        return Document(self.plan, [*answers], self.dataset, [*self.classnames])
+        return Document(self.plan, [*answers], [*self.classnames])
 
     def parse(self, content: bytes, where: str) -> Saved:
         """Return what a document of this plan says now, or raise UserError."""
@@ -165,7 +163,7 @@ class AnswerSchema:
         return self.parse(read_whole(path), str(path)) if path.exists() else Saved()
 
     def update(
-        self, path: Path, changed: Answers, removed: Collection[str] = ()
+        self, path: Path, changed: Mapping[str, Answer], removed: Collection[str] = ()
     ) -> dict[str, Answer]:
         """Change and remove some answers of a file by their images, and return all about now.
 
@@ -206,7 +204,7 @@ def _write(path: Path, document: Document) -> None:
     write_json(path, as_json(replace(document, answers=answers)))
 
 
-def rename_class(path: Path, old: str, new: str) -> int:
+def rename_in_answers(path: Path, old: str, new: str) -> int:
     """Give a class another name in a file of answers, and return how many answers name it."""
     with locked(path):
         document = read_document(path)

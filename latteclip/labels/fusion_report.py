@@ -5,13 +5,21 @@ from pathlib import Path
 
 from latteclip.core.files import read_record, write_record
 from latteclip.core.terminal import counted
-from latteclip.labels.guarantees import Interval
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval
 
 NAME = "fused_labels.json"  # the file below the results of a dataset
 UNCHECKED = (
     "Nothing checks the confidence of the labels: it is that of the labellers, or of CLIP about "
     "its own images. Answers of latteclip teach about images drawn at random check it."
 )
+
+
+def in_words(right: Interval) -> str:
+    """Return a sentence about the share of right labels."""
+    return (
+        f"{right.words()} of the labels are right, by {counted(right.n, 'answer')} about images "
+        "drawn at random (95 % interval)."
+    )
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,6 @@ class CheckedLabels:
     labels: Check
     classifiers: dict[str, Check]  # the keys are the names of their files
 
-    @property
-    def sentence(self) -> str:
-        """Return the accuracy of the labels in words."""
-        return f"checked by {counted(self.right.n, 'answer')} of yours: {self.right.words}"
-
 
 @dataclass(frozen=True)
 class PersonAnswers:
@@ -64,6 +67,12 @@ class PersonAnswers:
     def checking(self) -> list[str]:
         """Return the images that were drawn at random, whose answers check the labels."""
         return self.checked.image_id if self.checked else []
+
+    @property
+    def labels_right(self) -> Interval | None:
+        """Return the share of right labels. None: too few answers check them."""
+        right = self.checked.right if self.checked else None
+        return right if right and right.n >= MIN_ANSWERS else None
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,8 @@ class FusionReport:
             sentences.append(
                 f"No vote, answer or example names {names}, so no image has that label."
             )
-        if self.answers.checked:
-            sentences.append(f"Labels {self.answers.checked.sentence}.")
+        if right := self.answers.labels_right:
+            sentences.append(in_words(right))
         return sentences
 
 

@@ -11,7 +11,6 @@ Letters: N labels, H strata, n or m answers.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +27,22 @@ ADDED = 2  # answers, to the variance of each stratum
 
 @dataclass(frozen=True)
 class Interval:
-    """A share with the ends of its 95 % interval."""
+    """A share, or the difference of two, with the ends of its 95 % interval."""
 
     value: float
     low: float
     high: float
     n: int  # answers of a person that it rests on; 0: it rests on votes and images
 
-    @property
-    def words(self) -> str:
-        """Return the share and its interval in words."""
+    def words(self, unit: str = " %") -> str:
+        """Return the value and the ends in percent."""
         value, low, high = (100 * share for share in (self.value, self.low, self.high))
-        return f"{value:.1f} % right, 95 % interval {low:.1f} to {high:.1f}"
+        return f"{value:.1f}{unit} ({low:.1f} to {high:.1f})"
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the interval of a difference leaves out zero, or is one point."""
+        return self.low == self.high or not self.low <= 0 <= self.high
 
 
 def share_right(
@@ -94,20 +97,15 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
     return float(inside[0] / population), float(inside[-1] / population)
 
 
-class Mean(NamedTuple):
-    """The estimated mean over a population, and its variance."""
-
-    value: float
-    variance: float
-    quantile: float  # standard errors that an interval reaches to each side
-
-
-def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
+def stratified_mean(
+    values: Floats, strata: Ints, sizes: Ints, largest: float
+) -> tuple[float, float, float]:
     """Estimate the mean over a population from values [n] of its strata [n].
 
-    Some images of each stratum were drawn at random. A stratum without answers counts as the mean
-    of all others and as one answer. `sizes` [H] are those of the population, and `largest` is the
-    variance that values could have at most.
+    Returned are the mean, its variance, and the standard errors that an interval reaches to each
+    side. Some images of each stratum were drawn at random. A stratum without answers counts as the
+    mean of all others and as one answer. `sizes` [H] are those of the population, and `largest` is
+    the variance that values could have at most.
     """
     n_strata = len(sizes)
     n = np.bincount(strata, minlength=n_strata)
@@ -126,11 +124,8 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     left = 1 - n / np.maximum(sizes, 1)
     variance = float((shares**2 * variances / n_counted * left).sum())
     freedom = max(1, len(values) - np.count_nonzero(is_answered))
-    return Mean(
-        value=float((shares * means).sum()),
-        variance=max(0.0, variance),
-        quantile=float(stdtrit(freedom, 1 - ALPHA / 2)),
-    )
+    quantile = float(stdtrit(freedom, 1 - ALPHA / 2))
+    return float((shares * means).sum()), max(0.0, variance), quantile
 
 
 def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
@@ -138,19 +133,16 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
 
     The interval is Wilson's (1927) with the sample's effective size and Student's quantile.
     """
-    mean = stratified_mean(hits, strata, sizes, largest=0.25)
-    value = mean.value
-    if mean.variance <= 0:
+    value, variance, quantile = stratified_mean(hits, strata, sizes, largest=0.25)
+    if variance <= 0:
         return Interval(value, value, value, len(hits))
     # Where all or none are hits the variance of a share says nothing: two more answers do.
     n = len(hits)
     typical = (value * n + 1) / (n + 2)
-    variance_of_one = typical * (1 - typical)
     # The squared quantile over the effective size.
-    z2 = mean.quantile**2 * mean.variance / variance_of_one
+    z2 = quantile**2 * variance / (typical * (1 - typical))
     middle = (value + z2 / 2) / (1 + z2)
-    variance = value * (1 - value) + z2 / 4
-    reach = (z2 * variance) ** 0.5 / (1 + z2)
+    reach = (z2 * (value * (1 - value) + z2 / 4)) ** 0.5 / (1 + z2)
     low = max(0.0, middle - reach)
     high = min(1.0, middle + reach)
     return Interval(value, low, high, n)
@@ -174,11 +166,10 @@ def difference(leads: Floats, strata: Ints, sizes: Ints, apart: float) -> Interv
     n = len(leads)
     if not n:
         return Interval(0.0, -apart, apart, n)
-    mean = stratified_mean(leads, strata, sizes, largest=1.0)
-    reach = mean.quantile * math.sqrt(mean.variance)
-    low = max(-1.0, mean.value - reach)
-    high = min(1.0, mean.value + reach)
-    return Interval(apart * mean.value, apart * low, apart * high, n)
+    value, variance, quantile = stratified_mean(leads, strata, sizes, largest=1.0)
+    reach = quantile * math.sqrt(variance)
+    low, high = max(-1.0, value - reach), min(1.0, value + reach)
+    return Interval(apart * value, apart * low, apart * high, n)
 
 
 def upper_bound(wrong: int, answers: int, alpha: float = ALPHA) -> float:

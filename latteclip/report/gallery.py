@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata, UnknownMetadata
@@ -71,14 +69,16 @@ def read_gallery(
         "zero_shot": names.take(zero_shot.combine_chunks()),
         "truth": names.take(truth.combine_chunks()),
     }
-    chosen = pa.table(columns).take(_examples(labels.to_numpy(), confidence.to_numpy()))
+    order = np.argsort(-confidence.to_numpy(), kind="stable")
+    some = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(int)
+    chosen = pa.table(columns).take(order[some])
     if captions:
         table = tables.read(captions, tables.CAPTIONS, ["id", "caption"])
         rows = pc.index_in(chosen["image_id"], table["id"])
         chosen = chosen.append_column("caption", table["caption"].take(rows))
     items = []
     for item in chosen.to_pylist():
-        item |= {"source": source, "picture": _thumbnail(item["path"], PICTURE)}
+        item |= {"source": source, "picture": picture(item["path"], PICTURE)}
         if item["image_id"] in answers:
             item["label"] = answers[item["image_id"]] or "none of the classes"
             item["source"] = "a person's answer"
@@ -87,30 +87,16 @@ def read_gallery(
     return Gallery(len(train), n_test, classnames, not truth.null_count, share_right, items)
 
 
-def _examples(
-    labels: npt.NDArray[np.int32], confidence: npt.NDArray[np.float32]
-) -> list[int]:
-    """Return images from the most to the least confident label, of other classes if possible."""
-    order = np.argsort(-confidence, kind="stable")
-    chosen: list[int] = []
-    for part in np.array_split(order, min(EXAMPLES, len(order))):
-        new = part[~np.isin(labels[part], labels[chosen])]
-        chosen.append(int(new[0] if len(new) else part[0]))
-    return chosen
-
-
-def picture(image: Image.Image, side: int) -> str:
-    """Return a picture in RGB as a data: address, its longer side at most `side` pixels."""
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+def webp(path: str, side: int, quality: int = QUALITY) -> bytes:
+    """Return an image file as WebP, its longer side at most `side` pixels."""
     file = io.BytesIO()
-    small.save(file, "WEBP", quality=QUALITY, method=4)
-    encoded = base64.b64encode(file.getvalue()).decode()
-    return f"data:image/webp;base64,{encoded}"
+    open_rgb(path, max_side=side).save(file, "WEBP", quality=quality)
+    return file.getvalue()
 
 
-def _thumbnail(path: str, side: int) -> str:
-    return picture(open_rgb(path, max_side=side), side)
+def picture(path: str, side: int) -> str:
+    """Return an image file as a data: address, its longer side at most `side` pixels."""
+    return f"data:image/webp;base64,{base64.b64encode(webp(path, side)).decode()}"
 
 
 def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
@@ -130,7 +116,7 @@ def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
     likeliest = likeliest.append_column("zero_shot", names.take(labels.combine_chunks()))
     items = likeliest.to_pylist()
     for item in items:
-        item["picture"] = _thumbnail(item["path"], THUMBNAIL)
+        item["picture"] = picture(item["path"], THUMBNAIL)
     return {
         "answered": sum((described.answers or {}).values()),
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,

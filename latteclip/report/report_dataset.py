@@ -5,9 +5,8 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -64,30 +63,9 @@ class PageFiles:
     corrupt: str | None = None  # a CSV file of images that cannot be read
 
 
-@dataclass(frozen=True)
-class RunTables:
-    """Where the results of one run are."""
-
-    method: str
-    seed: int
-    metrics: str
-    train_predictions: str | None = None  # of training images that it left out
-
-    @property
-    def run(self) -> results.Run:
-        return self.method, self.seed
-
-
-class Step(NamedTuple):
-    """What to do next."""
-
-    text: str
-    command: str
-
-
 def report_dataset(
     files: PageFiles,
-    runs_files: Sequence[RunTables],
+    runs_files: Sequence[results.RunFiles],
     settings: ReportSettings,
     output: str,
 ) -> None:
@@ -111,8 +89,9 @@ def report_dataset(
     accuracy = None
     if share is not None:
         accuracy = share_of_new(round(share * images.n_test), images.n_test)
-    is_tested = accuracy is not None or bool(audit and audit.accuracies)
-    steps = _next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)
+    is_tested = accuracy is not None or bool(audit and audit.runs)
+    model_right, asking = results.accuracy_by_answers(lead, report, audit)
+    steps = [*_next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)]
     folder = Path(output).parent
     page = render(
         "report.html",
@@ -123,16 +102,16 @@ def report_dataset(
         lead_seeds=sum(run.method == lead.method for run in runs_files),
         is_chosen=is_chosen,
         accuracy=accuracy,
-        stated=results.state(lead.run, lead.train_predictions, report, audit),
+        labels_right=answers.labels_right,
+        model_right=model_right,
+        asking=asking,
         report=report,
         unchecked=UNCHECKED if report and not report.is_checked else "",
-        checks=results.QUESTIONS // 2,
-        within=ceil(100 * results.largest_error(results.QUESTIONS // 2)),
         discovery=discovery,
         rows=_method_rows(metrics, settings.baseline),
         audit=audit,
         meanings=FLAGS,
-        steps=[*steps],
+        steps=steps,
         selection=selection,
         labellers=read_labellers(folder) if report else [],
         unknown=_read(
@@ -156,8 +135,8 @@ def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
 
 
 def _lead_run(
-    runs: Sequence[RunTables], selection: results.Selection | None, main: str
-) -> RunTables:
+    runs: Sequence[results.RunFiles], selection: results.Selection | None, main: str
+) -> results.RunFiles:
     """Return the chosen run, or else the first one of the main method."""
     if selection:
         return next(run for run in runs if run.run == selection.run)
@@ -178,35 +157,33 @@ def _next_steps(
     is_tested: bool,
     report: FusionReport | None,
     discovery: Mapping[str, Any] | None,
-) -> Iterator[Step]:
-    """Yield what to do next, the most important first."""
+) -> Iterator[tuple[str, str]]:
+    """Yield what to do next as a text and a command, the most important first."""
     folder = f"results/{settings.dataset}"
     quoted = shlex.quote(folder)
-    rerun = Step(
-        "Then run the workflow again, which updates this page:", run_command(folder)
-    )
+    rerun = "Then run the workflow again, which updates this page:", run_command(folder)
     if discovery and not discovery["actions"]:
-        yield Step("Check the proposed classes:", f"latteclip classes {quoted}")
+        yield "Check the proposed classes:", f"latteclip classes {quoted}"
     if report and not report.answers.images:
-        yield Step(
+        yield (
             f"Answer questions about {results.QUESTIONS} images, in about twenty minutes. The "
             "answers improve the labels and estimate their accuracy:",
             f"latteclip teach {quoted}",
         )
         yield rerun
     elif not is_tested:
-        yield Step(
+        yield (
             "Answer questions about held-out images, which estimate each model's accuracy:",
             f"latteclip audit {quoted}",
         )
         yield rerun
     if report:
-        yield Step(
+        yield (
             "Use the labels in other programs:",
             f"latteclip labels export {quoted} --format csv --output labels.csv",
         )
     if settings.training:
-        yield Step(
+        yield (
             "Train CLIP on the labels too, in minutes on a GPU and hours without. The trained "
             "model is chosen only if votes of held-out images say that it is better:",
             run_command(folder, method=",".join(settings.training)),
@@ -215,7 +192,7 @@ def _next_steps(
     model = f"{folder}/{method}/seed{seed}/model"
     if is_chosen:
         model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
-    yield Step(
+    yield (
         "Put new photographs into a folder new-photos, and classify them with this model:",
         f"latteclip predict {shlex.quote(model)} new-photos",
     )

@@ -1,6 +1,6 @@
 """One table over datasets and methods, from the metrics of every run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,8 @@ import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.core.tables import FLAGS
-from latteclip.core.terminal import counted
-from latteclip.evaluate.predictions import FIGURES
-from latteclip.evaluate.results import Audit, read_audit, read_metrics, read_selection
-from latteclip.labels.fusion_report import read_fusion_report
+from latteclip.evaluate.results import FIGURES, read_audit, read_metrics, read_selection
+from latteclip.labels.fusion_report import in_words, read_fusion_report
 from latteclip.report.provenance import asked
 
 AUDITED = ["audited", "audited_low", "audited_high"]
@@ -41,21 +39,28 @@ def summarize(
     selections = [read_selection(path) for path in selections_paths]
     audits = [read_audit(path) for path in audits_paths]
     seeds = {(each.dataset, each.method): f"seed {each.seed}" for each in selections}
-    audit_of = {each.dataset: each for each in audits}
+    # The first run of a method stands for it.
+    audited = {
+        (each.dataset, run.method): run for each in audits for run in reversed(each.runs)
+    }
     table = summary(metrics, baseline)
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):
-        audit = audit_of.get(dataset)
-        accuracy = audit.accuracy(method) if audit else None
-        ends = (accuracy.value, accuracy.low, accuracy.high) if accuracy else [None] * 3
+        ends: list[float | None] = [None] * 3
+        if run := audited.get((dataset, method)):
+            ends = [run.accuracy.value, run.accuracy.low, run.accuracy.high]
         rows.append([seeds.get((dataset, method), ""), *ends])
     table[["chosen", *AUDITED]] = rows
     table[AUDITED] = 100 * table[AUDITED].astype(float)
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
     lines = [f"- chosen: {each.dataset}: {each.reason}" for each in selections]
-    lines += map(_verdict, audits)
-    lines += _checked_labels(fusion_reports_paths)
-    lines += _asked(metrics_paths)
+    lines += [f"- audited: {each.dataset}: {each.sentence}" for each in audits]
+    for path in fusion_reports_paths:
+        if right := read_fusion_report(path).answers.labels_right:
+            lines.append(f"- labels of {Path(path).parent.name}: {in_words(right)}")
+    for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
+        for name, used in asked(folder):
+            lines.append(f"- asked for {folder.name}/{name}: {used.in_words}.")
     parts = [accuracy_table(table), "\n".join(lines)]
     write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
 
@@ -97,22 +102,3 @@ def accuracy_table(table: pd.DataFrame) -> str:
     used = union(table["flags"].str.split()).split()
     notes = "\n".join(f"- {mark}: {FLAGS[mark]}." for mark in used)
     return f"{text}\n\n{notes}".rstrip()
-
-
-def _verdict(audit: Audit) -> str:
-    answered = f", {audit.answered} of {counted(audit.images, f'{audit.split} image')}"
-    return f"- audited: {audit.dataset}{answered if audit.accuracies else ''}: {audit.sentence}"
-
-
-def _checked_labels(paths: Sequence[str]) -> Iterator[str]:
-    """Yield the accuracy of fused labels by a person's answers."""
-    for path in paths:
-        if checked := read_fusion_report(path).answers.checked:
-            yield f"- labels of {Path(path).parent.name}, {checked.sentence}"
-
-
-def _asked(metrics_paths: Sequence[str]) -> Iterator[str]:
-    """Yield what each table of answers of the datasets took."""
-    for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
-        for table, used in asked(folder):
-            yield f"- asked for {folder.name}/{table}: {used.in_words}."

@@ -8,15 +8,15 @@ import pyarrow.compute as pc
 import pytest
 from support.audits import answer, answer_next, made_audit, write_train_predictions
 
-from latteclip.audit import sampling, score
-from latteclip.audit.audit import AuditSession, offered_classes
+from latteclip.audit import score
+from latteclip.audit.audit import AuditSession, offered_classes, rename_class
 from latteclip.audit.session import OFFERED
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate.predictions import MISSING
-from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
+from latteclip.evaluate.results import MISSING, Audit, AuditedRun, RunFiles, read_audit
 from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, teaching_schema
+from latteclip.labels.guarantees import Interval
 
 N_TEST = 120
 
@@ -98,13 +98,14 @@ def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
     for run in results.runs:
         table = tables.read(run.predictions, tables.PREDICTIONS)
         rights[run.method, run.seed] = (table["prediction"].to_numpy() == labels).mean()
-    assert {one.run: one.value for one in found.accuracies} == pytest.approx(rights)
-    assert all(one.low == one.value == one.high for one in found.accuracies)
+    accuracies = {one.run: one.accuracy for one in found.runs}
+    assert {run: one.value for run, one in accuracies.items()} == pytest.approx(rights)
+    assert all(one.low == one.value == one.high for one in accuracies.values())
     assert found.best.run == max(rights, key=rights.get)
     for one, other in itertools.permutations(rights, 2):
-        compared = found.compare(one, other)
-        assert compared.decided and compared.runs == (one, other)
-        assert compared.value == pytest.approx(rights[one] - rights[other])
+        lead = found.lead(one, other)
+        assert lead.is_decided
+        assert lead.value == pytest.approx(rights[one] - rights[other])
 
 
 def test_answers_after_the_first_image_without_one_are_left_out(session, caplog, label_of):
@@ -120,12 +121,12 @@ def test_answers_after_the_first_image_without_one_are_left_out(session, caplog,
 @pytest.mark.parametrize("decided", [True, False])
 def test_the_verdict_names_the_best_model_and_then_those_that_it_beats(decided):
     accuracies = {"image_prototypes": 0.6, "recommended": 0.35, "zero_shot": 0.25}
-    runs = [Accuracy(name, 0, value, 0.2, 0.8) for name, value in accuracies.items()]
-    pairs = [
-        Comparison(one.method, 0, other.method, 0, 0.2, 0.1, 0.3, decided)
-        for one, other in itertools.combinations(runs, 2)
+    lead = Interval(0.2, 0.1 if decided else -0.1, 0.3, 60)
+    runs = [
+        AuditedRun(name, 0, True, Interval(value, 0.2, 0.8, 60), [lead] * 3)
+        for name, value in accuracies.items()
     ]
-    verdict = score.verdict(Audit("made", "test", 120, 60, 0, 0, "0", "", runs, pairs))
+    verdict = score.verdict(Audit("made", "test", 120, 60, 0, 0, "", runs))
     places = [verdict.index(name) for name in accuracies]
     assert places == sorted(places) and ("So far" in verdict) != decided
 
@@ -134,7 +135,7 @@ def score_again(results, runs=None):
     """What the rule writes of an audit of made results."""
     folder, output = results.folder / "audit" / "test", str(results.folder / "audit.json")
     files = [
-        sampling.RunFiles(run.method, run.seed, run.metrics, run.predictions, "")
+        RunFiles(run.method, run.seed, run.metrics, "", run.predictions)
         for run in runs or results.runs
     ]
     score.score_audit(
@@ -160,8 +161,9 @@ def test_any_number_of_answers_of_any_kind_has_a_sentence(results, label_of, n, 
     answer_next(session, n, label_of, kind)
     found = score_again(results)
     enough = n >= 10 and kind != "unsure"
-    assert bool(found.accuracies) == enough and found.sentence
-    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in found.accuracies)
+    assert bool(found.runs) == enough and found.sentence
+    accuracies = [one.accuracy for one in found.runs]
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in accuracies)
 
 
 def test_images_that_a_model_learns_from_later_are_left_out_for_all(
@@ -175,7 +177,7 @@ def test_images_that_a_model_learns_from_later_are_left_out_for_all(
     learned = pc.is_in(table["image_id"], pa.array(names))
     tables.write(path, table.filter(pc.invert(learned)), tables.PREDICTIONS, metadata)
     found = score_again(results)
-    assert (found.answered, len(found.accuracies)) == (35, len(results.runs))
+    assert (found.answered, len(found.runs)) == (35, len(results.runs))
 
 
 def test_the_interval_of_training_images_is_that_of_new_ones(training):
@@ -186,6 +188,23 @@ def test_the_interval_of_training_images_is_that_of_new_ones(training):
     session = AuditSession(training.folder, 40)
     answer_next(session, session.total, dict.fromkeys(ids, 0).__getitem__)
     found = session.score(session.answers())
-    for estimate in (*found.accuracies, *found.comparisons):
-        is_known = estimate in found.comparisons and estimate.value == estimate.low
-        assert is_known or estimate.low < estimate.value < estimate.high
+    for run in found.runs:
+        assert run.accuracy.low < run.accuracy.value < run.accuracy.high
+        assert all(one.low < one.value < one.high for one in run.leads if one.n)
+
+
+def test_answers_follow_a_renamed_class(results):
+    def answered():
+        return [a.classname for a in AuditSession(results.folder, 20).answers().values()]
+
+    answer_next(AuditSession(results.folder, 20), 20, label_of=lambda name: 3)
+    assert answered() == ["dots"] * 20
+    with pytest.raises(UserError, match="dots"):
+        rename_class(str(results.folder), "dotts", "points")
+    rename_class(str(results.folder), "dots", "Red_Points")
+    assert answered() == []  # the index has the old name
+    results.classnames[3] = "red points"
+    results.write_index()
+    for run in results.runs:
+        results.write_run(run.method, run.seed)
+    assert answered() == ["red points"] * 20

@@ -122,14 +122,22 @@ def test_its_last_line_and_the_report_state_one_share_of_right_labels(taken, lab
     session.schema.update(session.path, answers)
     fuse(taken, answers=str(session.path))
     checked = read_fusion_report(taken.folder / NAME).answers.checked.right
-    assert checked.n == 20 and checked.words in session.result()["sentence"]
+    assert checked.n == 20 and checked.words() in session.result()["sentence"]
     again = TeachingSession(taken.folder, 40)
     assert again.result()["sentence"] == session.result()["sentence"]
 
 
-@pytest.mark.parametrize("kind", [CLASS, NONE, UNSURE])
-@pytest.mark.parametrize("phase", [TEACH, CHECK])
-@pytest.mark.parametrize("n", [0, 1, 2, 90])
+@pytest.mark.parametrize(
+    ("n", "phase", "kind"),
+    [
+        (0, TEACH, CLASS),
+        (1, TEACH, CLASS),
+        (1, CHECK, NONE),
+        (2, TEACH, UNSURE),
+        (90, TEACH, NONE),
+        (90, CHECK, UNSURE),
+    ],
+)
 def test_after_any_answers_it_goes_on_and_has_a_result(taken, label_of, n, phase, kind):
     answers = {
         name: Answer(name, kind, label_of[name] if kind == CLASS else None, phase)

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
 
 from latteclip.core.errors import UserError
+from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
 from latteclip.discover.names import read_names
 from latteclip.discover.proposal import Action, propose, replay
@@ -48,7 +50,7 @@ def right(labels, truth):
 def test_synonyms_merge_and_wrong_names_follow_the_features(world, proposed):
     truth, evidence = world
     about = proposed.about
-    assert (len(about.names), about.by_names) == (KINDS, True)
+    assert (len(about.names), about.is_guess) == (KINDS, True)
     assert right(proposed.labels, truth) > 0.95
     assert {names[0] for names in about.names} >= {"car", "fish", "tree", "lamp"}
     for names in about.names:
@@ -65,9 +67,29 @@ def test_names_that_say_nothing_only_name_what_k_means_groups(world):
     rng = np.random.default_rng(2)
     answers = [f"word{number}" for number in rng.integers(3, size=len(truth))]
     found = proposal_of(Evidence.of(evidence.features, read_names(answers)), KINDS)
-    assert not found.about.by_names
     assert right(found.labels, truth) > 0.95
     assert {names[0] for names in found.about.names} > {"word0", "word1", "word2"}
+
+
+def test_the_number_of_classes_has_the_largest_silhouette(world):
+    """The same by plain loops, over the merges of some groups."""
+    _, evidence = world
+    x = evidence.features[::4].astype(float)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    start = np.arange(len(x)) % 7
+    tree = linkage(np.arange(7)[:, None] ** 1.5, "complete")
+    means = {}
+    for number in range(2, 8):
+        labels = fcluster(tree, number, "maxclust")[start]
+        values = []
+        for i, own in enumerate(labels):
+            to = {k: [1 - x[i] @ x[j] for j in np.flatnonzero(labels == k) if j != i]
+                  for k in set(labels)}  # fmt: skip
+            inner, outer = np.mean(to.pop(own)), min(map(np.mean, to.values()))
+            values.append((outer - inner) / max(outer, inner))
+        means[number] = np.mean(values)
+    best = max(means, key=means.get)
+    assert grouping.best_number(x.astype(np.float32), start, tree) == best
 
 
 def test_actions_are_replayed_in_their_order(proposed):

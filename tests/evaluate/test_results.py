@@ -1,5 +1,6 @@
 """What a person's answers state about labels and a run."""
 
+from dataclasses import replace
 from inspect import signature
 
 import numpy as np
@@ -9,8 +10,15 @@ from support import records
 from latteclip.audit.teach import teach
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate.results import QUESTIONS, Accuracy, Audit, largest_error, state
+from latteclip.evaluate.results import (
+    QUESTIONS,
+    Audit,
+    AuditedRun,
+    RunFiles,
+    accuracy_by_answers,
+)
 from latteclip.labels.fusion_report import PersonAnswers
+from latteclip.labels.guarantees import Interval
 
 RUN = ("flyp", 0)
 IDS = [f"{number}.png" for number in range(40)]
@@ -25,7 +33,7 @@ def predictions(tmp_path):
         "prediction": np.repeat([0, 1], [18, 6]).astype(np.int32),
     }
     tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(["a", "b"]))
-    return str(path)
+    return RunFiles(*RUN, "", str(path))
 
 
 def report(n):
@@ -35,25 +43,24 @@ def report(n):
 
 
 def test_checks_of_labels_are_checks_of_a_model_that_did_not_learn_from_them(predictions):
-    found = state(RUN, predictions, report(30), None)
-    assert (found.labels.value, found.labels.n, found.by) == (0.8, 30, "teach")
-    assert (found.model.value, found.model.n) == (0.75, 24)
-    assert found.model.low < 0.6 < 0.85 < found.model.high
-    few = state(RUN, predictions, report(9), None)
-    assert (few.labels, few.model) == (None, None)
-    nobody = state(RUN, predictions, records.fusion(), None)
-    assert (nobody.labels, nobody.model) == (None, None)
+    found, asking = accuracy_by_answers(predictions, report(30), None)
+    assert (found.value, found.n, asking) == (0.75, 24, "teach")
+    assert found.low < 0.6 < 0.85 < found.high
+    assert report(30).answers.labels_right.n == 30
+    for few in (report(9), records.fusion()):
+        assert accuracy_by_answers(predictions, few, None) == (None, "teach")
+        assert few.answers.labels_right is None
 
 
 def test_an_audit_of_the_run_comes_first(predictions):
-    accuracies = [Accuracy(*RUN, 0.6, 0.5, 0.7)]
-    audit = Audit("d", "test", 500, 90, 10, 0, "p", "", accuracies, [])
-    found = state(RUN, predictions, report(30), audit)
-    assert (found.model.value, found.model.n, found.by) == (0.6, 80, "audit")
-    other = state(("flyp", 1), predictions, report(30), audit)
-    assert (other.model.n, other.by) == (24, "teach")
+    accuracy = Interval(0.6, 0.5, 0.7, 80)
+    run = AuditedRun(*RUN, can_be_chosen=True, accuracy=accuracy, leads=[])
+    audit = Audit("d", "test", 500, 90, 10, 0, "", [run])
+    found = accuracy_by_answers(predictions, report(30), audit)
+    assert found == (accuracy, "audit")
+    other, asking = accuracy_by_answers(replace(predictions, seed=1), report(30), audit)
+    assert (other.n, asking) == (24, "teach")
 
 
-def test_the_sixty_checks_of_teach_give_an_accuracy_to_within_thirteen_points():
+def test_the_page_names_the_number_of_questions_that_teach_asks():
     assert signature(teach).parameters["budget"].default == QUESTIONS
-    assert 0.12 < largest_error(QUESTIONS // 2) < 0.13

@@ -10,7 +10,7 @@ from latteclip.labels.answers import (
     Answer,
     AnswerSchema,
     as_json,
-    rename_class,
+    rename_in_answers,
     teaching_schema,
 )
 from latteclip.labels.label_inputs import answered_rows
@@ -156,6 +156,6 @@ def test_a_renamed_class_has_its_answers(path):
     pictures = {"a": "A", "b": "B"}
     answers = {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}
     schema(pictures).update(path, answers)
-    assert rename_class(path, "dots", "points") == 1
+    assert rename_in_answers(path, "dots", "points") == 1
     saved = schema(pictures, ("points", "none", "\u202edots")).read(path)
     assert said(saved) == {"a": "points", "b": "none"}

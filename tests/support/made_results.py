@@ -10,9 +10,8 @@ from support.tiny import write_captions, write_index, write_pictures, write_pseu
 from latteclip.config.keys import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.tables import EncoderMetadata
-from latteclip.discover.discover_classes import discover_classes, propose_classes
-from latteclip.discover.proposal import FILE
-from latteclip.evaluate import predictions
+from latteclip.discover.proposal import FILE, discover_classes, propose_classes
+from latteclip.evaluate import results as stage
 
 HOSTILE = "<script>alert('class')</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(1)>.png'
@@ -27,7 +26,7 @@ class MadeRun:
     seed: int
     metrics: str
     predictions: str
-    train_predictions: str | None = None
+    train_predictions: str
 
 
 LLAVA = {"model": "<i>llava</i>"}
@@ -102,9 +101,9 @@ class Results:
         scores = np.sort(self.rng.random(ranked.shape))[:, ::-1]
         names = ("metrics.json", "predictions.parquet", "train_predictions.parquet")
         metrics, tested, held_out = (str(folder / name) for name in names)
-        run = MadeRun(method, seed, metrics, tested)
-        index, _ = predictions.read_evaluated_images(self.images)
-        predictions.write_run(
+        run = MadeRun(method, seed, metrics, tested, held_out)
+        index, _ = stage.read_evaluated_images(self.images)
+        stage.write_run(
             index,
             self.classnames,
             (ranked, scores),

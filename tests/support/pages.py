@@ -8,7 +8,8 @@ import numpy as np
 
 from latteclip.core import tables
 from latteclip.core.tables import UnknownMetadata
-from latteclip.evaluate.results import Accuracy, Audit
+from latteclip.evaluate.results import Audit, AuditedRun, RunFiles
+from latteclip.labels.guarantees import Interval
 from latteclip.report import report_dataset
 
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
@@ -78,7 +79,7 @@ def write(
     output = results.folder / "report.html"
     inputs = report_dataset.PageFiles(results.images, results.pseudo_labels, **files)
     runs = [
-        report_dataset.RunTables(run.method, run.seed, run.metrics, run.train_predictions)
+        RunFiles(run.method, run.seed, run.metrics, run.train_predictions)
         for run in results.runs
     ]
     report_dataset.report_dataset(inputs, runs, settings, str(output))
@@ -88,12 +89,12 @@ def write(
 
 def write_audit(folder, dataset, methods, sentence="It <i>helped</i>."):
     """What a person's answers say of one run of each of some methods; the path."""
-    accuracies = [
-        Accuracy(method, number, 0.41 + 0.1 * number, 0.3, 0.62)
+    runs = [
+        AuditedRun(method, number, True, Interval(0.41 + 0.1 * number, 0.3, 0.62, 37), [])
         for number, method in enumerate(methods)
     ]
     path = folder / "audit.json"
-    audit = Audit(dataset, "test", 53, 40, 3, 2, "0", sentence, accuracies, [])
+    audit = Audit(dataset, "test", 53, 40, 3, 2, sentence, runs)
     path.write_text(json.dumps(asdict(audit)))
     return str(path)
 

@@ -59,7 +59,7 @@ rule propose_classes:
         mem_mb=memory(4_000, per_million=16_000),
         runtime=minutes(15, images_per_second=200),
     params:
-        code=code_of("latteclip.discover.discover_classes"),
+        code=code_of("latteclip.discover.proposal"),
         settings=as_json(lambda dataset: {"classes": dataset.keys.discover.classes}),
     shell:
         "latteclip propose-classes --images {input.images} --names {input.names}"
@@ -81,7 +81,7 @@ rule discover_classes:
     resources:
         **LIGHT,
     params:
-        code=code_of("latteclip.discover.discover_classes"),
+        code=code_of("latteclip.discover.proposal"),
         actions=options("actions"),
     shell:
         "latteclip discover-classes --proposed {input.proposed} {params.actions}"

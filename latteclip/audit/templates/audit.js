@@ -1,13 +1,10 @@
-const MAX_SECONDS = 120; // of an answer, for the estimate of the time left
-
-// The answers that this page can undo or export, in their order.
+// The answers of this visit, which can be undone or exported, in their order.
 let answers = [];
-const asDocument = (some) => ({ plan: page.plan, dataset: page.dataset, classes: page.classes, answers: some });
+const asDocument = (some) => ({ plan: page.plan, classes: page.classes, answers: some });
 
 // The server saves each answer before the next question, beside those of other pages.
 const server = {
   load() {
-    answers = page.answers;
     return page.state;
   },
   save(added, removed) {
@@ -40,16 +37,7 @@ const offline = {
 
 const isOffline = "questions" in page;
 const source = isOffline ? offline : server;
-const pace = [];
 let state = null;
-let since = 0;
-
-function remaining() {
-  if (pace.length < 3) return "";
-  const median = [...pace].sort((a, b) => a - b)[Math.floor(pace.length / 2)];
-  const minutes = Math.round((median * (state.total - state.answered)) / 60);
-  return minutes < 1 ? ", less than a minute left" : `, about ${minutes} min left`;
-}
 
 function option(name, n) {
   const key = n < 9 ? [element("kbd", n + 1), " "] : [];
@@ -70,7 +58,6 @@ function ask() {
     at("search").value = "";
     at("search").blur(); // the keys choose again
   }
-  since = performance.now();
   if (!isOffline && state.upcoming[1]) new Image().src = state.upcoming[1].picture;
 }
 
@@ -79,7 +66,7 @@ async function show(next) {
   const isOver = state.upcoming.length === 0;
   at("progress").max = state.total;
   at("progress").value = state.answered;
-  at("count").textContent = `${state.answered} of ${state.total}${isOver ? "" : remaining()}`;
+  at("count").textContent = `${state.answered} of ${state.total}`;
   at("asking").hidden = isOver;
   at("hint").hidden = isOver;
   at("status").textContent = state.status;
@@ -99,7 +86,6 @@ function give(answer) {
     const added = { image, content, phase, ...answer };
     const next = await source.save([added], []);
     answers = [...answers, added];
-    pace.push(Math.min(MAX_SECONDS, (performance.now() - since) / 1000));
     await show(next);
   });
 }
