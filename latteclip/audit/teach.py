@@ -25,7 +25,7 @@ from latteclip.audit.session import (
     in_class_order,
     run_session,
 )
-from latteclip.config.hub_names import slug
+from latteclip.config.registry import slug
 from latteclip.core import tables
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata

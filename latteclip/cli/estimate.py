@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.captions.answers import AnswersMetadata
-from latteclip.config import layers, resources
+from latteclip.config import layers
 from latteclip.config.keys import Config, FinetuneSection
 from latteclip.config.labellers import Asking, askings
-from latteclip.config.resolve import Dataset, Run
-from latteclip.config.resources import Counts
+from latteclip.config.resolve import Counts, Dataset, Run
 from latteclip.config.schema import validate
 from latteclip.core import run_options, tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
@@ -49,7 +48,7 @@ NOTE = """\
 
 def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     """Yield what a run that will write the pending files would ask about a dataset's images."""
-    images = resources.counts(dataset)
+    images = dataset.counts
     source = dataset.keys.source
     if images is None and source and source.folder and dataset.keys.split.kind == "folders":
         images = Counts(len(image_files(source.folder, deep=True)), 0)
@@ -129,7 +128,7 @@ def _lines(name: str, given: Mapping[str, Any]) -> Iterator[str]:
     )
     index = folder / "images.parquet"
     drawn_from = index.is_file() and tables.read_metadata(index, IndexMetadata).drawn_from
-    before, after = resources.counts(limited), resources.counts(whole)
+    before, after = limited.counts, whole.counts
     if before and drawn_from:
         test = drawn_from.get("test", 0)
         after = Counts(sum(drawn_from.values()) - test, test)
@@ -168,9 +167,7 @@ def _growth(
     """Return how many times as much a job has to do in the full run."""
     if cost.rule in ASKING:
         name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-        labellers = [labeller.name for labeller in dataset.own_labellers]
-        asker = dataset.asker_of(name if name in labellers else "")
-        asking = Asking(asker, ASKING[cost.rule])
+        asking = Asking(dataset.asker_of(name), ASKING[cost.rule])
         return n_requests(asking, after) / max(1, n_requests(asking, before))
     if cost.rule in TRAINING:
         keys = dataset.method(cost.run.partition(",")[0]).keys.finetune

@@ -6,6 +6,7 @@ Code is imported when it runs, so that --help needs no torch. It returns its out
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from typing import Any, Literal, NoReturn
 
 from latteclip import __version__
 from latteclip.cli import arguments
-from latteclip.config.removed import removed_option
 from latteclip.core.errors import (
     Signals,
     Terminated,
@@ -157,12 +157,39 @@ def _is_for_run(record: logging.LogRecord) -> bool:
     return is_own and (record.levelno >= logging.WARNING or hasattr(record, "is_for_run"))
 
 
+# Removed words of the command line, and what to do instead. The next release deletes them.
+REMOVED = {
+    "--sdm": "install once with make install, or run inside the image of envs/Dockerfile.",
+    "--offline": "run latteclip classes where the results are, or edit classes.txt.",
+    "--actions": "edit classes.txt.",
+    "--new": "look at the images marked unknown on the page of the dataset.",
+    "--add": "write the class into classes.txt.",
+    "--roll-up": "use --topk and add up the probabilities of the classes of a group.",
+    "--int8": "quantise model.onnx by onnxruntime.quantization.",
+    "--push-to-hub": "run hf upload <user>/<name> FOLDER.",
+    "--format datasets": "use --format imagefolder, which load_dataset('imagefolder', "
+    "data_dir=FOLDER) reads.",
+    "--copy": "run cp -rL on the folder of links.",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage that --help shows."""
 
     def error(self, message: str) -> NoReturn:
-        sentence = removed_option(message) or f"{message}; see {self.prog} --help."
+        sentence = _removed(message) or f"{message}; see {self.prog} --help."
         self.exit(2, f"error: {self.prog}: {for_terminal(sentence)}\n")
+
+
+def _removed(message: str) -> str | None:
+    """Return what to do instead of a removed word which argparse does not accept."""
+    if not message.startswith("unrecognized") and "invalid choice" not in message:
+        return None
+    words = set(re.findall(r"[\w-]+", message))
+    for name, step in REMOVED.items():
+        if words.issuperset(name.split()):
+            return f"{name} was removed: {step}"
+    return None
 
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -17,12 +17,14 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import local, sourcecache_entry
 from snakemake.settings.enums import Quietness
 
-from latteclip.config import checks, jobs, layers, resources
+from latteclip.config import checks, jobs, layers
 from latteclip.config.resolve import Dataset, Run, sections
 from latteclip.core import gpus
 from latteclip.core.errors import UserError, refused_by_system
 from latteclip.data import folder_files
 
+# MB of a process with its photographs and the parts of batches that it loads ahead.
+PROCESS = 240
 GPU_JOB = "gpu_job_"  # begins the name of a default resource
 OfJob = Callable[..., Any]  # a function of a job's wildcards, as Snakemake takes it
 
@@ -305,18 +307,15 @@ class Rules:
 
     # Resources.
 
-    def threads(self, jobs_at_once: OfJob | None = None) -> OfJob:
-        """Return the threads of a job: jobs that run at once on this machine share its cores."""
+    def threads(self, *, on_gpus: bool = False) -> OfJob:
+        """Return the threads of a job: those on the GPUs of this machine share its cores."""
 
         def answer(wildcards: Any) -> int:
-            dataset = self._run.dataset(wildcards.dataset)
-            wanted = dataset.keys.compute.threads
+            wanted = self._run.dataset(wildcards.dataset).keys.compute.threads
             if self._machine.is_cluster:
                 return wanted
-            at_once = 1
-            if jobs_at_once is not None:
-                at_once = jobs_at_once(dataset, self._machine.gpus)
-            return max(1, min(wanted, self._machine.cores // max(1, at_once)))
+            at_once = self._machine.gpus if on_gpus else None
+            return max(1, min(wanted, self._machine.cores // (at_once or 1)))
 
         return answer
 
@@ -361,12 +360,16 @@ class Rules:
         }
 
     def memory(self, least: int, per_million: int, loads_images: bool = False) -> OfJob:
-        """Return MB that grow with the images, with threads that load some, and with attempts."""
-        return lambda wildcards, input, attempt, threads: resources.memory(
-            least + per_million * self._images(wildcards, input) / 1e6,
-            threads if loads_images else 0,
-            attempt,
-        )
+        """Return MB that grow with the images, threads that load some, and half each attempt."""
+
+        def answer(wildcards: Any, input: Any, attempt: int, threads: int) -> int:
+            images = self._images(wildcards, input)
+            loading = PROCESS * threads if loads_images else 0
+            return int(
+                (least + per_million * images / 1e6 + loading) * 1.5 ** (attempt - 1)
+            )
+
+        return answer
 
     def minutes(
         self, least: int, images_per_second: float, passes: OfJob = lambda wildcards: 1

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import open_clip
 from pydantic import Field
 
-from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
+from latteclip.config.registry import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
 from latteclip.core.terminal import one_line

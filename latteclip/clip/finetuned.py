@@ -13,7 +13,7 @@ from latteclip.clip.classifier import (
     load_classifier,
 )
 from latteclip.clip.encode import encode_files
-from latteclip.config.hub_names import CLIP_CONFIG
+from latteclip.config.registry import CLIP_CONFIG
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 

@@ -26,7 +26,7 @@ from latteclip.clip.clip_config import (
     fields_of,
     section,
 )
-from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
+from latteclip.config.registry import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import devices
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, TEXT_TOWER
+from latteclip.config.registry import CLIP_CONFIG, FOLDER, TEXT_TOWER
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line

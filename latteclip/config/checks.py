@@ -141,34 +141,23 @@ def _methods(dataset: Dataset) -> Iterator[str]:
                 f"method {method.name} has pseudo_labels {labels}, but the labels here are "
                 f"{found}: lmm are class scores, caption are captions; change one of the two."
             )
-        for keys in objective.switches:
-            if not any(getattr(method.keys.switches, key) for key in keys):
-                yield (
-                    f"method {method.name} has all switches {', '.join(keys)} off; switch one on."
-                )
 
 
 def _asked(asking: Asking) -> Iterator[str]:
     """Check that a captioner can do what it is asked for: its engine, model and files."""
     asker = asking.asker
-    values, engine = asker.captioner, asker.engine
-    name, model = values.engine, values.model
+    name, engine = asker.captioner.engine, asker.engine
     if asking.kind == SCORES:
         yield from _scores(asker)
     elif not engine.writes_captions:
         yield f"captioner.engine {name} writes no captions; set another."
     elif engine.reads_file:
         key = "groups_file" if asking.kind == GROUPS else "images_file"
-        files = asker.files(asking.kind)
-        if not files:
+        file = asker.file(asking.kind)
+        if not file:
             yield f"captioner.engine file needs captioner.{key}; set it."
-        elif not os.path.isfile(files[0]):
-            yield f"captioner.{key} {files[0]} is not a file; correct the path."
-    if engine.loads_model and model.count("/") != 1 and not os.path.isdir(model):
-        yield (
-            f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
-            "such as llava-hf/llava-v1.6-mistral-7b-hf."
-        )
+        elif not os.path.isfile(file):
+            yield f"captioner.{key} {file} is not a file; correct the path."
 
 
 def _scores(asker: Asker) -> Iterator[str]:

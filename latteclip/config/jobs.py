@@ -5,17 +5,22 @@ jobs a changed key reruns: it returns what its stage reads, and nothing else.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import hub_names, registry
-from latteclip.config.hub_names import Model
+from latteclip.config import layers, registry
 from latteclip.config.labellers import Asker, Labeller, answer_tables
-from latteclip.config.registry import OBJECTIVES
+from latteclip.config.registry import OBJECTIVES, Model
 from latteclip.config.resolve import Dataset, Method, Run, sections
-from latteclip.core.files import ACTIONS, edited_classes, fingerprint, folders_in
+from latteclip.core.files import (
+    digest_of,
+    edited_classes,
+    fingerprint,
+    folders_in,
+)
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -31,13 +36,81 @@ FILES = {
     "train_predictions": "train_predictions.parquet",
 }
 OF_CANDIDATE = ("metrics", "model", "train_predictions")
+# An import of a module of the package, with the names that it takes from the module.
+IMPORT = re.compile(
+    r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
+)
+# Modules that cannot change what a stage writes: errors, messages, signals, the GPUs and processes
+# that do the work in order, and the keys, whose values are parameters of their own.
+WITHOUT_EFFECT = re.compile(
+    r"latteclip\.(config\..*|core\.(errors|gpus|signals|terminal)|data\.workers)"
+)
 Paths = list[str]
 Settings = dict[str, Any]
 
 
-def _if_there(*paths: str) -> Paths:
-    """Return files that a person's command may have written, if all are there."""
-    return list(paths) if all(Path(path).is_file() for path in paths) else []
+def written(dataset: Dataset, *names: str) -> Paths:
+    """Return files that a person's commands may have written, if all are there."""
+    paths = [f"{dataset.folder}/{name}" for name in names]
+    return paths if all(map(os.path.isfile, paths)) else []
+
+
+def shared(dataset: Dataset, name: str) -> str:
+    """Return a folder that all runs share: the store of answers, or decoded images."""
+    return dataset.run.place(f"resources/{dataset.whole}/{name}")
+
+
+# Code: digests of stages, as parameters of their rules, so that an edit reruns those stages.
+
+
+@cache  # hundreds of jobs have the same code
+def code_of(*modules: str) -> str:
+    """Return the digest of modules and of their imports from the package, also in functions."""
+    files = sorted(map(_file, closure(*modules)))
+    # A module `render` fills the templates beside it.
+    for file in [each for each in files if each.stem == "render"]:
+        files += sorted(file.parent.glob("templates/*"))
+    return f"code {modules[0].rpartition('.')[2]} {digest_of(f.read_bytes() for f in files)[:16]}"
+
+
+def engine_code(asker: Asker, stage: str) -> str:
+    """Return the digest of a stage that asks, and of its engine."""
+    engine = f"latteclip.captions.engines.{asker.captioner.engine}"
+    return code_of(f"latteclip.captions.{stage}", engine)
+
+
+def training_code(method: Method, stage: str) -> str:
+    """Return the digest of a stage that trains, and of its objective."""
+    objective = f"latteclip.train.objectives.{method.objective.module}"
+    return code_of(f"latteclip.train.{stage}", objective)
+
+
+def closure(*modules: str) -> set[str]:
+    """Return modules and their direct and indirect imports from the package."""
+    modules_read = set[str]()
+    waiting = set(modules)
+    while waiting:
+        module = waiting.pop()
+        modules_read.add(module)
+        waiting |= _imports(_file(module)) - modules_read
+    return modules_read
+
+
+@cache
+def _imports(file: Path) -> set[str]:
+    """Return the modules that a file imports from the package, without those of no effect."""
+    names = set()
+    for module, taken in IMPORT.findall(file.read_text("utf-8")):
+        names |= {module, *(f"{module}.{name}" for name in re.findall(r"\w+", taken))}
+    return {
+        name
+        for name in names
+        if not WITHOUT_EFFECT.fullmatch(name) and _file(name).is_file()
+    }
+
+
+def _file(name: str) -> Path:
+    return layers.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
 
 
 # Sources and models.
@@ -57,14 +130,13 @@ def made_folder(dataset: Dataset) -> Paths:
 
 def download_dataset(dataset: Dataset) -> Settings:
     """Return the files to download, and their terms of use."""
-    keys = dataset.keys
-    downloads = keys.source.model_dump(exclude_unset=True) if keys.source else {}
-    return {**downloads, **sections(keys, "title", "licence", "citation", "split.kind")}
+    terms = sections(dataset.keys, "title", "licence", "citation", "split.kind")
+    return {**dict(dataset.keys.source or {}), **terms}
 
 
 def notes(models: Iterable[Model]) -> Paths:
     """Return the notes on the models that come from the hub."""
-    hub = [hub_names.slug(model.names) for model in models if model.names]
+    hub = [registry.slug(model.names) for model in models if model.names]
     return [MODEL_NOTE.format(model=slug) for slug in hub]
 
 
@@ -84,11 +156,6 @@ def files_digest(path: str | None) -> str:
 
 
 # Captions and class scores.
-
-
-def answer_store(dataset: Dataset, kind: str) -> str:
-    """Return the folder of the cached answers about "images", "names" and so on."""
-    return dataset.run.place(f"resources/{dataset.whole}/captions/{kind}")
 
 
 def person_answers(asker: Asker, kind: str) -> str:
@@ -120,11 +187,6 @@ def proposes_classes(dataset: Dataset) -> bool:
     return dataset.discovers and edited_classes(dataset.folder) is None
 
 
-def class_actions(dataset: Dataset) -> Paths:
-    """Return what a person did to the proposed classes."""
-    return _if_there(f"{dataset.folder}/{ACTIONS}")
-
-
 # Labels.
 
 
@@ -147,7 +209,7 @@ def encode_examples(dataset: Dataset) -> Settings:
 
 def all_encoders(dataset: Dataset) -> list[Model]:
     """Return the models that encode these images."""
-    encoders = hub_names.encoders(dataset.run.image_encoders.values())
+    encoders = registry.encoder_models(dataset.run.image_encoders.values())
     return [*dataset.models, *encoders]
 
 
@@ -180,9 +242,10 @@ def labellers(dataset: Dataset) -> list[Settings]:
     ]
 
 
-def labellers_with(run: Run, is_wanted: Any) -> list[str]:
-    """Return the names of some labellers of a run."""
-    return sorted({e.name for d in run.datasets for e in d.labellers if is_wanted(e)})
+def answers_of(labeller: Labeller) -> Paths:
+    """Return the table of a captioner's answers."""
+    asking = labeller.asking
+    return [f"{labeller.dataset.results}/{asking.table}"] if asking else []
 
 
 def write_votes(labeller: Labeller) -> Settings:
@@ -200,11 +263,6 @@ def write_votes(labeller: Labeller) -> Settings:
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
     """Return the features by image encoders beside CLIP."""
     return [f"{dataset.results}/image_encoders/{encoder}.parquet" for encoder in encoders]
-
-
-def teaching_answers(dataset: Dataset) -> Paths:
-    """Return a person's answers from which the labels learn."""
-    return _if_there(f"{dataset.folder}/answers.json")
 
 
 # Classifiers and trainings.
@@ -225,11 +283,6 @@ def classifier(method: Method) -> str:
     is_adapted = method.objective.pseudo_labels and not method.reads_fused_labels
     file = registry.ADAPTED if is_adapted else method.objective.classifier
     return f"{method.dataset.results}/{file}"
-
-
-def decoded_images(dataset: Dataset) -> str:
-    """Return the folder of resized images that all trainings share, until a run ends."""
-    return dataset.run.place(f"resources/{dataset.whole}/decoded")
 
 
 def fold(dataset: Dataset, seed: int) -> Settings:
@@ -276,10 +329,8 @@ def averaged(method: Method) -> list[Settings]:
 
 def evaluate(method: Method, seed: str) -> Settings:
     """Return how images are encoded, and which images were left out."""
-    values = sections(method.dataset.keys, "clip.precision")
-    if method.averaged:  # each of its trainings left out others
-        return values
-    return {**values, "fold": fold(method.dataset, int(seed))}
+    fold_of_seed = fold(method.dataset, int(seed))
+    return {**sections(method.dataset.keys, "clip.precision"), "fold": fold_of_seed}
 
 
 def flags(method: Method) -> list[str]:
@@ -330,8 +381,10 @@ def audit_answers(dataset: Dataset) -> Paths:
 
     Those about the test split come before those about the training images.
     """
-    folders = [f"{dataset.folder}/audit/{split}" for split in ("test", "train")]
-    found = (_if_there(f"{each}/plan.parquet", f"{each}/answers.json") for each in folders)
+    found = (
+        written(dataset, f"audit/{split}/plan.parquet", f"audit/{split}/answers.json")
+        for split in ("test", "train")
+    )
     return next(filter(None, found), [])
 
 
@@ -350,12 +403,6 @@ def asked(run: Run) -> Paths:
     return [f"{d.results}/{each.table}" for d in run.datasets for each in answer_tables(d)]
 
 
-def trained(run: Run) -> Paths:
-    """Return the models of all trainings, for the same reason."""
-    pairs = [each for dataset in run.datasets for each in dataset.trainings]
-    return [f"{method.folder(seed)}/model" for method, seed in pairs]
-
-
 def all_runs(run: Run) -> Paths:
     """Return the metrics of every run."""
     return [each["metrics"] for dataset in run.datasets for each in runs(dataset)]
@@ -371,10 +418,11 @@ def report_dataset(dataset: Dataset) -> Settings:
     """
     run = dataset.run
     trains = any(method.trained for method in dataset.methods)
+    able = [each for each in dataset.methods if not each.objective.is_supervised]
     return {
         "dataset": dataset.name,
         "baseline": run.keys.table.baseline,
-        "main": dataset.main_method.name,
+        "main": (able or dataset.methods)[-1].name,
         "training": None if trains else [*dataset.method_names, registry.RECOMMENDED],
         "suffix": run.suffix,
         "config": _resolved(dataset),
@@ -393,16 +441,3 @@ def _resolved(dataset: Dataset) -> Settings:
         **keys.model_dump(exclude={*described, "size", "methods", "finetune"}),
         "methods": {m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods},
     }
-
-
-def taught_reports(run: Run) -> Paths:
-    """Return the reports on fused labels about which a person answered."""
-    fused = [each for each in run.datasets if each.reads_fused_labels]
-    return [f"{d.results}/fused_labels.json" for d in fused if teaching_answers(d)]
-
-
-def asked_labellers(run: Run) -> Paths:
-    """Return the tables of captioners' answers from which labels are fused."""
-    fused = [each for each in run.datasets if each.reads_fused_labels]
-    tables = [labeller.answers for each in fused for labeller in each.labellers]
-    return [table for table in tables if table]

@@ -5,68 +5,40 @@ section as JSON and validates it by the same class. No stage reruns because this
 because a value does.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from latteclip.config.hub_names import OPEN_CLIP, WHOLE
 from latteclip.config.registry import (
     ENGINES,
     LABELLERS,
     OBJECTIVES,
+    OPEN_CLIP,
     PSEUDO_LABELS,
     RESERVED,
+    WHOLE,
 )
-from latteclip.config.schema import CHECKSUM, NAME, WITH_PLACE
-from latteclip.config.schema import Section as Section
-
-Auto = Literal["auto"]  # the program finds the number
-AUTO: Auto = "auto"
-Name = Annotated[str, Field(pattern=NAME)]
-Checksum = Annotated[str, Field(pattern=CHECKSUM)]
-Text = Annotated[str, Field(min_length=1)]
-Texts = Text | Annotated[list[str], Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-AtLeastTwo = Annotated[int, Field(ge=2)]
-Pixels = Annotated[int, Field(ge=16)]
-AboveZero = Annotated[float, Field(gt=0)]
-AtLeastZero = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
-
-
-def _parts(value: Any) -> Any:
-    """Return the parts of a comma-separated text, as of `--config`."""
-    if not isinstance(value, str):
-        return value
-    return list(filter(None, map(str.strip, value.split(","))))
-
-
-def _once(values: list[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def _seeds(value: Any) -> list[int]:
-    """Return the seeds of a number, a list, or a comma-separated text."""
-    each = range(value) if isinstance(value, int) else _parts(value)
-    texts = list(map(str, each)) if isinstance(each, list | range) else []
-    if not texts or not all(map(str.isdecimal, texts)):
-        raise PydanticCustomError("seeds", "It should be a number (3) or a list (0,1,2)")
-    return list(dict.fromkeys(map(int, texts)))
-
-
-Names = Annotated[
-    list[Text],
-    BeforeValidator(_parts, json_schema_input_type=Text | list[Text]),
-    AfterValidator(_once),
-]
-Seeds = Annotated[
-    list[int],
-    BeforeValidator(_seeds, json_schema_input_type=Positive | list[Natural] | Text),
-]
+from latteclip.config.schema import (
+    AUTO,
+    AboveZero,
+    AtLeastTwo,
+    Auto,
+    Checksum,
+    Name,
+    Names,
+    Natural,
+    Pixels,
+    Positive,
+    Section,
+    Seeds,
+    Share,
+    ShareAboveZero,
+    Text,
+    Texts,
+    WithPlace,
+)
 
 # Images and classes.
 
@@ -89,9 +61,7 @@ class SplitSection(Section):
     class_list: Text | None = None
     """file of class names, one per line, in label order; null: classes.txt"""
     examples: Text | None = None
-    """folder with a few images of each class that are not in the dataset, <class>/*.jpg, which
-    count as answers and name the classes if nothing else does
-    """
+    """folder with other images of each class, <class>/*.jpg, which are answers and name classes"""
     images: Text = "."
     """folder to which the split's paths are relative"""
     classname_replace: dict[str, str] = {"_": " "}
@@ -137,7 +107,7 @@ class DiscoverSection(Section):
 class UnknownSection(Section):
     """Images that show none of the classes."""
 
-    share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    share: float = Field(default=0.05, ge=0, le=0.5)
     """share of training images to mark as unknown, those furthest from every class"""
 
 
@@ -170,16 +140,11 @@ class DownloadSection(Section):
     """archives inside the archive, unpacked where they are"""
 
 
-class DownloadsSection(Section):
-    """The downloads of a dataset."""
+class SourceSection(Section):
+    """Where the images come from."""
 
     downloads: dict[str, DownloadSection] = {}
     """files to download, by name"""
-
-
-class SourceSection(DownloadsSection):
-    """Where the images come from."""
-
     folder: Text | None = None
     """a folder on this machine, in place of downloads"""
 
@@ -254,19 +219,13 @@ class CaptionerSection(Section):
     gpu_memory_utilization: ShareAboveZero = 0.9
     """share of the GPU's memory that vLLM takes"""
     batch_size: Positive | Auto = AUTO
-    """requests at once; auto: 4 for each GiB of the GPU and at most 512 by vllm, 65,536 tokens by
-    transformers (16,384 on a CPU), 32 to a server
-    """
+    """requests at once; auto: as the GPU's memory allows, 32 to a server"""
     max_image_side: Pixels | None = 1344
     """larger images are scaled to this side; null: no limit"""
     square_side: Pixels | Auto | None = AUTO
-    """scale images to a square of this side; auto: 336 for LLaVA-1.6; null, and auto for other
-    models: images keep their shape
-    """
+    """scale images to a square of this side; auto: 336 for LLaVA-1.6, null for other models"""
     max_images: Positive | None = None
-    """images that get a caption, and images for which a group gets one, at most: those with the
-    least certain label; null: all
-    """
+    """images with captions, and with group captions, at most: the least certain; null: all"""
     images_file: Text | None = None
     """engine file: your captions, or names for discovery, by image_id; Parquet, CSV or JSON
     Lines
@@ -291,7 +250,7 @@ class ScoresSection(Section):
     """multiple_choice: probabilities of the letters of a list, by a capable model; likelihood:
     of each class's text; decisions: by a decision model; null: no scores
     """
-    answer: Annotated[str, Field(pattern=WITH_PLACE)] | None = None
+    answer: WithPlace | None = None
     """likelihood: text of an answer, {} is the class; null: a space, {} and a full stop"""
     max_images: Positive | None = None
     """images to score, at most: those with the least certain label; null: all"""
@@ -362,6 +321,13 @@ class SwitchesSection(Section):
     prototypes: bool = True
     """off: the target is the mix, and the classifier is the class texts"""
 
+    @pydantic.model_validator(mode="after")
+    def _check_parts(self) -> "SwitchesSection":
+        described = (self.class_description, self.image_description, self.group_description)
+        if any(described) and (self.zero_shot_loss or self.finetuned_loss):
+            return self
+        raise PydanticCustomError("switches", "It should have a description and a loss on")
+
 
 class FinetuneSection(Section):
     """The optimiser: AdamW with linear warm-up and cosine decay."""
@@ -400,7 +366,7 @@ class MethodSection(TrainingSection):
 class SelectionSection(Section):
     """The choice of a model without labels."""
 
-    share: Annotated[float, Field(ge=0, le=0.33)] = 0.1
+    share: float = Field(default=0.1, ge=0, le=0.33)
     """share of training images that each seed leaves out to judge the models, at least 100 over
     all seeds; 0: no model is chosen
     """
@@ -411,9 +377,9 @@ class ComputeSection(Section):
 
     threads: Positive = 8
     """CPU threads of a job, at most the cores of the machine"""
-    shards: Annotated[int, Field(ge=1, le=1000)] = 1
+    shards: int = Field(default=1, ge=1, le=1000)
     """jobs that write each kind of captions, and class scores: as many as there are GPUs"""
-    checkpoint_minutes: AtLeastZero = 10
+    checkpoint_minutes: float = Field(default=10, ge=0)
     """minutes between checkpoints, from which a killed run resumes; 0: one for every epoch"""
 
 
@@ -439,8 +405,7 @@ class Shared(ClassNamesSection, ClassTextsSection):
     captioner: CaptionerSection = CaptionerSection()
     scores: ScoresSection = ScoresSection()
     labellers: list[LabellerSection] | None = None
-    """who labels the training images beside the class texts; []: nobody; null: class scores if
-    there are any, otherwise captions"""
+    """who labels training images beside the class texts; []: nobody; null: scores or captions"""
     selection: SelectionSection = SelectionSection()
     unknown: UnknownSection = UnknownSection()
     groups: GroupsSection = GroupsSection()
@@ -462,17 +427,17 @@ class DatasetSection(Shared, TermsSection):
 class Config(Shared):
     """The whole configuration."""
 
-    dataset: Names = Field("demo", validate_default=True, min_length=1)
+    dataset: Names = Field(default="demo", validate_default=True, min_length=1)
     """dataset keys, separated by commas, or all"""
     image_dir: Text | None = None
     """a folder of images for the one dataset that is run"""
     limit: Positive | None = None
     """images of each split that the run takes; null: all"""
-    method: Names | None = Field(None, min_length=1)
+    method: Names | None = Field(default=None, min_length=1)
     """method names, separated by commas; null: zero_shot, zero_shot_adapted and image_prototypes,
     and except on images in your own folder latteclip and recommended
     """
-    seeds: Seeds = Field(3, validate_default=True)
+    seeds: Seeds = Field(default=3, validate_default=True)
     """a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2"""
     image_encoders: Names = []
     """image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>,

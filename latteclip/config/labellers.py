@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from latteclip.config import hub_names
-from latteclip.config.hub_names import Model
+from latteclip.config import registry
 from latteclip.config.keys import (
     CaptionerSection,
     ClipSection,
@@ -20,6 +19,7 @@ from latteclip.config.registry import (
     ENGINES,
     LABELLERS,
     EngineRecord,
+    Model,
 )
 from latteclip.core.class_templates import PLACE
 from latteclip.core.files import (
@@ -53,9 +53,15 @@ class Asker:
         return ENGINES[self.captioner.engine]
 
     @property
+    def gpus(self) -> int:
+        """GPUs of a job, 0 if a server or the user writes the captions."""
+        return self.captioner.tensor_parallel_size if self.engine.loads_model else 0
+
+    @property
     def models(self) -> list[Model]:
         """The model that its jobs load."""
-        return [hub_names.captioner(self.captioner)] if self.engine.loads_model else []
+        is_loaded = self.engine.loads_model
+        return [registry.captioner_model(self.captioner)] if is_loaded else []
 
     def max_images(self, kind: str) -> int | None:
         """Return about how many images it is asked about at most; None: all, or a file's."""
@@ -72,11 +78,12 @@ class Asker:
         """Whether questions about images, or their order, need pseudo-labels."""
         return PLACE in self.prompts.image or self.max_images(IMAGES) is not None
 
-    def files(self, kind: str) -> list[str]:
+    def file(self, kind: str) -> str | None:
         """Return the user's file that replaces it."""
-        is_groups = kind == GROUPS
-        file = self.captioner.groups_file if is_groups else self.captioner.images_file
-        return [file] if self.engine.reads_file and file else []
+        if not self.engine.reads_file:
+            return None
+        captioner = self.captioner
+        return captioner.groups_file if kind == GROUPS else captioner.images_file
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,11 @@ class Asking:
 
 @dataclass(frozen=True)
 class Labeller:
-    """A labeller of the training images, and the table of its answers or votes."""
+    """A labeller of the training images, and the table of its votes."""
 
     dataset: "Dataset"
     keys: LabellerSection
-    asker: Asker | None  # None: it asks no captioner
+    asking: Asking | None  # None: it asks no captioner
 
     @property
     def name(self) -> str:
@@ -118,31 +125,17 @@ class Labeller:
 
     @property
     def column(self) -> str | None:
-        """Key of `registry.VOTES` if the run has its table anyway: columns of FUSED_LABELS."""
-        if self.asker is not self.dataset.asker:
-            return None
-        return COLUMNS[str(self.asks)]
+        """One of `registry.VOTES` if the run has its table anyway: columns of FUSED_LABELS."""
+        is_of_run = self.asking is not None and not self.asking.asker.name
+        return COLUMNS[str(self.asks)] if is_of_run else None
 
     @property
     def decides(self) -> tuple[object, ...]:
         """All that its votes follow from beside the images."""
-        if self.asker is None:
+        if self.asking is None:
             return (self.keys.model_copy(update={"name": ""}),)
-        return (self.asks, self.asker.captioner, self.asker.scores, self.asker.prompts)
-
-    @property
-    def table(self) -> str:
-        """The table of a captioner's answers, or of votes, below the results of a dataset."""
-        if self.asker is None:
-            return f"votes/{self.name}.parquet"
-        if self.asker.name:
-            return labeller_table(self.name)
-        return TABLES[str(self.asks)]
-
-    @property
-    def answers(self) -> str | None:
-        """The table of a captioner's answers."""
-        return f"{self.dataset.results}/{self.table}" if self.asks else None
+        asker = self.asking.asker
+        return (self.asks, asker.captioner, asker.scores, asker.prompts)
 
     @property
     def writes_votes(self) -> bool:
@@ -152,7 +145,9 @@ class Labeller:
     @property
     def votes(self) -> str:
         """The table of its votes, below the results of a dataset."""
-        return f"votes/{self.name}.parquet" if self.writes_votes else self.table
+        if self.asking and not self.writes_votes:
+            return self.asking.table
+        return f"votes/{self.name}.parquet"
 
     @property
     def clip(self) -> ClipSection | None:
@@ -160,17 +155,17 @@ class Labeller:
         if not LABELLERS[self.keys.kind].loads_clip:
             return None
         model, tag = str(self.keys.model), None
-        if model.startswith(hub_names.OPEN_CLIP):
-            model, _, tag = model.removeprefix(hub_names.OPEN_CLIP).rpartition("/")
+        if model.startswith(registry.OPEN_CLIP):
+            model, _, tag = model.removeprefix(registry.OPEN_CLIP).rpartition("/")
         precision = self.dataset.keys.clip.precision
         return ClipSection(model=model, pretrained=tag, precision=precision)
 
     @property
     def models(self) -> list[Model]:
         """The CLIP model that its votes follow from."""
-        if self.asks is not None:
+        if self.asking:
             return self.dataset.models
-        return [hub_names.clip(self.clip)] if self.clip else []
+        return [registry.clip_model(self.clip)] if self.clip else []
 
 
 def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
@@ -178,13 +173,13 @@ def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
     asks = LABELLERS[keys.kind].asks
     if asks is None:
         return Labeller(dataset, keys, None)
-    run, asker = dataset.asker, _asker_of(dataset, keys)
+    run, asker = dataset.asker, _asker_of(dataset, keys, asks)
     same_scores = asks != SCORES or asker.scores == run.scores
     same = same_scores and (asker.captioner, asker.prompts) == (run.captioner, run.prompts)
-    return Labeller(dataset, keys, run if same else asker)
+    return Labeller(dataset, keys, Asking(run if same else asker, asks))
 
 
-def _asker_of(dataset: "Dataset", keys: LabellerSection) -> Asker:
+def _asker_of(dataset: "Dataset", keys: LabellerSection, asks: str) -> Asker:
     """Return the captioner of a labeller: its keys over those of the dataset."""
     of_run = dataset.keys
     captioner = keys.model_dump(include={"model", "engine"}, exclude_none=True)
@@ -196,7 +191,7 @@ def _asker_of(dataset: "Dataset", keys: LabellerSection) -> Asker:
         captioner = {"engine": "file", "images_file": keys.file, **captioner}
     limit = keys.model_dump(include={"max_images"}, exclude_none=True)
     scores = {}
-    if LABELLERS[keys.kind].asks == SCORES:
+    if asks == SCORES:
         scores = {"kind": keys.kind, **limit}
     else:
         captioner |= limit
@@ -211,16 +206,14 @@ def _asker_of(dataset: "Dataset", keys: LabellerSection) -> Asker:
 
 def answer_tables(dataset: "Dataset") -> list[Asking]:
     """Return all that captioners, or the user's files in their place, give for a dataset."""
-    asker = dataset.asker
-    asked = [Asking(asker, f"{kind}s") for kind in dataset.caption_kinds]
+    kinds = [f"{kind}s" for kind in dataset.caption_kinds]
     if dataset.keys.scores.kind is not None:
-        asked.append(Asking(asker, SCORES))
+        kinds.append(SCORES)
     if dataset.discovers:
-        asked.append(Asking(asker, NAMES))
-    for labeller in dataset.own_labellers:
-        if labeller.asker is not None:
-            asked.append(Asking(labeller.asker, str(labeller.asks)))
-    return asked
+        kinds.append(NAMES)
+    of_run = [Asking(dataset.asker, kind) for kind in kinds]
+    others = [each.asking for each in dataset.labellers if not each.column and each.asking]
+    return [*of_run, *others]
 
 
 def askings(dataset: "Dataset") -> list[Asking]:

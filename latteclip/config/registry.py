@@ -1,13 +1,20 @@
-"""Registry of objectives, captioning engines and labellers.
+"""Registry of objectives, captioning engines and labellers, and names of models.
 
 The configuration and the commands read these records. A stage gets what it needs of a record as a
 parameter, and finds the module of an objective or an engine by its name.
 """
 
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from latteclip.core.files import IMAGES, SCORES
 from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
+
+if TYPE_CHECKING:
+    from latteclip.config.keys import CaptionerSection, ClipSection
 
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
 ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
@@ -62,8 +69,6 @@ class ObjectiveRecord:
     in_paper: bool = False
     # Kinds of captions that it trains on, unless switched off.
     captions: tuple[str, ...] = ()
-    # Groups of switches: one of each group must be on.
-    switches: tuple[tuple[str, ...], ...] = ()
     has_text_classifier: bool = False  # only such a classifier can be averaged
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
     is_default: bool = False  # whether its model is taken where nothing votes
@@ -105,10 +110,6 @@ OBJECTIVES = {
         pseudo_labels=PSEUDO_LABELS,
         in_paper=True,
         captions=("image", "group"),
-        switches=(
-            ("class_description", "image_description", "group_description"),
-            ("zero_shot_loss", "finetuned_loss"),
-        ),
     ),
     "average_weights": ObjectiveRecord(
         averages=True, words="the average of CLIPs that were trained on your images"
@@ -154,3 +155,71 @@ ENGINES = {
     "transformers": EngineRecord(loads_model=True, scores=("likelihood", LETTERS)),
     "file": EngineRecord(reads_file=True),
 }
+
+# Models: of the Hugging Face hub, or of a folder or file on this machine.
+
+HUB = "hf-hub:"
+FOLDER = "local-dir:"
+# Prefixes of open_clip's names that give architecture and weights in one.
+WHOLE = (HUB, FOLDER)
+# Prefix of a CLIP that one key names, with architecture and weights: <model>/<pretrained>.
+OPEN_CLIP = "open_clip:"
+CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
+TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
+
+# The keys of a section that name its model.
+Names = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the hub, by the keys that name it, or of a folder or file on this machine."""
+
+    kind: str  # a key of `download_models.KEYS`
+    names: Names | None = None
+    path: str | None = None
+
+    @property
+    def settings(self) -> Names:
+        """The settings of download_model."""
+        return {"kind": self.kind, **(self.names or {})}
+
+
+def clip_model(section: "ClipSection") -> Model:
+    """Return a CLIP by its section."""
+    model, pretrained = section.model, section.pretrained
+    if model.startswith(FOLDER):
+        return Model("clip", path=local_folder(model))
+    if model.startswith(HUB):
+        return Model("clip", {"model": model, "pretrained": None})
+    if pretrained and os.path.isfile(pretrained):
+        return Model("clip", path=pretrained)
+    # ViT-B/32 is ViT-B-32.
+    return Model("clip", {"model": model.replace("/", "-"), "pretrained": pretrained})
+
+
+def captioner_model(section: "CaptionerSection") -> Model:
+    """Return a captioner by its section."""
+    model = section.model
+    if os.path.isdir(model):
+        return Model("captioner", path=model)
+    return Model("captioner", {"model": model, "revision": section.revision})
+
+
+def encoder_models(names: Iterable[str]) -> list[Model]:
+    """Return image encoders beside CLIP by their names."""
+    paths = {name: local_folder(name) for name in names}
+    return [
+        Model("image_encoder", None if path else {"model": name}, path)
+        for name, path in paths.items()
+    ]
+
+
+def local_folder(name: str) -> str | None:
+    """Return the folder that the name of a network gives; None: it is not in a folder."""
+    return name.removeprefix(FOLDER) if name.startswith(FOLDER) else None
+
+
+def slug(names: Names) -> str:
+    """Return names as a part of a file's name."""
+    return "@".join(re.sub(r"[^\w.-]+", "--", name) for name in names.values() if name)

@@ -5,13 +5,13 @@ method, the method's keys in the dataset's file, the command line. A method that
 starts from all settings of the other, those of the dataset included.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from latteclip.config import hub_names, registry
-from latteclip.config.hub_names import Model
+from latteclip.config import registry
 from latteclip.config.keys import (
     AUTO,
     Config,
@@ -22,13 +22,21 @@ from latteclip.config.keys import (
 )
 from latteclip.config.labellers import Asker, Labeller, labeller_of
 from latteclip.config.layers import merge
-from latteclip.config.registry import COLUMNS, OBJECTIVES
+from latteclip.config.registry import COLUMNS, OBJECTIVES, Model
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
 from latteclip.core.files import DISCOVER, IMAGES, SCORES
 
 Layer = Mapping[str, Any]
 ALL = "all"
+MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
+
+
+class Counts(NamedTuple):
+    """Images of a dataset."""
+
+    train: int
+    test: int
 
 
 class Run:
@@ -55,7 +63,7 @@ class Run:
         self.limit_suffix = "" if self.keys.limit is None else f"_{self.keys.limit}"
         # Image encoders beside CLIP, by the names of their files.
         self.image_encoders = {
-            hub_names.slug({"model": name}): name for name in self.keys.image_encoders
+            registry.slug({"model": name}): name for name in self.keys.image_encoders
         }
         self.datasets = [self.dataset(name) for name in self._chosen()]
         self._check_name(self.keys.table.baseline, " of table.baseline")
@@ -153,12 +161,12 @@ class Run:
     @cached_property
     def hub_models(self) -> dict[str, Model]:
         """Models that come from the hub, by the names of their notes."""
-        models = hub_names.encoders(self.image_encoders.values())
+        models = registry.encoder_models(self.image_encoders.values())
         for dataset in self.datasets:
-            askers = [each.asker for each in dataset.labellers if each.asker]
+            askers = [each.asking.asker for each in dataset.labellers if each.asking]
             users: list[Any] = [dataset, dataset.asker, *dataset.labellers, *askers]
             models += [model for user in users for model in user.models]
-        return {hub_names.slug(model.names): model for model in models if model.names}
+        return {registry.slug(model.names): model for model in models if model.names}
 
 
 class Dataset:
@@ -234,15 +242,9 @@ class Dataset:
         return able if has_held_out and len(able) > 1 else []
 
     @property
-    def main_method(self) -> "Method":
-        """The method that a page is about where no model was chosen."""
-        able = [method for method in self.methods if not method.objective.is_supervised]
-        return (able or self.methods)[-1]
-
-    @property
     def models(self) -> list[Model]:
         """The CLIP model."""
-        return [hub_names.clip(self.keys.clip)]
+        return [registry.clip_model(self.keys.clip)]
 
     # Captions and labellers.
 
@@ -252,8 +254,9 @@ class Dataset:
         return Asker(self, self.keys.captioner, self.keys.scores, self.keys.prompts)
 
     def asker_of(self, labeller: str) -> Asker:
-        """Return the captioner of a labeller by its name, and of the run for an empty name."""
-        return self.labeller(labeller).asker or self.asker if labeller else self.asker
+        """Return the captioner of a labeller by its name, and of the run for other names."""
+        askings = (each.asking for each in self.labellers if each.name == labeller)
+        return next((each.asker for each in askings if each), self.asker)
 
     @cached_property
     def labellers(self) -> list[Labeller]:
@@ -268,11 +271,6 @@ class Dataset:
     def labeller(self, name: str) -> Labeller:
         """Return a labeller by its name."""
         return next(each for each in self.labellers if each.name == name)
-
-    @property
-    def own_labellers(self) -> list[Labeller]:
-        """The labellers for each of which a job writes a table."""
-        return [labeller for labeller in self.labellers if labeller.column is None]
 
     @property
     def columns(self) -> list[str]:
@@ -310,6 +308,22 @@ class Dataset:
         """
         return 1 if self.asker.engine.reads_file else self.keys.compute.shards
 
+    @property
+    def counts(self) -> Counts | None:
+        """Its images, by its index or else by its file; None: they are not known."""
+        index = Path(self.folder, "images.parquet")
+        if index.is_file():
+            from latteclip.core import tables
+
+            splits = tables.read(index, tables.IMAGES, ["split"])["split"].to_pylist()
+            test = splits.count("test")
+            return Counts(len(splits) - test, test)
+        stated = self.keys.split.counts
+        if not {"train", "test"} <= stated.keys():
+            return None
+        most = self.run.keys.limit or sys.maxsize
+        return Counts(min(stated["train"], most), min(stated["test"], most))
+
 
 class Method:
     """A method with its settings for one dataset."""
@@ -340,9 +354,10 @@ class Method:
         return self.dataset.run.seeds if self.objective.module else [0]
 
     @property
-    def finds_rate(self) -> bool:
-        """Whether its learning rate is found."""
-        return self.keys.finetune.lr == AUTO
+    def epochs(self) -> int:
+        """The passes of its fine-tuning over the images, at most."""
+        wanted = self.keys.finetune.epochs
+        return MAX_EPOCHS if wanted == AUTO else int(wanted)
 
     @property
     def pseudo_labels(self) -> str | None:
@@ -364,7 +379,7 @@ class Method:
     @property
     def models(self) -> list[Model]:
         """The models by which it classifies without training."""
-        return [*self.dataset.models, *hub_names.encoders(self.encoders.values())]
+        return [*self.dataset.models, *registry.encoder_models(self.encoders.values())]
 
     def reads_captions(self, kind: str) -> bool:
         """Return whether it trains on captions of a kind, "image" or "group"."""

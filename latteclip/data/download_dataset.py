@@ -25,8 +25,8 @@ from latteclip.config import layers
 from latteclip.config.keys import (
     Config,
     DownloadSection,
-    DownloadsSection,
     HubOrDriveFile,
+    SourceSection,
     SplitSection,
     TermsSection,
 )
@@ -50,7 +50,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 Source = str | HubOrDriveFile
 
 
-class DownloadSettings(DownloadsSection, TermsSection):
+class DownloadSettings(SourceSection, TermsSection):
     """The files of a dataset by name, its terms, and whether they are shards."""
 
     split: SplitSection = SplitSection()

@@ -11,7 +11,7 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.config import hub_names
+from latteclip.config import registry
 from latteclip.core import tables
 from latteclip.core.errors import Signals, Terminated, ending_in_order
 from latteclip.core.files import digest_of, fingerprint, new_folder, read_object, replacing
@@ -85,7 +85,7 @@ def _identity(settings: FinetuneSettings, recipe: Recipe, seed: int, inputs: str
     """Return a digest of all that decides the result, of which `inputs` is that of the data."""
     decisive = settings.model_dump(exclude={"compute"})
     decisive |= {"recipe": asdict(recipe), "seed": seed, "inputs": inputs}
-    if local := hub_names.clip(settings.clip).path:
+    if local := registry.clip_model(settings.clip).path:
         decisive["model"] = fingerprint(local)
     return digest_of([json.dumps(decisive, sort_keys=True)])
 

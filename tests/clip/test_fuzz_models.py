@@ -12,7 +12,7 @@ from support.backbones import CPU, pictures
 from support.web import damaged
 
 from latteclip.clip import encode, finetuned
-from latteclip.config.hub_names import CLIP_CONFIG, TEXT_TOWER
+from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core.errors import UserError
 
 NASTY = st.one_of(

@@ -1,6 +1,6 @@
 import pytest
 
-from latteclip.config import code, layers
+from latteclip.config import jobs, layers
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_imports_of_every_form_are_followed(package):
     package("c.fourth", "from latteclip.a import first\n")
     package("c.stranger")
     package("core.terminal", "from latteclip.c import stranger\n")
-    found = code.closure("latteclip.a.first")
+    found = jobs.closure("latteclip.a.first")
     names = ("a.first", "b.plain", "b.second", "b.third", "c.fourth")
     assert found == {f"latteclip.{name}" for name in names}
 
@@ -47,5 +47,5 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
 def test_an_edit_reruns_the_stages_that_import_the_module():
     for edited, (rerun, spared) in EDITS.items():
         for stage, reruns in ((rerun, True), (spared, False)):
-            found = code.closure(f"latteclip.{stage}") if stage else set()
+            found = jobs.closure(f"latteclip.{stage}") if stage else set()
             assert not stage or (f"latteclip.{edited}" in found) == reruns, edited

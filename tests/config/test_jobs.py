@@ -1,9 +1,11 @@
 """Which settings the jobs get: a key that a job does not get reruns nothing of it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from latteclip.cli.rules import Rules
 from latteclip.config import jobs, registry
 from latteclip.config.resolve import sections
 
@@ -67,3 +69,9 @@ def test_what_is_not_in_the_paper_is_ours(configured, monkeypatch, method, flags
     not_of_paper = replace(registry.OBJECTIVES["latteclip"], in_paper=False)
     monkeypatch.setitem(registry.OBJECTIVES, "latteclip", not_of_paper)
     assert jobs.flags(configured().dataset("demo").method(method)) == flags
+
+
+def test_memory_grows_with_each_attempt(configured):
+    memory = Rules(configured(), SimpleNamespace()).memory(48_000, per_million=0)
+    job = SimpleNamespace(dataset="demo")
+    assert [memory(job, {}, attempt, 8) for attempt in (1, 3)] == [48_000, 108_000]

@@ -4,8 +4,8 @@
 UNSHARDED = datasets_with(lambda dataset: dataset.shards == 1)
 SHARDED = datasets_with(lambda dataset: dataset.shards > 1)
 ADAPTED = "results/{dataset}/classifiers/adapted.safetensors"
-CAPTIONER_GPUS = of(resources.captioner_gpus, "asker")
-CAPTIONER_THREADS = threads_of(resources.captionings_at_once)
+CAPTIONER_GPUS = of(lambda asker: asker.gpus, "asker")
+CAPTIONER_THREADS = threads_of(on_gpus=True)
 
 
 rule caption_images:
@@ -17,7 +17,7 @@ rule caption_images:
             "asker",
         ),
         classifier=when(ADAPTED, lambda asker: asker.max_images("images"), "asker"),
-        own=users(of(lambda asker: asker.files("images"), "asker")),
+        own=users(of(lambda asker: asker.file("images") or [], "asker")),
         models=notes("asker"),
     output:
         IMAGE_CAPTIONS,
@@ -41,7 +41,7 @@ rule caption_images:
         inputs=options("pseudo_labels", "classifier"),
         answers=of(jobs.person_answers, "asker", kind="images"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
-        store=of(jobs.answer_store, kind="images"),
+        store=of(jobs.shared, name="captions/images"),
         part=part,
     shell:
         "latteclip caption-images --images {input.images} {params.inputs} {params.answers}"
@@ -69,11 +69,7 @@ use rule caption_images as caption_images_labeller with:
         "results/{dataset}/benchmarks/caption_images-{labeller}.jsonl"
     wildcard_constraints:
         dataset="[^/]+",
-        labeller=one_of(
-            jobs.labellers_with(
-                run, lambda each: not each.column and each.asks == IMAGES
-            )
-        ),
+        labeller=labellers_with(lambda each: not each.column and each.asks == IMAGES),
 
 
 rule caption_groups:
@@ -81,7 +77,7 @@ rule caption_groups:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=when(ADAPTED, lambda asker: asker.max_images("groups"), "asker"),
-        own=users(of(lambda asker: asker.files("groups"), "asker")),
+        own=users(of(lambda asker: asker.file("groups") or [], "asker")),
         models=notes("asker"),
     output:
         "results/{dataset}/captions/groups.parquet",
@@ -105,7 +101,7 @@ rule caption_groups:
         prompt=of(lambda dataset: dataset.keys.prompts.group),
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="groups"),
-        store=of(jobs.answer_store, kind="groups"),
+        store=of(jobs.shared, name="captions/groups"),
         part=part,
     shell:
         "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -156,7 +152,7 @@ rule score_classes:
         prompt=of(lambda asker: asker.score_prompt, "asker"),
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="scores"),
-        store=of(jobs.answer_store, kind="scores"),
+        store=of(jobs.shared, name="captions/scores"),
         part=part,
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -188,11 +184,7 @@ use rule score_classes as score_classes_labeller with:
         "results/{dataset}/benchmarks/score_classes-{labeller}.jsonl"
     wildcard_constraints:
         dataset="[^/]+",
-        labeller=one_of(
-            jobs.labellers_with(
-                run, lambda each: not each.column and each.asks == SCORES
-            )
-        ),
+        labeller=labellers_with(lambda each: not each.column and each.asks == SCORES),
 
 
 rule gather_captions:

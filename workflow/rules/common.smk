@@ -22,8 +22,8 @@ from latteclip.cli.rules import (
     output_options,
     part,
 )
-from latteclip.config import hub_names, jobs, resources
-from latteclip.config.code import code_of, engine_code, training_code
+from latteclip.config import jobs, registry
+from latteclip.config.jobs import code_of, engine_code, training_code
 from latteclip.core.files import IMAGES, SCORES
 
 machine = Machine(workflow)
@@ -42,7 +42,7 @@ users = rule_functions.users
 # The models that jobs load: notes on those of the hub, and digests of those on this machine.
 notes = lambda *names: of(lambda user: jobs.notes(user.models), *names)
 local_files = lambda *names: of(lambda user: jobs.local_files(user.models), *names)
-encoder_of = lambda encoder: hub_names.encoders([run.image_encoders[encoder]])
+encoder_of = lambda encoder: registry.encoder_models([run.image_encoders[encoder]])
 threads_of = rule_functions.threads
 on_gpus = rule_functions.on_gpus
 memory = rule_functions.memory
@@ -63,6 +63,12 @@ if machine.runs_one_job:  # a job of a cluster, whose nodes have no internet
 def datasets_with(is_wanted):
     """Return a wildcard constraint: the datasets of the run that are wanted."""
     return one_of(each.name for each in run.datasets if is_wanted(each))
+
+
+def labellers_with(is_wanted):
+    """Return a wildcard constraint: the labellers of the run that are wanted."""
+    labellers = [labeller for each in run.datasets for labeller in each.labellers]
+    return one_of(sorted({each.name for each in labellers if is_wanted(each)}))
 
 
 # Resources of jobs that read tables, and of those that encode each image once.
@@ -87,6 +93,8 @@ wildcard_constraints:
 
 IMAGE_CAPTIONS = "results/{dataset}/captions/images.parquet"
 CLASS_SCORES = "results/{dataset}/class_scores.parquet"
+# A person's answers, from which the labels learn.
+ANSWERS = users(of(lambda dataset: jobs.written(dataset, "answers.json")))
 # Whether a method, or some method of a dataset, reads fused labels.
 READS_FUSED = lambda each: each.reads_fused_labels
 HAS_EXAMPLES = lambda dataset: dataset.keys.split.examples

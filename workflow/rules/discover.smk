@@ -24,7 +24,7 @@ use rule index_images as index_unnamed_images with:
 use rule caption_images as name_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        own=users(of(lambda asker: asker.files("images"), "asker")),
+        own=users(of(lambda asker: asker.file("images") or [], "asker")),
         pseudo_labels=[],
         classifier=[],
         models=notes("asker"),
@@ -40,7 +40,7 @@ use rule caption_images as name_images with:
         captioner=as_json(jobs.name_images),
         prompt=of(lambda dataset: dataset.keys.discover.prompt),
         answers="",
-        store=of(jobs.answer_store, kind="names"),
+        store=of(jobs.shared, name="captions/names"),
 
 
 rule propose_classes:
@@ -69,7 +69,7 @@ rule propose_classes:
 rule discover_classes:
     input:
         proposed="results/{dataset}/proposed_classes.parquet",
-        actions=users(of(jobs.class_actions)),
+        actions=users(of(lambda dataset: jobs.written(dataset, "classes.json"))),
     output:
         classes="results/{dataset}/classes.txt",
         proposal="results/{dataset}/discovery.json",

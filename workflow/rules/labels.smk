@@ -34,7 +34,7 @@ rule score_unknown:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         class_scores=when(CLASS_SCORES, lambda dataset: dataset.keys.scores.kind),
-        answers=users(of(jobs.teaching_answers)),
+        answers=ANSWERS,
     output:
         scores="results/{dataset}/unknown.parquet",
         detector="results/{dataset}/classifiers/unknown.safetensors",
@@ -65,7 +65,7 @@ LABEL_FILES = {
 FUSED_LABEL_FILES = {
     **LABEL_FILES,
     "adapted": "results/{dataset}/classifiers/adapted.safetensors",
-    "answers": users(of(jobs.teaching_answers)),
+    "answers": ANSWERS,
     "examples": when("results/{dataset}/examples.parquet", HAS_EXAMPLES),
 }
 
@@ -165,7 +165,7 @@ rule encode_examples:
 rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
-        captions=of(lambda labeller: labeller.answers or [], "labeller"),
+        captions=of(jobs.answers_of, "labeller"),
         class_embeddings=when(
             "results/{dataset}/class_embeddings.safetensors",
             lambda labeller: labeller.asks,
@@ -180,7 +180,7 @@ rule write_votes:
     benchmark:
         "results/{dataset}/benchmarks/write_votes-{labeller}.jsonl"
     wildcard_constraints:
-        labeller=one_of(jobs.labellers_with(run, lambda each: each.writes_votes)),
+        labeller=labellers_with(lambda each: each.writes_votes),
     priority: EARLY
     threads: threads_of()
     resources:

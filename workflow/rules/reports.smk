@@ -47,9 +47,12 @@ rule summarize:
         metrics=jobs.all_runs(run),
         selections=[jobs.selection(dataset) for dataset in run.datasets],
         audits=[jobs.audit(dataset) for dataset in run.datasets],
-        # Reports on labels about which a person answered, and tables of captioners' answers.
-        fusion_reports=jobs.taught_reports(run),
-        asked=jobs.asked_labellers(run),
+        fusion_reports=[
+            f"{each.results}/fused_labels.json"
+            for each in run.datasets
+            if each.reads_fused_labels
+        ],
+        asked=jobs.asked(run),
     output:
         csv=report(
             f"{TABLE}.csv",

@@ -2,6 +2,7 @@
 
 TRAINED = one_of(run.methods_with(lambda objective: objective.module))
 AVERAGED = one_of(run.methods_with(lambda objective: objective.averages))
+EPOCHS = of(lambda method: method.epochs, "method")
 # What a training learns from.
 TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
@@ -37,20 +38,18 @@ rule find_learning_rate:
     wildcard_constraints:
         method=TRAINED,
     priority: EARLY
-    threads: threads_of(resources.trainings_at_once)
+    threads: threads_of(on_gpus=True)
     resources:
         **on_gpus(),
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
-        runtime=minutes(
-            20, images_per_second=200, passes=of(resources.epochs, "method")
-        ),
+        runtime=minutes(20, images_per_second=200, passes=EPOCHS),
     params:
         code=of(training_code, "method", stage="find_learning_rate"),
         model_files=local_files(),
         files=file_names(*TRAINING_FILES),
         settings=as_json(jobs.training, "method"),
         # No output, like the store of answers: the trainings go on with it.
-        decoded=of(jobs.decoded_images),
+        decoded=of(jobs.shared, name="decoded"),
     shell:
         "latteclip find-learning-rate --files {params.files:q} --settings {params.settings:q}"
         " --output {output} --decoded {params.decoded} --threads {threads} --log {log}"
@@ -61,7 +60,7 @@ rule finetune:
         **TRAINING_FILES,
         learning_rate=when(
             "results/{dataset}/{method}/learning_rate.json",
-            lambda method: method.finds_rate,
+            lambda method: method.keys.finetune.lr == "auto",
             "method",
         ),
         models=notes(),
@@ -75,13 +74,11 @@ rule finetune:
     wildcard_constraints:
         method=TRAINED,
     priority: EARLY
-    threads: threads_of(resources.trainings_at_once)
+    threads: threads_of(on_gpus=True)
     resources:
         **on_gpus(),
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
-        runtime=minutes(
-            20, images_per_second=200, passes=of(resources.epochs, "method")
-        ),
+        runtime=minutes(20, images_per_second=200, passes=EPOCHS),
     params:
         code=of(training_code, "method", stage="finetune"),
         model_files=local_files(),
@@ -89,7 +86,7 @@ rule finetune:
         settings=as_json(jobs.finetune, "method", "seed"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint=machine.place("results/{dataset}/{method}/seed{seed}/checkpoint"),
-        decoded=of(jobs.decoded_images),
+        decoded=of(jobs.shared, name="decoded"),
     shell:
         "latteclip finetune --files {params.files:q} --settings {params.settings:q}"
         " --seed {wildcards.seed}"
