@@ -28,7 +28,6 @@ FIRST = (
     "tests/deploy/test_export.py",
     "tests/workflow/test_walk.py",
     "tests/captions/test_kills.py",
-    "tests/workflow/test_decisions.py",
     "tests/labels/test_label_model.py",
     "tests/data/test_index_images.py",
     "tests/workflow/test_projects.py",

@@ -7,7 +7,6 @@ from typing import Any
 from latteclip.config.labellers import Asker, Asking, answer_tables, askings
 from latteclip.config.registry import ENGINES, VOTES
 from latteclip.config.resolve import Dataset, Run
-from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.files import (
     CLASSES,
@@ -46,10 +45,6 @@ def refuse_unready(run: Run) -> None:
 def _problems(dataset: Dataset) -> Iterator[str]:
     """Yield what is wrong with a dataset, as the end of a sentence."""
     yield from _source(dataset)
-    try:
-        ClassTemplates.of(dataset.keys.template, dataset.keys.class_synonyms)
-    except UserError as error:
-        yield str(error)
     yield from _methods(dataset)
     yield from _labellers(dataset)
     for asking in answer_tables(dataset):

@@ -5,7 +5,7 @@ section as JSON and validates it by the same class. No stage reruns because this
 because a value does.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -36,7 +36,6 @@ from latteclip.config.schema import (
     Share,
     ShareAboveZero,
     Text,
-    Texts,
     WithPlace,
 )
 
@@ -86,7 +85,9 @@ class IndexSettings(ClassNamesSection, SplitSection):
 class ClassTextsSection(Section):
     """What the texts of the classes are made of."""
 
-    template: Texts = "a photo of a {}."
+    template: WithPlace | Annotated[list[WithPlace], Field(min_length=1)] = (
+        "a photo of a {}."
+    )
     """class template with {} for the name, or a list to average over"""
     class_synonyms: dict[str, list[str]] = {}
     """other names of classes, averaged with the name"""

@@ -88,7 +88,6 @@ Name = Annotated[str, Field(pattern=NAME)]
 WithPlace = Annotated[str, Field(pattern=WITH_PLACE)]
 Checksum = Annotated[str, Field(pattern=CHECKSUM)]
 Text = Annotated[str, Field(min_length=1)]
-Texts = Text | Annotated[list[str], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
@@ -171,8 +170,12 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> str:
-    """Return the sentence on the first error, or on an unknown key, which may be misspelt."""
-    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    """Return the sentence on an unknown key, which may be misspelt, or on the innermost error."""
+
+    def order(error: ErrorDetails) -> tuple[bool, int]:
+        return error["type"] == "extra_forbidden", len(list(_keys(error["loc"], values)))
+
+    first = max(errors, key=order)
     path = list(_keys(first["loc"], values))
     where = f"Configuration key {one_line('.'.join(path))}"
     field = None

@@ -79,25 +79,24 @@ MISTAKES = [
     ({"dataset": "demoo"}, "demoo.*demo"),
     ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
     ({"finetune": {"lr": -1}}, r"finetune\.lr "),
-    ({"finetune": None}, "finetune"),
     ({"seeds": "1;2"}, r"seeds .*must be .*0,1,2"),
-    ({"scores": {"kind": "none"}}, r"scores\.kind .*null"),
     *(
         ({"dataset": name, "image_dir": "photos"}, r"key datasets\..*letters")
-        for name in ("it's", "a/b", "..", "a\nb")
+        for name in ("a/b", "a\nb")
     ),
-    ({"methods": {"my method": {"like": "flyp"}}}, "my method .*letters"),
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
     ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
     ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
     ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective"),
     ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
     ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
-    ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo: template .*photo"),
+    (
+        {"datasets": {"demo": {"template": ["a {}.", "photo"]}}},
+        r"demo\.template\.1 .*photo",
+    ),
     ({"methods": {"a": {"like": "b"}, "b": {"like": "a"}}}, "a, b, a"),
     # The last stage would find these, after days of captioning.
     (method(like="flyp", pseudo_labels="lmm"), "own.*lmm are class scores"),
-    (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
     (method(like="latteclip", switches=OFF), r"methods\.own\.switches .*a loss on"),
     (method(objective="average_weights", of="latteclip"), r"methods\.own\.of is latteclip"),
     ({"method": "image_prototypes_encoders"}, "needs image_encoders"),
@@ -106,20 +105,15 @@ MISTAKES = [
     ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),
     # Names that were removed.
     (source(downloads={"x.zip": {"into": "out"}}), r"x\.zip\.into was removed"),
-    ({"max_cost": 1}, "max_cost was removed.*max_images"),
-    (folder(split={"classes": "folders"}), r"split\.classes was removed.*class_names"),
     # A dataset in a folder.
     (folder(split={"kind": "csv"}, class_names="folders"), "class_names folders .*csv"),
     # Captioners.
     (folder(captioner=OWN, method="latteclip"), r"captioner\.groups_file;"),
-    (folder(captioner={**OWN, "images_file": "no.csv"}), r"images_file no\.csv"),
     (folder(captioner=OWN, scores=LETTERS), r"labeller of kind file"),
     (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
     (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind to decisions"),
     (folder(captioner=SERVER, scores={"kind": "likelihood"}), r"the engine to vllm"),
-    (folder(captioner=SERVER, scores={"kind": "decisions"}), r"the engine to decisions"),
     # Labellers.
-    (labellers({"name": "a", "kind": "captiosn"}), r"labellers\.0\.kind"),
     (labellers({"name": "a"}), r"labellers\.0 must have the key kind"),
     (labellers({**WORDS, "name": "fused"}), r"labellers\.0 must have another name"),
     (labellers(WORDS, {**SCORES, "name": "words"}), "two labellers called words"),
@@ -137,7 +131,6 @@ MISTAKES = [
         labellers({"name": "a", "kind": "file", "file": "no.csv"}),
         r"labeller a, file no\.csv",
     ),
-    (labellers({**WORDS, **DECIDES}), r"labeller words, .*writes no captions"),
 ]
 
 

@@ -231,16 +231,6 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
     assert planned(edited, *([] if change else [name])) == wanted
 
 
-@pytest.mark.parametrize("name", ["captions/images.parquet", "flyp/seed0/model"])
-def test_a_result_that_others_were_made_of_is_made_again_where_it_is_gone(finished, name):
-    path = finished.root / RESULTS / name
-    aside = path.rename(path.with_name("aside"))
-    try:
-        assert set(planned(finished)) >= set(COLLECTED)
-    finally:
-        aside.rename(path)
-
-
 @pytest.mark.parametrize("target", [(), (f"{RESULTS}/report.html",)])
 def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(
     finished_copy, target
