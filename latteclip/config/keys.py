@@ -368,9 +368,7 @@ class SelectionSection(Section):
     """The choice of a model without labels."""
 
     share: float = Field(default=0.1, ge=0, le=0.33)
-    """share of training images that each seed leaves out to judge the models, at least 100 over
-    all seeds; 0: no model is chosen
-    """
+    """share of training images that a seed leaves out to judge models; 0: none is chosen"""
 
 
 class ComputeSection(Section):
