@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latteclip.labels.posterior import Posterior, Tables
+from latteclip.labels.posterior import PRIOR_RIGHT, Posterior, Tables
 from latteclip.labels.votes import Floats, Ints
 
 # Trust in images, and votes of a class, that check a confidence, or answers in their place.
 MIN_FITS, MIN_SIZE, MIN_ANSWERS = 0.3, 3.0, 20
-PRIOR_FACTOR = 5.0  # answers that the factor without answers is worth
 
 
 class Confidence:
@@ -30,8 +29,8 @@ class Confidence:
         if model.texts_alone:
             known = model.tables.r[rows]
             right = (known.argmax(axis=1) == classes).sum()
-            right += PRIOR_FACTOR * (1 + model.labellers[0].accuracy) / 2
-            sure = known.max(axis=1).sum() + PRIOR_FACTOR
+            right += PRIOR_RIGHT * (1 + model.labellers[0].accuracy) / 2
+            sure = known.max(axis=1).sum() + PRIOR_RIGHT
             self.factor = min(1.0, float(right / sure))
             self.share = 1.0
             return

@@ -40,8 +40,9 @@ apart,
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
   bound is weaker in company: labellers that agree and err apart.
 - Class texts see what their encoder sees, so images predict them however wrong they are. Beside
-  votes they are right as often as these say, a_t. Their share in b is smaller by a_t^2, images
-  start from the votes, and the weight of texts falls to 1 - t (1 - a_t).
+  votes they are right as often as these say, a_t, and without votes as ten answers or more say.
+  Their share in b is smaller by a_t^2, images start from the votes, and the weight of texts falls
+  to 1 - t (1 - a_t^2).
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
 - A class that no vote and no answer names has no images, where most images have a vote, and ten for
   each class.

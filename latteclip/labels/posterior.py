@@ -35,6 +35,7 @@ SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
 # Answers that the prior of the exponents is worth, and without votes beside class texts.
 PRIOR_ANSWERS, PRIOR_ANSWERS_TEXTS = 200.0, 4.0
+PRIOR_RIGHT = 5.0  # answers that a share of right labels without answers is worth
 ANSWERED = 3.0  # images that an answered one is worth there
 TAUGHT = 2  # answers of a class, on average, from which images learn without any vote
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
@@ -148,12 +149,12 @@ class Posterior:
             self._look_at(one, views)
         believed = [one for one in self.labellers if one.tells]
         seen = [one for one in believed if not one.is_text and not one.repeats]
-        # Class texts see what their encoder sees, so that votes judge them.
-        if seen and self.has_texts:
+        # Class texts see what their encoder sees, so that votes judge them, or else answers.
+        if self.has_texts and (seen or len(self.known[0]) >= FEW):
             texts = self.labellers[0]
             texts.accuracy = self._judged(seen)
             texts.gain *= texts.accuracy**2
-            texts.replaced = 1 - texts.accuracy
+            texts.replaced = 1 - texts.accuracy**2
         seen = seen or believed
         if not seen:  # images predict no votes, and may learn from answers alone
             self.is_blind = len(self.answers.rows) < TAUGHT * self.n_classes
@@ -169,11 +170,15 @@ class Posterior:
         named = float(share @ [one.named_share / one.meant for one in seen])
         if not self.texts_alone:
             self.fits = min(1.0, named / a**2, 2 * named) ** SHARPNESS
-        self.trust = self.fits * self.size / (self.size + (5 if self.texts_alone else 2))
+        self.trust = self.fits * self.size / (self.size + 2)
 
     def _judged(self, seen: Sequence[Labelled]) -> float:
-        """Return the accuracy of texts by labellers that err apart from them."""
+        """Return the accuracy of texts by labellers that err apart from them, or by answers."""
         texts, named, right = self.labellers[0], 0.0, 0.0
+        if not seen:
+            rows, classes = self.known
+            right = PRIOR_RIGHT * texts.accuracy + (texts.named[rows] == classes).sum()
+            return float(right / (PRIOR_RIGHT + len(rows)))
         for one in seen:
             named += agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
             right += one.accuracy * one.has.sum()

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from support.image_folders import images
 from support.tiny import DEMO_CLIP, write_class_scores, write_index
 from support.worlds import World, ZeroShotFiles
@@ -218,7 +219,10 @@ def test_no_label_of_an_image_and_no_test_image_has_a_part_in_it(dataset):
 
 def test_features_of_other_encoders_help(tmp_path):
     dataset = Dataset(tmp_path, noise=0.9)
-    other = dataset.world.other_model()
+    draw = torch.Generator().manual_seed(50)
+    centres = F.normalize(torch.randn(C, 16, generator=draw), dim=1)
+    noise = torch.randn(len(dataset.names), 16, generator=draw)
+    other = F.normalize(centres[dataset.world.classes] + 0.3 * noise, dim=1)
     path, prototypes = dataset.path("encoder.parquet"), dataset.path("joint")
     ids = dataset.names[::-1]
     columns = {"image_id": ids, "image_features": tables.list_column(other.flip(0).numpy())}
