@@ -1,20 +1,18 @@
 """Show which stages of each dataset are done, stale or missing, by Snakemake itself.
 
-Where there is a cluster, its queue follows. Nothing is run or written. As a program, this module is
-Snakemake's command line, whose --summary lists jobs as lines of JSON: its own has no reasons, and a
-dry run no finished jobs.
+Nothing is run or written. As a program, this module is Snakemake's command line, whose --summary
+lists jobs as lines of JSON: its own has no reasons, and a dry run no finished jobs.
 """
 
 import json
 import logging
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from latteclip.cli.main import STAGES
 from latteclip.config import layers
@@ -26,9 +24,9 @@ SHARED = "all datasets"
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
 TIMEOUT = 30  # seconds: a busy controller answers slowly
-# Fields of `squeue --format`. The executor writes rule and wildcards into the last, the comment.
-FIELDS = ("%i", "%T", "%Z", "%k")
-RULE = re.compile(r"(?:rule|group)_(.+?)(?:_wildcards_(.+))?")
+# Fields of `squeue --format`: number, folder and comment.
+FIELDS = ("%i", "%Z", "%k")
+COMMENTS = ("rule_", "group_")  # begin the comments of Snakemake's jobs
 Job = dict[str, Any]  # see `summary`
 log = logging.getLogger(__name__)
 
@@ -64,7 +62,7 @@ def status(
         for job in _jobs(options):
             jobs.setdefault(job["outputs"], job)
     in_order = sorted(jobs.values(), key=lambda job: job["order"])
-    print(*_table(in_order), *_queue(), sep="\n")
+    print(*_table(in_order), sep="\n")
 
 
 def _options(
@@ -79,13 +77,6 @@ def _options(
     files = ["--configfile", *configfiles] if configfiles else []
     pairs = [*config, f"dataset={json.dumps(names)}"] if names else config
     yield [*files, "--config", *pairs] if pairs else files
-
-
-def _queue() -> Iterator[str]:
-    try:
-        yield from (f"SLURM job {job.id:9}  {job.name:40}  {job.state}" for job in queue())
-    except UserError as error:
-        yield str(error)
 
 
 def _jobs(options: Sequence[str]) -> Iterator[Job]:
@@ -162,39 +153,26 @@ def _table(jobs: Sequence[Job]) -> Iterator[str]:
         yield ""
 
 
-class QueuedJob(NamedTuple):
-    """A job of a workflow that waits or runs."""
-
-    id: str
-    name: str  # rule and wildcards
-    state: str
-
-
-def queue() -> list[QueuedJob]:
-    """Return the jobs of workflows in this folder, or raise UserError if SLURM does not answer."""
-    if shutil.which("squeue") is None:
-        return []
-    command = ("squeue", "--me", "--noheader", "--format", "\t".join(FIELDS))
-    jobs = []
-    for line in output_of(*command, remedy="is the cluster up?"):
-        number, state, working_folder, comment = line.split("\t")
-        rule = RULE.fullmatch(comment)
-        if rule and Path(working_folder).resolve() == Path.cwd():
-            jobs.append(QueuedJob(number, " ".join(filter(None, rule.groups())), state))
-    return jobs
-
-
 def refuse_second_run() -> None:
-    """Raise UserError where jobs of another run still work in the current folder."""
+    """Raise UserError where SLURM has jobs of another run in the current folder."""
+    if shutil.which("squeue") is None:
+        return
+    command = ("squeue", "--me", "--noheader", "--format", "\t".join(FIELDS))
     try:
-        jobs = queue()
+        lines = output_of(*command, remedy="is the cluster up?")
     except UserError as error:
         log.warning("Jobs of earlier runs were not looked for: %s", error)
         return
-    if jobs:
+    jobs = [line.split("\t") for line in lines]
+    numbers = [
+        number
+        for number, folder, comment in jobs
+        if Path(folder).resolve() == Path.cwd() and comment.startswith(COMMENTS)
+    ]
+    if numbers:
         raise UserError(
-            f"SLURM still has jobs of another run in this folder, first {jobs[0].name}; wait for "
-            f"them, or end them: scancel {' '.join(job.id for job in jobs)}"
+            "SLURM still has jobs of another run in this folder; wait for them, or end them: "
+            f"scancel {' '.join(numbers)}"
         )
 
 

@@ -4,7 +4,6 @@ import sys
 import pytest
 
 from latteclip.cli import status
-from latteclip.cli.status import QueuedJob
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
 
@@ -40,8 +39,7 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(finished_copy):
     run = finished_copy.latteclip(*words)
     assert run.returncode == 0, run.stdout
     assert files_of(finished_copy.root) == before
-    stages, _, _ = run.stdout.partition("SLURM queue")  # which this machine may have
-    lines = [re.split(r"\s{2,}", line.strip()) for line in stages.splitlines() if line]
+    lines = [re.split(r"\s{2,}", line.strip()) for line in run.stdout.splitlines() if line]
     assert re.match(r"demo: \d+ of 11 jobs done", lines[0][0])
     assert ["stale", "index_images", "settings or code changed"] in lines
     assert ["stale", "finetune", "flyp, seed 0", "an earlier stage will run"] in lines
@@ -64,35 +62,25 @@ def squeue(tmp_path, monkeypatch):
 
 
 def test_a_second_run_is_refused_and_names_the_jobs_of_the_folder(
-    squeue, tmp_path, monkeypatch
+    squeue, tmp_path, monkeypatch, caplog
 ):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     (tmp_path / "link").symlink_to(here)
     rows = (
-        ("3", "PENDING", here, "rule_finetune_wildcards_demo_flyp_0"),
-        ("4_2", "RUNNING", here, "rule_caption_images_shard_wildcards_demo_2_4"),
-        ("5", "RUNNING", tmp_path, "rule_finetune_wildcards_demo_flyp_0"),
-        (
-            "6",
-            "RUNNING",
-            here,
-            "(null)",
-        ),  # somebody's own job, submitted in the same folder
-        ("7", "RUNNING", tmp_path / "link", "rule_all"),
+        ("3", here, "rule_finetune_wildcards_demo_flyp_0"),
+        ("4_2", here, "rule_caption_images_shard_wildcards_demo_2_4"),
+        ("5", tmp_path, "rule_finetune_wildcards_demo_flyp_0"),
+        ("6", here, "(null)"),  # somebody's own job, submitted in the same folder
+        ("7", tmp_path / "link", "rule_all"),
     )
     lines = ["\t".join(map(str, row)) for row in rows]
     squeue(f"print(*{lines!r}, sep='\\n')")
-    assert status.queue() == [
-        QueuedJob("3", "finetune demo_flyp_0", "PENDING"),
-        QueuedJob("4_2", "caption_images_shard demo_2_4", "RUNNING"),
-        QueuedJob("7", "all", "RUNNING"),
-    ]
-    with pytest.raises(UserError, match="scancel 3 4_2 7"):
+    with pytest.raises(UserError, match=r"scancel 3 4_2 7$"):
         status.refuse_second_run()
     squeue("")
     status.refuse_second_run()
     squeue("sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
-    with pytest.raises(UserError, match="squeue"):
-        status.queue()
+    status.refuse_second_run()
+    assert "unable to contact" in caplog.text.lower()
