@@ -48,7 +48,6 @@ def share(text: str) -> float:
 
 # Arguments that are not those of their parameter.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "arguments": {"nargs": argparse.REMAINDER, "metavar": "ARGUMENT"},
     "n": {"type": natural},
     "port": {"type": natural},
     "seed": {"type": natural},

@@ -6,7 +6,6 @@ Code is imported when it runs, so that --help needs no torch. It returns its out
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -72,7 +71,6 @@ FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 HELP = {"-h", "--help"}
-NONE = "\0"  # as the character that options begin with: every argument is a word
 DEBUG: dict[str, Any] = {"action": "store_true", "help": "show where an error came from"}
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
@@ -157,39 +155,11 @@ def _is_for_run(record: logging.LogRecord) -> bool:
     return is_own and (record.levelno >= logging.WARNING or hasattr(record, "is_for_run"))
 
 
-# Removed words of the command line, and what to do instead. The next release deletes them.
-REMOVED = {
-    "--sdm": "install once with make install, or run inside the image of envs/Dockerfile.",
-    "--offline": "run latteclip classes where the results are, or edit classes.txt.",
-    "--actions": "edit classes.txt.",
-    "--new": "look at the images marked unknown on the page of the dataset.",
-    "--add": "write the class into classes.txt.",
-    "--roll-up": "use --topk and add up the probabilities of the classes of a group.",
-    "--int8": "quantise model.onnx by onnxruntime.quantization.",
-    "--push-to-hub": "run hf upload <user>/<name> FOLDER.",
-    "--format datasets": "use --format imagefolder, which load_dataset('imagefolder', "
-    "data_dir=FOLDER) reads.",
-    "--copy": "run cp -rL on the folder of links.",
-}
-
-
 class Parser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage that --help shows."""
 
     def error(self, message: str) -> NoReturn:
-        sentence = _removed(message) or f"{message}; see {self.prog} --help."
-        self.exit(2, f"error: {self.prog}: {for_terminal(sentence)}\n")
-
-
-def _removed(message: str) -> str | None:
-    """Return what to do instead of a removed word which argparse does not accept."""
-    if not message.startswith("unrecognized") and "invalid choice" not in message:
-        return None
-    words = set(re.findall(r"[\w-]+", message))
-    for name, step in REMOVED.items():
-        if words.issuperset(name.split()):
-            return f"{name} was removed: {step}"
-    return None
+        self.exit(2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n")
 
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -204,18 +174,15 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     word = next((word for word in given if not word.startswith("-")), "").replace("-", "_")
     stage = {word: STAGES[word]} if word in STAGES else {}
     for name, module in {**COMMANDS, **stage}.items():
-        # All that follows `workflow` is an argument of snakemake, options included.
-        passes_on = name == "workflow" and not HELP & set(given[1:2])
-        options: dict[str, Any] = {"prefix_chars": NONE if passes_on else "-"}
+        options: dict[str, Any] = {}
         if name in COMMANDS:  # the list of commands has no stages
             options["help"] = arguments.first_line(module, name)
-        sub = subs.add_parser(_dashed(name), add_help=not passes_on, **options)
+        sub = subs.add_parser(_dashed(name), **options)
         arguments.add_arguments(sub, module, name)
         sub.set_defaults(run=partial(arguments.run, module, name))
+        sub.add_argument("--debug", **DEBUG)
         if name in stage:
             sub.add_argument("--log", help="file that gets the log as well")
-        if not passes_on:
-            sub.add_argument("--debug", **DEBUG)
     return top
 
 
@@ -228,6 +195,8 @@ def main(given: Sequence[str] | None = None) -> int:
     # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if given is None else given
+    if given[:1] == ["workflow"] and not HELP & set(given[1:2]):
+        workflow(given[1:])  # all that follows is of snakemake, options included
     debug = "--debug" in given
     log = start_log(debug=debug)
     try:
@@ -261,7 +230,7 @@ def _call(args: argparse.Namespace) -> int:
     return result if isinstance(result, int) else 0
 
 
-def workflow(arguments: Sequence[str], /) -> None:
+def workflow(arguments: Sequence[str], /) -> NoReturn:
     """Run the workflow in this folder, by snakemake.
 
     `snakemake --help` lists the arguments. The Snakefile is the package's own.
