@@ -373,7 +373,7 @@ def write_predictions(place: Place) -> Work:
     from latteclip.deploy import predict
 
     def work() -> None:
-        paths = predict.image_paths([str(place.images)], sys.stdin.buffer)
+        paths = predict.image_paths([str(place.images)])
         classes = place.classnames[:3]
         best = [0.9, 0.05, 0.01]
         predictions = (predict.Prediction(x, [0, 1, 2], classes, best, best) for x in paths)

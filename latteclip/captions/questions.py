@@ -114,9 +114,13 @@ def questions_about(
             raise UserError(
                 f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
             )
-        labels = tables.lookup(
-            pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
-        )
+        labels = tables.lookup_column(
+            pseudo_labels_path,
+            tables.PSEUDO_LABELS,
+            "image_id",
+            "pseudo_label",
+            table["image_id"],
+        ).to_pylist()
     members = np.arange(len(image_ids))[:, None]
     if are_groups:  # drawn over the whole dataset in every shard, so that shards agree
         members = draw_groups(image_ids, labels)

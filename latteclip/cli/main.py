@@ -159,7 +159,9 @@ class Parser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage that --help shows."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n")
+        self.exit(
+            2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n"
+        )
 
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -135,13 +135,9 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
             yield f"Next, to improve and check them: latteclip teach {shlex.quote(results)}"
             export = shlex.join(["latteclip", "labels", "export", results])
             yield f"Next, to use them: {export} --format csv --output labels.csv"
-        trained = [run.place(each.folder(each.seeds[0])) for each in dataset.methods]
-        folders = [*trained, f"{results}/image_prototypes/seed0"]
-        models = [
-            f"{results}/model{run.suffix}",
-            *(f"{folder}/model" for folder in folders),
-        ]
-        for model in [model for model in models if model in outputs][:1]:
+        models = f"{results}/model{run.suffix}", f"{results}/image_prototypes/seed0/model"
+        model = next((model for model in models if model in outputs), None)
+        if model:
             predict = shlex.join(["latteclip", "predict", model])
             yield f"Next, to classify the images of a folder new-photos: {predict} new-photos"
 

@@ -71,7 +71,10 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     # Machines that share a file system may have processes of the same number.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_left_over(path.parent, glob.escape(path.name))
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if _is_left_over(old):
+                _remove(old)
     _remove(temporary)
     try:
         yield temporary
@@ -104,14 +107,6 @@ def new_folder(path: str | Path) -> Path:
             f"{path} exists and is not an empty folder; delete it or name another."
         )
     return folder
-
-
-def remove_left_over(folder: Path, name: str = "*") -> None:
-    """Remove temporary files that killed processes left over for names that fit a glob."""
-    for temporary in folder.glob(f".{name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if _is_left_over(temporary):
-                _remove(temporary)
 
 
 def _is_left_over(temporary: Path) -> bool:

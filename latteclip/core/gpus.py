@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,8 +41,7 @@ def claim(n: int = 1) -> None:
             f"{os.environ.get(VISIBLE, '')}); set captioner.tensor_parallel_size to fewer."
         )
     in_use = _memory_in_use()
-    names = sorted(usable, key=lambda name: in_use.get(usable[name], 0))
-    emptiest = {name: usable[name] for name in names}
+    emptiest = sorted(usable.items(), key=lambda card: in_use.get(card[1], 0))
     if not (chosen := _lock(n, emptiest)):
         log.info(
             "Waiting for GPUs, which other jobs use; %s=shared does not wait.", CLAIMED
@@ -50,22 +49,22 @@ def claim(n: int = 1) -> None:
     while not chosen:
         time.sleep(PAUSE)
         chosen = _lock(n, emptiest)
-    used = [
-        f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen
-    ]
-    log.info("This job uses %s.", ", ".join(used))
+    log.info("This job uses %s.", ", ".join(usable[name] for name in chosen))
     os.environ[CLAIMED] = ",".join(chosen)
     if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
 
 
-def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
-    """Lock the first n GPUs that are free, all at once. If they are fewer, lock none."""
+def _lock(n: int, usable: Sequence[tuple[str, str]]) -> list[str]:
+    """Lock the first n GPUs that are free, all at once. If they are fewer, lock none.
+
+    GPUs have their name in CUDA_VISIBLE_DEVICES, and their UUID.
+    """
     from filelock import lock_descriptor  # here: --help does without
 
     locked: dict[str, IO[str]] = {}
     with contextlib.ExitStack() as files:
-        for name, uuid in usable.items():
+        for name, uuid in usable:
             lock = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"
             # Appending, for another user may have made a link of this name.
             file = files.enter_context(Path(tempfile.gettempdir(), lock).open("a"))

@@ -345,14 +345,6 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
     return table, read_metadata(path, IndexMetadata).classnames
 
 
-def lookup(
-    path: str | Path, schema: pa.Schema, key: str, column: str, ids: Sequence[str]
-) -> list[Any]:
-    """Return `lookup_column` of a few ids, as Python objects."""
-    wanted = pa.chunked_array([ids], pa.string())
-    return lookup_column(path, schema, key, column, wanted).to_pylist()  # type: ignore[no-any-return]
-
-
 def lookup_column(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: pa.ChunkedArray
 ) -> pa.ChunkedArray:

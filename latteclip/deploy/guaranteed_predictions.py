@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from latteclip.clip.classifier import load_classifier
@@ -115,7 +116,9 @@ def _check_unseen(
 ) -> Check:
     """Return a check by the answers about images that a run did not learn from."""
     ids = _unseen(model, answers.checking)
-    paths = tables.lookup(folder / "images.parquet", tables.IMAGES, "image_id", "path", ids)
+    index, wanted = folder / "images.parquet", pa.chunked_array([ids], pa.string())
+    column = tables.lookup_column(index, tables.IMAGES, "image_id", "path", wanted)
+    paths = column.to_pylist()
     id_of = dict(zip(paths, ids, strict=True))
     check = Check([], [])
     for prediction in classify(paths):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -232,7 +232,7 @@ def predict(
 
     Args:
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
-        paths: image, folder with its subfolders, or - for a list on stdin
+        paths: image, or folder with its subfolders
         output: .csv file (default: stdout)
         topk: classes per image, at most all (default: 1)
         precision: arithmetic on a GPU (default: bf16)
@@ -242,7 +242,7 @@ def predict(
     """
     if output and (not output.endswith(".csv") or os.path.isdir(output)):
         raise UserError(f"--output {output} must be a file that ends in .csv.")
-    files = image_paths(paths, sys.stdin.buffer)
+    files = image_paths(paths)
     classifier = Predictor(
         model,
         device=device,
@@ -260,21 +260,15 @@ def predict(
     return SKIPPED if n_skipped else 0
 
 
-def image_paths(words: Sequence[str], stdin: IO[bytes]) -> list[str]:
+def image_paths(words: Sequence[str]) -> list[str]:
     """Return the image files that words name, without repetitions, in order.
 
-    A word is a file, a folder (searched with all below it), or "-" for a list on stdin with one
-    path per line. UserError: a word names nothing.
+    A word is a file, or a folder, which is searched with all below it. UserError: a word names
+    nothing.
     """
     paths: list[str] = []
     for word in words:
-        found: list[str] = []
-        if word == "-":
-            # File names need not be UTF-8.
-            lines = stdin.read().decode("utf-8", "surrogateescape").split("\n")
-            found = [line for line in lines if line]
-        elif os.path.exists(word):
-            found = files_of(word)
+        found = files_of(word) if os.path.exists(word) else []
         if not found:
             raise UserError(
                 f"{one_line(word)} names no file and no folder with an image "

@@ -92,7 +92,7 @@ def test_the_emptiest_card_comes_first_and_the_log_names_it(machine, job, monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,1")
     first = job()
     assert first.sees == "1"
-    assert "MiB in use" in first.stderr.readline()
+    assert "uses GPU-1" in first.stderr.readline()
     assert gpus.free() == 1
 
 
