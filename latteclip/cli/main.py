@@ -19,6 +19,7 @@ from latteclip.core.errors import (
     Signals,
     Terminated,
     UserError,
+    first_line,
     full_disk,
     refused_by_system,
     worker_failure,
@@ -71,7 +72,6 @@ FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 HELP = {"-h", "--help"}
-DEBUG: dict[str, Any] = {"action": "store_true", "help": "show where an error came from"}
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
 run the workflow in any folder, where the results are written:
@@ -117,10 +117,10 @@ class Formatter(logging.Formatter):
         return for_terminal(super().format(record))
 
 
-def start_log(*, debug: bool) -> logging.Logger:
+def start_log() -> logging.Logger:
     """Return the package's logger, which writes to stderr."""
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(Formatter(tracebacks=debug))
+    terminal.setFormatter(Formatter(tracebacks=not os.environ.get(SHORT)))
     logging.basicConfig(level=logging.WARNING, handlers=[terminal], force=True)
     log = logging.getLogger("latteclip")
     log.setLevel(logging.INFO)
@@ -171,7 +171,6 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
         prog="latteclip", description=DESCRIPTION, epilog=EPILOG, formatter_class=layout
     )
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
-    top.add_argument("--debug", **DEBUG)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
     word = next((word for word in given if not word.startswith("-")), "").replace("-", "_")
     stage = {word: STAGES[word]} if word in STAGES else {}
@@ -182,7 +181,6 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
         sub = subs.add_parser(_dashed(name), **options)
         arguments.add_arguments(sub, module, name)
         sub.set_defaults(run=partial(arguments.run, module, name))
-        sub.add_argument("--debug", **DEBUG)
         if name in stage:
             sub.add_argument("--log", help="file that gets the log as well")
     return top
@@ -199,8 +197,7 @@ def main(given: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if given is None else given
     if given[:1] == ["workflow"] and not HELP & set(given[1:2]):
         workflow(given[1:])  # all that follows is of snakemake, options included
-    debug = "--debug" in given
-    log = start_log(debug=debug)
+    log = start_log()
     try:
         return _call(parser(given).parse_args(given))
     except BrokenPipeError:  # `latteclip datasets | head` ends so
@@ -212,10 +209,9 @@ def main(given: Sequence[str] | None = None) -> int:
         of_system = full_disk(error) or refused_by_system(error)
         of_user = str(error) if isinstance(error, UserError) else of_system
         if sentence := of_user or worker_failure(error):
-            log.error("error: %s", sentence, exc_info=debug)
+            log.error("error: %s", sentence)
         else:
-            text = "error: a bug, or the machine (%s: %s); --debug shows where."
-            log.exception(text, type(error).__name__, error)
+            log.exception("error: a bug, or the machine (%s)", first_line(error))
         return BAD_INPUT if of_user else FAILED
     finally:
         drop_unwritten()

@@ -5,7 +5,6 @@ of where it comes from and how to use it.
 """
 
 import json
-import logging
 import math
 import shutil
 import warnings
@@ -27,14 +26,12 @@ from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing
-from latteclip.core.terminal import counted
 from latteclip.deploy import transformers_clip
 from latteclip.deploy.guaranteed_predictions import guarantee, run_of
 from latteclip.deploy.predict import Predictor, encoders_of
 from latteclip.evaluate.results import read_metrics
 from latteclip.train.settings import TrainingMetadata
 
-log = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
 FIGURES = {
     "acc1": "top-1 accuracy",
@@ -55,7 +52,6 @@ def export(
     destination: str,
     /,
     format: Literal["open_clip", "transformers", "onnx"],
-    licence: str | None = None,
     abstain: float | None = None,
 ) -> str:
     """Write a tuned model for open_clip, transformers or ONNX.
@@ -64,7 +60,6 @@ def export(
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
         destination: new or empty folder
         format: the library that loads it
-        licence: licence of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...
         abstain: onnx: include the threshold of predict --abstain
     """
     if abstain is not None and format != "onnx":
@@ -94,10 +89,8 @@ def export(
         else:
             _copy_model(opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
-        card = model_card(opened, format, licence, promise)
+        card = model_card(opened, format, promise)
         card.save(temporary / "README.md")
-    classes = counted(len(opened.classnames), "class", "classes")
-    log.info("%s: %s as %s.", destination, classes, format)
     return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()
 
 
@@ -129,9 +122,7 @@ def read_origin(model: Path) -> dict[str, Any]:
     }
 
 
-def model_card(
-    opened: FinetunedModel, form: str, licence: str | None, promise: str
-) -> ModelCard:
+def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
     origin = read_origin(opened.folder)
     metrics = origin["metrics"]
@@ -143,14 +134,13 @@ def model_card(
         library_name=form,
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "latteclip"],
-        license=licence or "other",
-        license_name=None if licence else "that-of-the-base-model",
+        license="other",
+        license_name="that-of-the-base-model",
     )
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "model_card.md"),
         form=form,
-        licence=licence,
         title=described.get("title", dataset),
         dataset=dataset,
         described=described,

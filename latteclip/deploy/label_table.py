@@ -6,7 +6,6 @@ Platt's calibration (1999): the log-odds of a probability times a slope, whose i
 temperature, plus an intercept. Both are fitted to the answers by maximum likelihood.
 """
 
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import pyarrow.compute as pc
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
 
-from latteclip import __version__
 from latteclip.config.jobs import FOLDER_LINK
 from latteclip.config.registry import VOTES
 from latteclip.core import tables
@@ -30,7 +28,6 @@ from latteclip.labels.answers import NONE, WORDS
 from latteclip.labels.fusion_report import NAME, Check, CheckedLabels, read_fusion_report
 from latteclip.labels.guarantees import Floats
 
-log = logging.getLogger(__name__)
 MIN_ANSWERS = 50  # that calibrate
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
@@ -40,11 +37,7 @@ class LabelsMetadata:
     """What exported labels say of themselves."""
 
     classnames: list[str]  # as the dataset writes them
-    model: str  # the name of the CLIP model
-    pretrained: str | None
-    votes: str  # captions, or class scores
     calibration: "Calibration | None"
-    latteclip: str = __version__
 
 
 def read_labels(results: str | Path) -> pd.DataFrame:
@@ -114,14 +107,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")
     # The image_id of another row of the same picture.
     columns["duplicate_of"] = _duplicates(folder / "duplicates.parquet", ids, answers)
-    described = LabelsMetadata(
-        classnames=names.to_pylist(),
-        model=report.model,
-        pretrained=report.pretrained,
-        votes=report.votes,
-        calibration=calibration,
-    )
-    return pa.table(columns), described
+    return pa.table(columns), LabelsMetadata(names.to_pylist(), calibration)
 
 
 def _places(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -192,15 +178,9 @@ def _calibration(checked: CheckedLabels | None) -> Calibration | None:
     if checked is None:
         return None
     right = np.array(checked.labels.right, np.float64)
-    if len(right) >= MIN_ANSWERS:
-        return calibrate(np.array(checked.labels.confidence), right)
-    log.warning(
-        "%d answers about images drawn at random are too few to calibrate the probabilities, "
-        "which needs %d.",
-        len(right),
-        MIN_ANSWERS,
-    )
-    return None
+    if len(right) < MIN_ANSWERS:
+        return None
+    return calibrate(np.array(checked.labels.confidence), right)
 
 
 def accepted(folder: Path, max_error: float) -> tuple[pa.Array, str]:

@@ -63,16 +63,23 @@ def buggy(monkeypatch, tmp_path):
     return [*SUMMARIZE, "--log", str(log)], log
 
 
-def test_a_bug_is_one_line_and_its_traceback_is_in_the_log_or_comes_with_debug(
-    buggy, capsys
+def test_a_bug_is_a_line_and_a_traceback_which_the_log_alone_has_in_a_run(
+    buggy, monkeypatch, capfd
 ):
     arguments, log = buggy
     assert main.main(arguments) == 1
-    assert re.fullmatch("error: .*ZeroDivisionError.*--debug.*\n", capsys.readouterr().err)
+    printed = capfd.readouterr().err
+    assert re.match("error: .*ZeroDivisionError", printed) and "Traceback" in printed
+    assert log.read_text() == printed
+    script = f"""if True:
+        from latteclip.cli import main
+        from latteclip.report import summarize
+        summarize.read_metrics = lambda *_: 1 / 0
+        main.main({arguments!r})"""
+    monkeypatch.setenv("LATTECLIP_SHORT", "1")
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert re.fullmatch("error: .*ZeroDivisionError.*\n", capfd.readouterr().err)
     assert "Traceback" in log.read_text()
-    for words in (["--debug", *arguments], [*arguments, "--debug"]):
-        assert main.main(words) == 1
-        assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_a_run_ends_with_what_it_made_and_next_commands(mine):
     [
         ("Begun.\nerror: x is broken.\n", "error: .*flyp.*x is broken"),
         (
-            "error: old\nerror: bug; --debug\nTraceback (most recent call last):\n  File\n",
+            "error: old\nerror: bug\nTraceback (most recent call last):\n  File\n",
             r"error: .*flyp.*bug.*job\.log",
         ),
         ("Begun.\n", r"error: .*flyp.*job\.log"),
