@@ -24,8 +24,6 @@ from latteclip.core.files import existing
 from latteclip.core.terminal import for_terminal
 
 NOT_READY = 1  # exit status
-# GiB: LLaVA 1.6 with 7 billion parameters takes 15, the largest dataset 37.
-DISK_WANTED = 40
 DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
@@ -78,14 +76,9 @@ def disk() -> Iterator[Finding]:
     folders = ("results", "resources", constants.HF_HOME)
     for place in dict.fromkeys(map(existing, folders)):
         free = shutil.disk_usage(place).free / GIB
-        level = "warning"
-        if free >= DISK_NEEDED and os.access(place, os.W_OK):
-            level = "ok" if free >= DISK_WANTED else "note"
+        is_usable = free >= DISK_NEEDED and os.access(place, os.W_OK)
         text = f"{free:.0f} GiB free in {place}, where files must be written"
-        yield (
-            level,
-            f"{text}; a large dataset and LLaVA need {DISK_WANTED}, the demo needs 1",
-        )
+        yield "ok" if is_usable else "warning", f"{text}; a large dataset and LLaVA need 40"
 
 
 def gpu() -> Iterator[Finding]:

@@ -23,7 +23,6 @@ from latteclip.clip.image_encoders import ImageEncoder, ImagePreprocessing
 from latteclip.clip.model import CLASSIFIER
 from latteclip.config import layers
 from latteclip.core import tables
-from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing
 from latteclip.deploy import transformers_clip
@@ -149,15 +148,9 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         promise=promise,
         image_encoders=len(opened.encoder_widths),
         templates=opened.class_templates.templates,
-        classes=[_class(name, opened.class_templates) for name in opened.classnames],
+        classes=opened.class_templates.as_written(opened.classnames),
     )
     return card
-
-
-def _class(classname: str, class_templates: ClassTemplates) -> str:
-    [name] = class_templates.as_written([classname])
-    others = class_templates.synonyms.get(clean_classname(classname, {}))
-    return f"{name} (also {', '.join(others)})" if others else name
 
 
 def of_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:

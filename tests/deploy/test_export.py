@@ -213,7 +213,6 @@ def test_the_card_has_dataset_method_accuracy_licence_and_classes(run, tmp_path)
     assert front["library_name"] == "open_clip"
     words = [
         *NAMES,
-        "silver, ash",
         TEMPLATES[0],
         "latteclip",
         "51.25 %",

@@ -30,13 +30,12 @@ def read_csv(path):
     return [{k: tables.from_csv_cell(v) for k, v in line.items()} for line in lines]
 
 
-def rewrite_index(paths=None, written=None):
-    """Let the images of the index lie elsewhere, and classes be written otherwise."""
+def rewrite_index(paths):
+    """Let the images of the index lie elsewhere."""
     table = tables.read("images.parquet", tables.IMAGES)
     columns = {name: table[name] for name in table.column_names}
-    columns["path"] = paths or columns["path"]
-    metadata = IndexMetadata(CLASSNAMES, written or {})
-    tables.write("images.parquet", columns, tables.IMAGES, metadata)
+    columns["path"] = paths
+    tables.write("images.parquet", columns, tables.IMAGES, IndexMetadata(CLASSNAMES))
 
 
 def test_csv_and_parquet_have_the_same_values_and_no_formula(taken, tmp_path):
@@ -123,27 +122,6 @@ def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path):
     same = datasets.load_dataset("imagefolder", split="train", **options)
     names = [same.features["label"].names[label] for label in same["label"]]
     assert Counter(names) == Counter(read.classes[label] for label in read.targets)
-
-
-def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(
-    taken, tmp_path
-):
-    written = {"plain": "T-Shirt", "con": "Labels.csv"}  # beside the table of that name
-    folders = {"T-Shirt": "T-Shirt", "Labels.csv": "Labels_2.csv"}
-    rewrite_index(written=written)
-    answers, output = taken.answer(60), tmp_path / "folder"
-    export_labels(str(taken.folder), "imagefolder", str(output))
-    found = {row["image_id"]: row for row in read_csv(output / "labels.csv")}
-    placed = {path.name: path.parent.name for path in output.glob("*/*")}
-    for name, one in answers.items():
-        if one.kind == "class":
-            wanted = written.get(one.classname, one.classname)
-            assert found[name]["label"] == found[name]["answered"] == wanted
-            assert placed[name] == (folders.get(wanted) or folder_of(wanted))
-    for column in ("label", "fused_label", "zero_shot", "caption_label"):
-        assert not {row[column] for row in found.values()} & set(written)
-    none = {name for name, one in answers.items() if one.kind == "none"}
-    assert set(placed) == set(taken.ids) - none
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
