@@ -5,16 +5,14 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.config import layers
-from latteclip.config.keys import Config, FinetuneSection
+from latteclip.config.keys import FinetuneSection
 from latteclip.config.labellers import Asking, askings
 from latteclip.config.resolve import Counts, Dataset, Run
-from latteclip.config.schema import validate
 from latteclip.core import run_options, tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
@@ -102,27 +100,22 @@ def _limit(folder: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def estimate(
-    datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
-) -> str:
+def estimate(datasets: Sequence[str]) -> str:
     """Return hours, tokens and disk of full runs by stage, of some or of the configured datasets.
 
-    `config` is laid over the options of the limited run. Its `limit` names that run, otherwise the
-    run of the most images counts. Without one, only what is asked of captioners is known.
+    The limited run of the most images counts, with its options. Without one, only what is asked of
+    captioners is known.
     """
-    given = layers.given(config, configfiles)
-    validate(Config, given)
     if not datasets:
-        datasets = [each.whole for each in Run(layers.defaults(), given).datasets]
-    return "\n\n".join("\n".join(_lines(dataset, given)) for dataset in datasets)
+        datasets = [each.whole for each in Run(layers.defaults(), {}).datasets]
+    return "\n\n".join("\n".join(_lines(dataset)) for dataset in datasets)
 
 
-def _lines(name: str, given: Mapping[str, Any]) -> Iterator[str]:
-    limits = map(_limit, RESULTS.glob(f"{name}_*"))
-    limit = given.get("limit") or max(limits, default=0) or LIMIT
+def _lines(name: str) -> Iterator[str]:
+    limit = max(map(_limit, RESULTS.glob(f"{name}_*")), default=0) or LIMIT
     folder = RESULTS / f"{name}_{limit}"
-    noted = run_options.read_options(folder.name) or run_options.read_options(name)
-    options = {**layers.merge(noted, given), "dataset": name}
+    noted = run_options.read_options(folder.name) or run_options.read_options(name) or {}
+    options = {**noted, "dataset": name}
     whole, limited = (
         Run(layers.defaults(), {**options, "limit": n}).datasets[0] for n in (None, limit)
     )

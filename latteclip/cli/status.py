@@ -31,52 +31,38 @@ Job = dict[str, Any]  # see `summary`
 log = logging.getLogger(__name__)
 
 
-def status(
-    datasets: Sequence[str] = (),
-    /,
-    config: Sequence[str] = (),
-    configfile: Sequence[str] = (),
-    estimate: bool = False,
-) -> None:
+def status(datasets: Sequence[str] = (), /, estimate: bool = False) -> None:
     """Show which stages are done, stale or missing, and why.
 
-    Run it in the folder of the results. Without options, those of a dataset's last run apply.
+    Run it in the folder of the results. The options of a dataset's last run apply.
 
     Args:
         datasets: keys of datasets (default: all that were run here, otherwise the configured one)
-        config: KEY=VALUE, as snakemake takes it: method=latteclip seeds=5
         estimate: print hours, tokens and disk of the full run instead, estimated from a run with
             limit=N
     """
+    names = [Path(dataset).name for dataset in datasets]
     if estimate:
         from latteclip.cli import estimate as estimates
 
-        print(for_terminal(estimates.estimate(datasets, config, configfile)))
+        print(for_terminal(estimates.estimate(names)))
         return
-    names = [Path(dataset).name for dataset in datasets]
-    if not (names or config or configfile):
+    if not names:
         noted = run_options.noted_datasets()
         names = [name for name in noted if Path("results", name).is_dir()]
     jobs: dict[str, Job] = {}  # by their outputs: datasets share some
-    for options in _options(names, config, configfile):
+    for options in _options(names):
         for job in _jobs(options):
             jobs.setdefault(job["outputs"], job)
     in_order = sorted(jobs.values(), key=lambda job: job["order"])
     print(*_table(in_order), sep="\n")
 
 
-def _options(
-    names: Sequence[str], config: Sequence[str], configfiles: Sequence[str]
-) -> Iterator[list[str]]:
-    """Yield options of Snakemake: the given ones, or those of the last runs of the datasets."""
-    if names and not (config or configfiles):
-        noted = [run_options.read_options(name) or {"dataset": name} for name in names]
-        runs = [["--config", *run_options.pairs(each)] for each in noted]
-        yield from [run for number, run in enumerate(runs) if run not in runs[:number]]
-        return
-    files = ["--configfile", *configfiles] if configfiles else []
-    pairs = [*config, f"dataset={json.dumps(names)}"] if names else config
-    yield [*files, "--config", *pairs] if pairs else files
+def _options(names: Sequence[str]) -> Iterator[list[str]]:
+    """Yield options of Snakemake: those of the last runs of datasets, or none."""
+    noted = [run_options.read_options(name) or {"dataset": name} for name in names]
+    runs = [["--config", *run_options.pairs(each)] for each in noted] or [[]]
+    yield from [run for number, run in enumerate(runs) if run not in runs[:number]]
 
 
 def _jobs(options: Sequence[str]) -> Iterator[Job]:

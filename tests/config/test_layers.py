@@ -53,13 +53,3 @@ def test_a_broken_file_is_one_sentence(project, text, message):
     with pytest.raises(UserError, match=message) as caught:
         layers.defaults()
     assert "\n" not in str(caught.value)
-
-
-def test_what_a_command_line_gives_wins_over_its_files(tmp_path):
-    files = [str(tmp_path / name) for name in ("a.yaml", "b.yaml")]
-    (tmp_path / "a.yaml").write_text("{seeds: 1, clip: {model: a}}")
-    (tmp_path / "b.yaml").write_text("seeds: 2")
-    found = layers.given(["clip={'precision': fp16}", "method=flyp,latteclip"], files)
-    clip = {"model": "a", "precision": "fp16"}
-    assert found == {"seeds": 2, "clip": clip, "method": "flyp,latteclip"}
-    assert layers.given(["seeds=3"], files)["seeds"] == 3
