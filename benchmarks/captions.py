@@ -169,12 +169,10 @@ class Ways:
         self.pictures = [open_rgb(path) for path in paths]
         started = time.perf_counter()
         self.vllm = VllmEngine(settings, threads)
-        print(f"start of {self.vllm.version}: {time.perf_counter() - started:.0f} s")
+        print(f"start of vLLM: {time.perf_counter() - started:.0f} s")
         started = time.perf_counter()
         self.transformers = TransformersEngine(settings, threads)
-        print(
-            f"start of {self.transformers.version}: {time.perf_counter() - started:.0f} s"
-        )
+        print(f"start of transformers: {time.perf_counter() - started:.0f} s")
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
@@ -300,7 +298,10 @@ def compare_scores(
                     CAPTION_TOKENS
                 }
         print_ratios(
-            f"{scorer.version}, batches of {batch_size}", seconds, used, len(pictures)
+            f"{type(scorer).__name__}, batches of {batch_size}",
+            seconds,
+            used,
+            len(pictures),
         )
 
 

@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,9 +24,9 @@ from latteclip.core.files import sqlite_uri
 from latteclip.core.terminal import FOR_RUN
 
 log = logging.getLogger(__name__)
-# Columns of a row, and the answers that they come from; none where nothing was asked.
-Row = tuple[dict[str, Any], Sequence[Response]]
-COMMIT_ANSWERS, COMMIT_SECONDS = 100, 10.0  # written to the disk at least as often
+# Columns of a row, and the answer that they come from; None: nothing was asked.
+Row = tuple[dict[str, Any], Response | None]
+COMMIT_ANSWERS = 20  # written to the disk together
 LOCK_SECONDS = 60.0  # to wait while another process writes
 CREATE = """
     CREATE TABLE IF NOT EXISTS answers
@@ -81,7 +80,6 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         self.path = Path(folder) / f"{name}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._pending: dict[str, Response] = {}
-        self._committed = time.monotonic()
         split = name.partition("-")[2]
         others = (
             path
@@ -112,8 +110,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
     def add(self, digest: str, answer: Response) -> None:
         """Cache an answer, which is on the disk after the next commit."""
         self._pending[digest] = answer
-        waiting = time.monotonic() - self._committed
-        if len(self._pending) >= COMMIT_ANSWERS or waiting >= COMMIT_SECONDS:
+        if len(self._pending) >= COMMIT_ANSWERS:
             self.commit()
 
     def commit(self) -> None:
@@ -125,7 +122,6 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         with _explained(self.path), self._files[self.path] as file:
             file.executemany(INSERT, rows)
         self._pending.clear()
-        self._committed = time.monotonic()
 
 
 def _connected(path: Path) -> sqlite3.Connection:
@@ -159,7 +155,6 @@ class AnswersMetadata:
     tokens_read: int = 0
     tokens_written: int = 0
     # Rows, which are images or groups.
-    asked: int = 0
     not_asked: int = 0  # those that `max_images` leaves out
     failed: int = 0
     refused: int = 0  # those about which a server refuses to answer
@@ -168,37 +163,32 @@ class AnswersMetadata:
     @property
     def in_words(self) -> str:
         """What was asked, in words."""
-        tokens = f"{self.tokens_read:,} tokens read, {self.tokens_written:,} written"
-        rows = {
-            "failed": self.failed,
-            "refused": self.refused,
-            "empty": self.empty,
-            "images left out": self.not_asked,
-        }
-        more = [f", {n:,} {what}" for what, n in rows.items() if n]
-        return f"{self.requests:,} requests to {self.model}, {tokens}{''.join(more)}"
+        return (
+            f"{self.requests:,} requests to {self.model}, {self.tokens_read:,} tokens read, "
+            f"{self.tokens_written:,} written, {self.not_asked:,} images left out, "
+            f"{self.failed:,} failed, {self.refused:,} refused, {self.empty:,} empty"
+        )
 
-    def count(self, columns: Mapping[str, Any], answers: Sequence[Response]) -> None:
-        """Count a row and its answers; without answers it was not asked about."""
-        self.not_asked += not answers
-        self.asked += bool(answers)
-        if columns["error"] is None:
-            self.empty += bool(answers) and columns.get("caption") == ""
-        elif any(answer.is_refused for answer in answers):
+    def count(self, columns: Mapping[str, Any], answer: Response | None) -> None:
+        """Count a row and its answer."""
+        if answer is None:
+            self.not_asked += 1
+            return
+        self.requests += 1
+        self.tokens_read += answer.n_read or 0
+        self.tokens_written += answer.n_tokens or 0
+        if answer.error is None:
+            self.empty += columns.get("caption") == ""
+        elif answer.is_refused:
             self.refused += 1
         else:
             self.failed += 1
-        for answer in answers:
-            self.requests += 1
-            self.tokens_read += answer.n_read or 0
-            self.tokens_written += answer.n_tokens or 0
 
     @classmethod
     def joined(cls, shards: Sequence[Self]) -> Self:
         """Return the metadata of several tables together."""
-        counts = [field.name for field in fields(cls) if field.type is int]
-        sums = {name: sum(getattr(shard, name) for shard in shards) for name in counts}
-        return cls(shards[0].model, **sums)
+        _, *counts = zip(*map(astuple, shards), strict=True)
+        return cls(shards[0].model, *map(sum, counts))
 
 
 def write_rows(
@@ -206,34 +196,30 @@ def write_rows(
     schema: pa.Schema,
     captioner: CaptionerSection,
     output: str,
-    file: str | None = None,
 ) -> None:
-    """Write a table in pieces, from a captioner's answers or the user's file.
+    """Write a table in pieces from a captioner's answers.
 
     UserError: no row has an answer, or more lack one than captioner.max_failed, without those that
     a server refuses.
     """
-    metadata = AnswersMetadata(file or captioner.model)
+    metadata = AnswersMetadata(captioner.model)
     reason: str | None = None
     rows = iter(rows)
     with tables.writing(output, schema, metadata) as add:
         while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
-            for columns, answers in piece:
-                metadata.count(columns, answers)
+            for columns, answer in piece:
+                metadata.count(columns, answer)
                 reason = reason or columns["error"]
             add(pa.Table.from_pylist([columns for columns, _ in piece], schema))
-        if file:
-            metadata.requests = 0
+        asked = metadata.requests
         missing = metadata.failed + metadata.empty
-        allowed = 1.0 if file else captioner.max_failed
-        are_all = 0 < metadata.asked == missing + metadata.refused
-        if are_all or missing > allowed * metadata.asked:
+        allowed = captioner.max_failed
+        if 0 < asked == missing + metadata.refused or missing > allowed * asked:
             raise UserError(
                 f"{metadata.model} has no answer about {metadata.failed + metadata.refused} of "
-                f"{metadata.asked} images or groups ({reason}) and an empty one about "
+                f"{asked} images or groups ({reason}) and an empty one about "
                 f"{metadata.empty}; captioner.max_failed allows {allowed:.0%}. The others are "
                 "cached: run again to ask for these, allow more of them, or try another prompt, "
                 "captioner.model or scores.kind."
             )
-    if not file:
-        log.info("Asked %s.", metadata.in_words, extra=FOR_RUN)
+    log.info("Asked %s.", metadata.in_words, extra=FOR_RUN)

@@ -18,8 +18,6 @@ from latteclip.core.terminal import one_line
 
 LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
 OVERVIEW = 336  # side of the square that LLaVA-1.6 sees of a whole image, pixels
-MAX_TEXT = 2**20  # characters of an answer, at most
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -30,10 +28,11 @@ def square(captioner: CaptionerSection) -> int | None:
     return captioner.square_side
 
 
-def picture_layout(captioner: CaptionerSection) -> Layout:
-    """Return the layout of one image, which is not scaled down before it becomes a square."""
+def picture_layout(captioner: CaptionerSection, canvas: int | None = None) -> Layout:
+    """Return the layout of a request. Images are scaled down only where they keep their shape."""
     side = square(captioner)
-    return Layout(max_side=None if side else captioner.max_image_side, square=side)
+    keeps_size = side or canvas
+    return Layout(canvas, None if keeps_size else captioner.max_image_side, side)
 
 
 def at_once(captioner: CaptionerSection, usual: int) -> int:
@@ -50,8 +49,8 @@ def loads_model(captioner: CaptionerSection) -> bool:
 class Response:
     """An answer to a request. ValueError: a model or server cannot have written it."""
 
-    text: Text
-    finish_reason: Text  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
+    text: str
+    finish_reason: str  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
     n_tokens: Tokens | None
     n_read: Tokens | None = None  # tokens of the request, pictures included
     error: str | None = None  # why there is no text; such an answer is not cached
@@ -100,8 +99,6 @@ def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, 
 class Engine(Protocol):
     """A model that answers greedily, which `make` of its module returns."""
 
-    version: str
-
     def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         """Yield each request with its answer: words, or `scored` choices.
 
@@ -112,10 +109,7 @@ class Engine(Protocol):
 
 def start(captioner: CaptionerSection, threads: int, *, scoring: bool = False) -> Engine:
     """Start an engine, whose requests have choices if `scoring`."""
-    engine: Engine = module_of(captioner.engine).make(captioner, threads, scoring)
+    # By its name, so that its edit reruns this engine's stages alone.
+    module = importlib.import_module(f"latteclip.captions.engines.{captioner.engine}")
+    engine: Engine = module.make(captioner, threads, scoring)
     return engine
-
-
-def module_of(engine: str) -> Any:
-    """Import the module of an engine by its name: its edit reruns this engine's stages alone."""
-    return importlib.import_module(f"latteclip.captions.engines.{engine}")

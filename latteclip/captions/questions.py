@@ -54,7 +54,6 @@ class Request:
     # Of the image files, of which the pictures are made.
     paths: Sequence[str] = ()
     checksums: Sequence[bytes] = ()
-    digest: str = ""  # key of its cached answer
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,6 @@ class Questions:
     def id_of(self, row: int) -> str:
         return str(self.images["image_id"][int(self.rows[row])].as_py())
 
-    def member_ids(self, row: int) -> list[str]:
-        return self._of_members(row, "image_id")
-
     def prompt_of(self, row: int) -> str:
         if not self.labels:
             return self.prompt
@@ -87,10 +83,11 @@ class Questions:
 
     def request(self, row: int, prompt: str, choices: Choices | None = None) -> Request:
         """Return a request about the images of a row, without its pictures."""
-        paths, checksums = (self._of_members(row, name) for name in ("path", "checksum"))
+        paths, checksums = (self.of_members(row, name) for name in ("path", "checksum"))
         return Request(row, (), prompt, choices, paths, checksums)
 
-    def _of_members(self, row: int, column: str) -> list[Any]:
+    def of_members(self, row: int, column: str) -> list[Any]:
+        """Return a column of the index for the images of a row."""
         return [self.images[column][int(image)].as_py() for image in self.members[row]]
 
 

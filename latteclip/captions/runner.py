@@ -1,19 +1,21 @@
 """Ask an engine about the rows of a table, each request once."""
 
-import contextlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
 
 from latteclip.captions import answers, engine
 from latteclip.captions.answers import AnswerCache
 from latteclip.captions.engine import Response, loads_model
 from latteclip.captions.pictures import Layout, pictures_of, read_image
-from latteclip.captions.questions import Request
+from latteclip.captions.questions import Questions, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError, ending_in_order
 from latteclip.core.terminal import Progress
@@ -39,20 +41,25 @@ class Preparer:
         return replace(request, pictures=pictures)
 
 
-@contextlib.contextmanager
-def running(
+def write_answers(
+    questions: Questions,
+    request_about: Callable[[int], Request],
+    columns_of: Callable[[int, Response | None], dict[str, Any]],
+    schema: pa.Schema,
     layout: Layout,
     captioner: CaptionerSection,
+    output: str,
     store: str,
     *,
     shard: str,
     labeller: str,
     threads: int,
     scoring: bool = False,
-) -> Iterator["Runner"]:
-    """Open the cache of the answers, which a signal leaves whole, and start worker processes.
+) -> None:
+    """Ask about the rows, and write a table of columns that follow from the answer about each.
 
-    Each shard, and each labeller, writes a file of its own in the cache.
+    A signal leaves the cache of the answers whole. Each shard, and each labeller, writes a file of
+    its own in it. Requests have choices if `scoring`.
     """
     name = f"{shard.replace('/', '-of-')}{labeller and f'.{labeller}'}"
     saved = f"The answers so far are cached in {store}: rerun to go on."
@@ -66,9 +73,15 @@ def running(
     )
     with ending_in_order(saved), AnswerCache(store, name) as cache, pool:
         identity = answers.identity(captioner, layout, scoring=scoring)
-        runner = Runner(captioner, threads, scoring, identity, cache, pool)
-        yield runner
-        rate = runner.n_asked / max(runner.seconds, 1e-9)
+        runner = Runner(captioner, threads, scoring, request_about, identity, cache, pool)
+        runner.ask(questions.order)
+        rows = (
+            (columns_of(row, answer), answer)
+            for row in range(len(questions))
+            for answer in [runner.answer(row) if row in questions.wanted else None]
+        )
+        answers.write_rows(rows, schema, captioner, output)
+    rate = runner.n_asked / max(runner.seconds, 1e-9)
     log.info(
         "Asked %d requests in %.1f s: %.1f answers/s.", runner.n_asked, runner.seconds, rate
     )
@@ -80,42 +93,46 @@ class Runner:
 
     captioner: CaptionerSection
     threads: int
-    scoring: bool  # whether requests have choices
+    scoring: bool
+    request_about: Callable[[int], Request]
     identity: str
     cache: AnswerCache
     pool: Workers[Request, Request]
+    digests: dict[int, str] = field(default_factory=dict)  # of answers, by row
     failed: dict[str, Response] = field(default_factory=dict)  # by digest
     n_asked: int = 0
     n_failures: int = 0  # requests that failed one after another
     is_answered: bool = False  # whether there is any answer, now or of an earlier run
     seconds: float = 0.0  # of answering
 
-    def ask(self, rows: Sequence[int], request_about: Callable[[int], Request]) -> None:
+    def ask(self, rows: Sequence[int]) -> None:
         """Answer a request about each of these rows, in their order, unless it is cached.
 
         What a server fails to answer is asked once more, but not what it refuses.
         """
-        failed = self._ask(rows, request_about, MAX_CONSECUTIVE_FAILURES)
+        failed = self._ask(rows, MAX_CONSECUTIVE_FAILURES)
         if not loads_model(self.captioner):  # a model would fail again
-            self._ask(failed, request_about, math.inf)
+            self._ask(failed, math.inf)
 
-    def answers_to(self, *requests: Request) -> list[Response]:
-        """Return the answers to requests that were made, or why there is none."""
-        found = []
-        for request in requests:
-            digest = answers.digest(request, self.identity)
-            if answer := self.cache.get(digest) or self.failed.get(digest):
-                found.append(answer)
-        return found
+    def answer(self, row: int) -> Response | None:
+        """Return the answer about a row, also of an earlier run, or why there is none."""
+        if row not in self.digests:  # it was not asked about in this run
+            self._note(self.request_about(row))
+        digest = self.digests[row]
+        return self.cache.get(digest) or self.failed.get(digest)
 
-    def _ask(
-        self, rows: Sequence[int], request_about: Callable[[int], Request], most: float
-    ) -> list[int]:
+    def _note(self, request: Request) -> str:
+        """Return the digest of a request, and note it for its row."""
+        digest = answers.digest(request, self.identity)
+        self.digests[request.key] = digest
+        return digest
+
+    def _ask(self, rows: Sequence[int], most: float) -> list[int]:
         """Ask about rows until `most` requests fail one after another; return what failed."""
         failed = list[int]()
         self.n_failures = 0
         progress = Progress(len(rows), "answers")
-        pending = self.pool.in_order(self._pending(map(request_about, rows), progress))
+        pending = self.pool.in_order(self._pending(rows, progress))
         first = next(pending, None)
         if first is None:
             return failed
@@ -130,39 +147,38 @@ class Runner:
         self.seconds += time.monotonic() - started
         return failed
 
-    def _pending(
-        self, requests: Iterable[Request], progress: Progress
-    ) -> Iterator[Request]:
+    def _pending(self, rows: Sequence[int], progress: Progress) -> Iterator[Request]:
         """Yield requests that are neither cached nor under way for an equal row."""
         under_way = set()
-        for request in requests:
-            digest = answers.digest(request, self.identity)
+        for request in map(self.request_about, rows):
+            digest = self._note(request)
             is_cached = self.cache.get(digest) is not None
             self.is_answered |= is_cached
             if is_cached or digest in under_way:
                 progress.skip(1)
                 continue
             under_way.add(digest)
-            yield replace(request, digest=digest)
+            yield request
 
     @cached_property
     def _engine(self) -> engine.Engine:
         started = time.monotonic()
         found = engine.start(self.captioner, self.threads, scoring=self.scoring)
-        log.info("%s started in %.0f s.", found.version, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        log.info("Engine %s started in %.0f s.", self.captioner.engine, seconds)
         return found
 
     def _take(self, request: Request, answer: Response, most: float) -> None:
         """Cache an answer, or note why there is none. UserError: further ones would fail."""
         self.n_asked += 1
         if answer.error is None:
-            self.cache.add(request.digest, answer)
+            self.cache.add(self.digests[request.key], answer)
             if not loads_model(self.captioner):  # the answer may be paid
                 self.cache.commit()
             self.is_answered = True
             self.n_failures = 0
             return
-        self.failed[request.digest] = answer
+        self.failed[self.digests[request.key]] = answer
         if answer.is_refused and self.is_answered:
             return
         self.n_failures += 1

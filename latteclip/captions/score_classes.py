@@ -10,12 +10,12 @@ import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
-from latteclip.captions.answers import Row, write_rows
-from latteclip.captions.engine import picture_layout, scores_of
+from latteclip.captions.engine import Response, picture_layout, scores_of
 from latteclip.captions.questions import (
     Choices,
     Questions,
@@ -23,7 +23,7 @@ from latteclip.captions.questions import (
     best_classes,
     questions_about,
 )
-from latteclip.captions.runner import Runner, running
+from latteclip.captions.runner import write_answers
 from latteclip.clip.classifier import load_classifier
 from latteclip.config.keys import CaptionerSection, ScoresSection
 from latteclip.core import tables
@@ -86,19 +86,14 @@ def score_classes(
     options, _ = best_classes(pseudo_labels_path, ids, classifier, k)
     texts = ClassTemplates.described_by(described)
     questions = ClassQuestions(images, options[images.rows], scores, texts)
-    job = running(
-        picture_layout(captioner),
-        captioner,
-        store,
+    write_answers(
+        *(images, questions.request, questions.columns, tables.CLASS_SCORES),
+        *(picture_layout(captioner), captioner, output, store),
         shard=shard,
         labeller=labeller,
         threads=threads,
         scoring=True,
     )
-    with job as runner:
-        runner.ask(images.order, questions.request)
-        rows = (questions.row(row, runner) for row in range(len(images)))
-        write_rows(rows, tables.CLASS_SCORES, captioner, output)
 
 
 def _n_options(scores: ScoresSection, n_classes: int) -> int:
@@ -139,22 +134,19 @@ class ClassQuestions:
         question = {"instructions": QUESTION, "criteria": {**criteria, NONE: None}}
         return json.dumps(question, ensure_ascii=False)
 
-    def row(self, row: int, runner: Runner) -> Row:
-        """Return the columns of an image; without answers it was not asked about."""
-        answers = []
-        if row in self.images.wanted:
-            answers = runner.answers_to(self.request(row))
-        good = [answer for answer in answers if answer.error is None]
-        values = self._values(row, scores_of(good[0])) if good else []
+    def columns(self, row: int, answer: Response | None) -> dict[str, Any]:
+        """Return the columns of an image. Without an answer it was not asked about."""
+        values = []
+        if answer and answer.error is None:
+            values = self._values(row, scores_of(answer))
         k = self.options.shape[1]
-        columns = {
+        return {
             "image_id": self.images.id_of(row),
             "options": self.options[row].tolist() if values else [],
             "log_probabilities": values[:k],
             "none": values[k] if values[k:] else None,
-            "error": answers[0].error if answers else None,
+            "error": answer.error if answer else None,
         }
-        return columns, answers
 
     def _values(self, row: int, rows: list[list[float]]) -> list[float]:
         """Return scores of the options, and perhaps of none of them."""
@@ -166,7 +158,8 @@ class ClassQuestions:
 
     def _orders(self, row: int) -> list[list[int]]:
         names = self._names(row)
-        content = self.images.request(row, "").checksums[0].hex()
+        [checksum] = self.images.of_members(row, "checksum")
+        content = checksum.hex()
         return [order_of(content, number, names) for number in range(ORDERS)]
 
     def _names(self, row: int) -> list[str]:

@@ -51,7 +51,6 @@ STAGES = {  # by command: the module of its function
     "caption_images": "latteclip.captions.caption",
     "propose_classes": "latteclip.discover.proposal",
     "discover_classes": "latteclip.discover.proposal",
-    "caption_groups": "latteclip.captions.caption",
     "score_classes": "latteclip.captions.score_classes",
     "gather_captions": "latteclip.captions.caption",
     "write_votes": "latteclip.labels.write_votes",

@@ -75,8 +75,10 @@ def code_of(*modules: str) -> str:
 
 def engine_code(asker: Asker, stage: str) -> str:
     """Return the digest of a stage that asks, and of its engine."""
-    engine = f"latteclip.captions.engines.{asker.captioner.engine}"
-    return code_of(f"latteclip.captions.{stage}", engine)
+    modules = [f"latteclip.captions.{stage}"]
+    if not asker.engine.reads_file:
+        modules.append(f"latteclip.captions.engines.{asker.captioner.engine}")
+    return code_of(*modules)
 
 
 def training_code(method: Method, stage: str) -> str:

@@ -145,7 +145,7 @@ class EngineRecord:
 
 
 LETTERS = "multiple_choice"
-# Each has a module latteclip/captions/engines/<name>.py.
+# Each has a module latteclip/captions/engines/<name>.py, but for that of the user's files.
 ENGINES = {
     "vllm": EngineRecord(loads_model=True, scores=("likelihood", LETTERS)),
     "openai": EngineRecord(address=URL, key=KEY, scores=(LETTERS,)),

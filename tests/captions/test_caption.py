@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from support.captioning import (
+    CANVAS,
     CLASSNAMES,
-    GROUPS,
     LABELS,
     SETTINGS,
     mean_colour,
@@ -13,6 +14,7 @@ from support.captioning import (
 from latteclip.captions.caption import clean
 from latteclip.captions.pictures import grid
 from latteclip.captions.questions import draw_groups
+from latteclip.core.errors import UserError
 
 
 def same_picture(a, b):
@@ -46,15 +48,24 @@ def test_groups_show_the_grid_of_their_members(dataset, recorder):
     for request in recorder.requests:
         [picture] = request.pictures
         members = [Image.open(dataset.files[i]) for i in drawn[request.key]]
-        assert same_picture(picture, grid(members, GROUPS.canvas))
+        assert same_picture(picture, grid(members, CANVAS))
 
 
-def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder):
-    path = dataset.folder / "mine.csv"
-    lines = [f'{name},"a  {name}, seen"' for name in reversed(dataset.names)]
-    path.write_text("\n".join(["image_id,caption", *lines]))
+WRITERS = {
+    ".parquet": lambda table, path: table.to_parquet(path),
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder, suffix):
+    path = dataset.folder / f"mine{suffix}"
+    captions = ["NA", *(f'a  "{name}", seen' for name in dataset.names[1:])]
+    table = pd.DataFrame({"image_id": dataset.names, "caption": captions})
+    WRITERS[suffix](table[::-1], path)
     columns = dataset.caption_images(engine="file", images_file=str(path))
-    assert columns["caption"] == [f"a {name}, seen" for name in dataset.names]
+    assert columns["caption"] == [caption.replace("  ", " ") for caption in captions]
     assert provenance(dataset.output).requests == 0
     assert recorder.starts == 0
 
@@ -66,6 +77,24 @@ def test_a_file_may_lack_captions(dataset, caplog):
     columns = dataset.caption_images(engine="file", images_file=str(path))
     assert columns["caption"] == ["a texture", *[""] * len(others)]
     assert f"no row for {len(others)} of {len(dataset.names)} images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nowhere/a.csv", None, r"a\.csv"),
+        ("a.csv", "image_id,text\n1,x\n", "caption"),
+        ("a.csv", "image_id,caption\n1,x\n1,y\n", "'1'"),
+        ("a.parquet", "no parquet", r"a\.parquet"),
+        ("a.jsonl", "[" * 9999, r"a\.jsonl"),
+    ],
+)
+def test_other_forms_are_refused_in_one_sentence(dataset, name, content, message):
+    path = dataset.folder / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=rf"captioner\.images_file.*{message}"):
+        dataset.caption_images(engine="file", images_file=str(path))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.core.user_tables import read_table
+from latteclip.core.user_tables import by_image_id, read_table
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,26 @@ def test_texts_stay_texts_and_lines_may_be_shorter(tmp_path, name, separator):
     (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
     found = read_table(str(tmp_path / name), "votes.file").to_dict("list")
     assert found == {"image": [f"a{separator}b", "nan"], "class": ["01", ""]}
+
+
+IDS = ["cat/1.jpg", "cat/2.jpg", "dog/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "image_id"),
+    [
+        ("cat/1.jpg", "cat/1.jpg"),
+        ("/home/me/photos/cat/2.jpg", "cat/2.jpg"),
+        ("C:\\photos\\dog\\2.jpg", "dog/2.jpg"),
+        ("1.jpg", "cat/1.jpg"),
+    ],
+)
+def test_a_path_or_the_name_of_a_file_names_an_image(name, image_id):
+    found = by_image_id({name: "x", "nowhere.jpg": "y"}, IDS, "f", "key")
+    assert found == {image_id: "x"}
+
+
+@pytest.mark.parametrize("name", ["2.jpg", "bird/1.jpg", "nowhere.jpg", ""])
+def test_a_name_that_means_no_image_or_two_means_none(name):
+    with pytest.raises(UserError, match=r"key.*cat/1\.jpg"):
+        by_image_id({name: "x"}, IDS, "f", "key")

@@ -38,8 +38,6 @@ from latteclip.captions.engine import Response
 
 
 class Toy:
-    version = "toy 1"
-
     def answer(self, requests):
         for request in requests:
             yield request, Response(f"Texture number {request.key}.", "stop", 3)

@@ -14,7 +14,7 @@ from latteclip.captions.engine import Response
 from latteclip.captions.engine import scored as scored_answer
 from latteclip.captions.score_classes import score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.keys import CaptionerSection, GroupsSection, ScoresSection
+from latteclip.config.keys import CaptionerSection, ScoresSection
 from latteclip.core import tables
 
 
@@ -34,7 +34,7 @@ SETTINGS = CaptionerSection(
     batch_size=3,
     max_image_side=None,
 )
-GROUPS = GroupsSection(canvas=64)
+CANVAS = 64
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
 
@@ -56,7 +56,6 @@ class Recorder:
     def __init__(self, reply=describe):
         self.reply = reply
         self.requests, self.starts = [], 0
-        self.version = "recorder 1"
 
     def answer(self, requests):
         late = []
@@ -118,10 +117,9 @@ class Dataset:
         caption.caption_images(self.images, labels, prompt, **self.job(**options))
         return read(options.get("output") or self.output)
 
-    def caption_groups(self, prompt="All {}?", groups=GROUPS, **options):
-        caption.caption_groups(
-            self.images, self.labels, prompt, groups, **self.job(**options)
-        )
+    def caption_groups(self, prompt="All {}?", **options):
+        job = self.job(**options)
+        caption.caption_images(self.images, self.labels, prompt, **job, canvas=CANVAS)
         return read(options.get("output") or self.output)
 
 

@@ -45,7 +45,7 @@ def command(index, settings, output, *more, prompt=PROMPT, kind="images"):
 
 
 def run(*arguments, env=None, **options):
-    """Run caption-images or caption-groups as a command of its own."""
+    """Run caption-images as a command of its own."""
     return _finish(command(*arguments, **options), env or {})
 
 

@@ -97,15 +97,15 @@ rule caption_groups:
         code=of(engine_code, "asker", stage="caption"),
         model_files=local_files("asker"),
         captioner=as_json(lambda asker: asker.captioner, "asker"),
-        groups=as_json(lambda dataset: dataset.keys.groups),
+        canvas=of(lambda dataset: dataset.keys.groups.canvas),
         prompt=of(lambda dataset: dataset.keys.prompts.group),
         inputs=options("classifier"),
         answers=of(jobs.person_answers, "asker", kind="groups"),
         store=of(jobs.shared, name="captions/groups"),
         part=part,
     shell:
-        "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --prompt {params.prompt:q} --groups {params.groups:q}"
+        "latteclip caption-images --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --prompt {params.prompt:q} --canvas {params.canvas}"
         " --captioner {params.captioner:q} {params.inputs} {params.answers}"
         " --store {params.store} {params.part}"
         " --output {output} --threads {threads} --log {log}"

@@ -48,7 +48,6 @@ class Reply(BaseModel, strict=True):
 class DecisionsEngine(ServerEngine):
     """Asks which option a picture shows, and reads the probabilities of all options."""
 
-    version = "decisions server"
     example = "https://host"
     url = DECISIONS_URL
     key = DECISIONS_KEY

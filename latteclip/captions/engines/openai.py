@@ -19,7 +19,6 @@ TOP_LOGPROBS = 20  # tokens that a server names at most
 class OpenaiEngine(ServerEngine):
     """Asks for a caption, or for the log-probabilities of the first token."""
 
-    version = "openai server"
     example = "http://host:8000/v1"
     url = URL
     key = KEY

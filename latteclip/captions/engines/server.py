@@ -24,15 +24,6 @@ RETRIES = 5  # where the server is busy, fails or cannot be reached
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
 BAD_REQUEST = {400, 413, 422}  # another picture may fare better
 NO_CREDIT = "insufficient_quota"  # code of an error, which OpenAI sends with 429
-# Raised where a reply, as the SDK parsed it, lacks what it must have.
-UNUSABLE = (
-    AttributeError,
-    LookupError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 class ServerEngine:
@@ -42,7 +33,6 @@ class ServerEngine:
     when the server is busy, fails or cannot be reached.
     """
 
-    version: str
     example: str  # an address in a message
     url: str  # the variables of the environment with its address and its key
     key: str
@@ -116,42 +106,30 @@ class ServerEngine:
             return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
         except openai.APIError as error:  # no connection, or no answer in time
             return failed(f"{self._where} does not answer: {why(error)}")
-        except UNUSABLE as error:
+        except Exception as error:  # the reply lacks what it must have
             return failed(f"the server's answer cannot be used: {error}")
 
     def _reply(self, request: Request) -> Response:
-        """Return what the server answers. Raises the SDK's errors, and UNUSABLE."""
+        """Return what the server answers, or raise an error of the SDK or of the reply's form."""
         raise NotImplementedError
 
 
 def bound(response: httpx2.Response) -> None:
-    """Bound the size and the time of a reply, before its body is read; refuse a compressed one."""
+    """Read a reply of at most MAX_REPLY bytes in at most TIMEOUT seconds, and none compressed."""
     encoding = response.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise _unreadable(response, f"is compressed ({encoding}), which nobody asked for")
-    response.stream = BoundedStream(response)
-
-
-class BoundedStream(httpx2.SyncByteStream):
-    """The body of a reply, with at most MAX_REPLY bytes in at most TIMEOUT seconds."""
-
-    def __init__(self, response: httpx2.Response) -> None:
-        self._response = response
-        self._stream: Any = response.stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        end = time.monotonic() + TIMEOUT
-        size = 0
-        for part in self._stream:
-            size += len(part)
-            if size > MAX_REPLY:
-                raise _unreadable(self._response, f"has more than {MAX_REPLY} bytes")
-            if time.monotonic() > end:
-                raise _unreadable(self._response, f"takes more than {TIMEOUT} seconds")
-            yield part
-
-    def close(self) -> None:
-        self._stream.close()
+    stream: Any = response.stream
+    end = time.monotonic() + TIMEOUT
+    content = bytearray()
+    for part in stream:
+        content += part
+        if len(content) > MAX_REPLY:
+            raise _unreadable(response, f"has more than {MAX_REPLY} bytes")
+        if time.monotonic() > end:
+            raise _unreadable(response, f"takes more than {TIMEOUT} seconds")
+    stream.close()
+    response.stream = httpx2.ByteStream(bytes(content))
 
 
 def _unreadable(response: httpx2.Response, reason: str) -> openai.APIConnectionError:
@@ -168,8 +146,4 @@ def picture_parts(request: Request) -> list[dict[str, Any]]:
 
 def why(error: openai.APIError) -> str:
     """Return the reason of an error, as a part of a sentence."""
-    if isinstance(error, openai.APIStatusError):
-        return f"HTTP {error.status_code}: {one_line(error.body or error.message)}"
-    cause = error.__cause__
-    reason = cause if cause is not None and str(cause) else error.message
-    return one_line(reason).rstrip(".")
+    return one_line(f"{error} {error.__cause__ or ''}").rstrip(".")

@@ -21,8 +21,7 @@ import numpy as np
 import torch  # does not touch CUDA by itself
 
 from latteclip.captions.engine import Response, at_once, failed, scored
-from latteclip.captions.engines import processors
-from latteclip.captions.engines.processors import SplitTokens, Tokens
+from latteclip.captions.engines.transformers import SplitTokens, Tokens, load_processor
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core import files, gpus
@@ -129,8 +128,7 @@ class VllmEngine:
             raise UserError(sentence)
         import vllm.exceptions
 
-        self.version = f"vllm {vllm.__version__}"
-        self._tokens = Tokens(processors.load(settings))
+        self._tokens = Tokens(load_processor(settings))
         n_at_once = at_once(settings, _fitting(settings.tensor_parallel_size))
         log.info(
             "vLLM loads %s, for which it waits %s s (VLLM_ENGINE_READY_TIMEOUT_S).",

@@ -7,7 +7,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from latteclip.captions.engines.processors import Tokens, exclusive
+from latteclip.captions.engines.transformers import Tokens, exclusive
 
 
 def tokens(merges=(), *, begin=False):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support.captioning import SETTINGS as BASE
 from support.captioning import mean_colour
-from support.servers import decide, sentence, serving
+from support.servers import sentence, serving
 
 from latteclip.captions import engine as engines
 from latteclip.captions.engine import scores_of
@@ -20,7 +20,6 @@ from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
 
-NONE = "none of these"
 NAMES = ("banded", "dotted", "woven")
 SOON = {"retry-after-ms": 1}
 QUESTION = json.dumps({"instructions": "Which?", "criteria": dict.fromkeys(NAMES)})
@@ -198,30 +197,6 @@ def test_a_reply_without_letters_is_an_error_of_its_request(server, likely):
 
 
 # --- decision models ----------------------------------------------------------------------------
-
-
-def question(options):
-    criteria = {**{name: f"a photo of a {name}." for name in options}, NONE: None}
-    return json.dumps({"instructions": "Which?", "criteria": criteria})
-
-
-CHOICES = Choices("decisions", NAMES, (question(NAMES), question(NAMES[::-1])))
-
-
-def about(server, *pictures):
-    asked = [Request(key, [shown], "", CHOICES) for key, shown in enumerate(pictures)]
-    return {request.key: answer for request, answer in engine(server).answer(asked)}
-
-
-def test_each_order_is_a_question_and_probabilities_come_back(decisions):
-    for number, answer in about(decisions, *map(picture, range(3))).items():
-        for row, options in zip(scores_of(answer), (NAMES, NAMES[::-1]), strict=True):
-            chances = decide(picture(number), json.loads(question(options)))
-            expected = [math.log(chances[name]) for name in [*options, NONE]]
-            assert row == pytest.approx(expected, abs=1e-5)
-        assert (answer.n_read, answer.n_tokens) == (1 + 95 + 2 * 92, 0)
-    asked = list(decisions.requests[0]["body"]["questions"].values())
-    assert list(asked[1]["criteria"]) == [*NAMES[::-1], NONE]
 
 
 def test_either_path_is_found_and_then_asked_alone(decisions, monkeypatch):
