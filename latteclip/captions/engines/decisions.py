@@ -16,7 +16,7 @@ from latteclip.captions.engine import Response, Tokens, scored
 from latteclip.captions.engines.server import ServerEngine, picture_parts
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
-from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, decisions_address
+from latteclip.core.terminal import decisions_address
 
 PATHS = ["/decisions", "/systemone"]  # below /v1; a server has one of the two
 NOT_THERE = {404, 405}  # what it answers at the other
@@ -48,19 +48,13 @@ class Reply(BaseModel, strict=True):
 class DecisionsEngine(ServerEngine):
     """Asks which option a picture shows, and reads the probabilities of all options."""
 
-    example = "https://host"
-    url = DECISIONS_URL
-    key = DECISIONS_KEY
-
     def __init__(self, settings: CaptionerSection, *_: object) -> None:
         super().__init__(settings)
         # The SDK takes both from variables that are meant for another service.
         self._client.organization = None
         self._client.project = None
+        self._client.base_url = decisions_address(str(self._client.base_url))
         self._paths = PATHS  # one is known after the first answer
-
-    def _base(self, url: str) -> str:
-        return decisions_address(url)
 
     def _reply(self, request: Request) -> Response:
         assert request.choices is not None  # the configuration allows no captions

@@ -9,7 +9,6 @@ from latteclip.captions.engine import Response, failed, messages, scored
 from latteclip.captions.engines.server import ServerEngine, picture_parts
 from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import CaptionerSection
-from latteclip.core.terminal import KEY, URL
 
 # Parameters that the reasoning models of OpenAI refuse.
 REFUSABLE = {"max_tokens", "temperature"}
@@ -18,10 +17,6 @@ TOP_LOGPROBS = 20  # tokens that a server names at most
 
 class OpenaiEngine(ServerEngine):
     """Asks for a caption, or for the log-probabilities of the first token."""
-
-    example = "http://host:8000/v1"
-    url = URL
-    key = KEY
 
     def __init__(self, settings: CaptionerSection, *_: object) -> None:
         super().__init__(settings)

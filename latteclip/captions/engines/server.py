@@ -14,6 +14,7 @@ from latteclip.captions.engine import Response, at_once, failed
 from latteclip.captions.pictures import data_url
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
+from latteclip.config.registry import ENGINES
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
@@ -33,21 +34,20 @@ class ServerEngine:
     when the server is busy, fails or cannot be reached.
     """
 
-    example: str  # an address in a message
-    url: str  # the variables of the environment with its address and its key
-    key: str
-
     def __init__(self, settings: CaptionerSection) -> None:
-        url = os.environ.get(self.url)
+        record = ENGINES[settings.engine]
+        address, key = str(record.address), str(record.key)
+        url = os.environ.get(address)
         if not url:
             raise UserError(
-                f"Engine {settings.engine} needs a server: export {self.url}={self.example}."
+                f"Engine {settings.engine} needs a server: export {address}=https://host/v1."
             )
-        self._where = f"The server at {one_line(url)} ({self.url})"
+        self._where = f"The server at {one_line(url)} ({address})"
+        self._variables = f"{address}, {key}"
         self._settings = settings
         self._client = openai.OpenAI(
-            base_url=self._base(url),
-            api_key=os.environ.get(self.key, "").strip() or "none",
+            base_url=url,
+            api_key=os.environ.get(key, "").strip() or "none",
             max_retries=RETRIES,
             timeout=TIMEOUT,
             http_client=openai.DefaultHttpxClient(
@@ -56,10 +56,6 @@ class ServerEngine:
                 event_hooks={"response": [bound]},
             ),
         )
-
-    def _base(self, url: str) -> str:
-        """Return the address below which the SDK finds what it asks."""
-        return url
 
     def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
         """Yield each request with its answer.
@@ -99,9 +95,9 @@ class ServerEngine:
         except openai.APIStatusError as error:
             if error.status_code in REFUSED or error.code == NO_CREDIT:
                 raise UserError(
-                    f"{self._where} refuses to answer ({why(error)}); check {self.url}, "
-                    f"{self.key}, its credit and captioner.model. The answers so far are cached: "
-                    "run again to go on."
+                    f"{self._where} refuses to answer ({why(error)}); check {self._variables}, "
+                    "its credit and captioner.model. The answers so far are cached: run again to "
+                    "go on."
                 ) from None
             return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
         except openai.APIError as error:  # no connection, or no answer in time
