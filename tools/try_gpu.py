@@ -47,7 +47,7 @@ NO_INTERNET = dict.fromkeys(
     ("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"
 )
 # A training that lasts, and saves each of its steps.
-LONG = ("finetune={'epochs': 60, 'lr': 1e-5}", "compute={'checkpoint_minutes': 0.0001}")
+LONG = ("finetune={'epochs': 20, 'lr': 1e-5}", "compute={'checkpoint_minutes': 0.0001}")
 POLL = 0.05  # seconds
 USED = re.compile(r"This job uses ([\w-]+)")
 
