@@ -104,6 +104,7 @@ def visiting(browser, expected=None):
     def open_page(address, width=1280, **options):
         viewport = {"width": width, "height": 900}
         context = browser.new_context(viewport=viewport, accept_downloads=True, **options)
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", complain)
@@ -154,6 +155,8 @@ class Served:
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
 expect = playwright.expect
+PATIENCE = 60_000  # milliseconds: the machine may be busy
+expect.set_options(timeout=PATIENCE)
 # Messages of the browser itself: the server is gone, refuses, or another page was faster.
 ERRORS = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
 EXPECTED = re.compile(rf"net::ERR_({ERRORS})|status of 400|412")
