@@ -29,8 +29,8 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.config.keys import SwitchesSection
 from latteclip.core import devices
-from latteclip.data.loader import by_processes
-from latteclip.train.images import TrainingImages
+from latteclip.data.loader import batches as image_batches
+from latteclip.train.data import TrainingImages
 from latteclip.train.objectives import base, latteclip
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip
@@ -164,7 +164,7 @@ def data_wait(
         files = TrainingImages(paths, checksums, clip.input_size, 0, f"{folder}/cache")
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
-        batches = by_processes(files, keys, clip.device, threads)
+        batches = image_batches(files, keys, clip.device, threads)
         for _ in keys:
             began = time.perf_counter()
             setting.images = clip.normalise(next(batches)[1])

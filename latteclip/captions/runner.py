@@ -19,12 +19,10 @@ from latteclip.captions.questions import Questions, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError, ending_in_order
 from latteclip.core.terminal import Progress
-from latteclip.data.workers import Workers
+from latteclip.data.images import Workers
 
 log = logging.getLogger(__name__)
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
-CHUNK = 8  # requests that a worker prepares at a time
-PREFETCHED_CHUNKS = 8  # chunks that are ready or wait, besides those in work
 
 
 @dataclass(frozen=True)
@@ -63,14 +61,7 @@ def write_answers(
     """
     name = f"{shard.replace('/', '-of-')}{labeller and f'.{labeller}'}"
     saved = f"The answers so far are cached in {store}: rerun to go on."
-    pool = Workers(
-        Preparer(layout),
-        threads,
-        chunk=CHUNK,
-        ahead=PREFETCHED_CHUNKS,
-        name=lambda request: request.paths[0],
-        threads_key="compute.threads",
-    )
+    pool = Workers(Preparer(layout), threads, lambda request: request.paths[0])
     with ending_in_order(saved), AnswerCache(store, name) as cache, pool:
         identity = answers.identity(captioner, layout, scoring=scoring)
         runner = Runner(captioner, threads, scoring, request_about, identity, cache, pool)

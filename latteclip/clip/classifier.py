@@ -1,16 +1,20 @@
-"""Features of N images, of width D, and linear classifiers of C classes with their files."""
+"""Features of N images, of width D, and what scores them: classifiers of C classes, and detectors.
+
+The detector finds images of none of the classes without labels (not in the paper).
+"""
 
 import json
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -155,3 +159,60 @@ def classify(
     ]
     indices, values = zip(*best, strict=True)
     return torch.cat(indices), torch.cat(values)
+
+
+@dataclass(frozen=True)
+class UnknownDetector:
+    """Scores images from 0 to 2 by the pretrained CLIP, and calls those above a threshold unknown.
+
+    A score is the cosine distance from the nearest class text, after the mean feature of the
+    training images is subtracted.
+    """
+
+    texts: torch.Tensor  # [C, D] L2-normalised
+    mean: torch.Tensor  # [D]
+    threshold: float
+    described: Mapping[str, Any]  # includes model and pretrained
+
+    @classmethod
+    def learn(
+        cls,
+        features: Features,
+        training: torch.Tensor,
+        texts: torch.Tensor,
+        share: float,
+        described: Mapping[str, Any],
+    ) -> tuple[Self, torch.Tensor]:
+        """Return a detector that calls a share of the training images unknown, and all scores."""
+        every = parts(len(features))
+        sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]
+        mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
+        scores = cls(texts, mean, 0.0, described).scores(features)
+        line = threshold(scores[training], int(share * int(training.sum())))
+        return cls(texts, mean, line, described), scores
+
+    def scores(self, features: Features) -> torch.Tensor:
+        """Return scores [N] of L2-normalised image features [N, D]."""
+        centred = (features[rows] - self.mean for rows in parts(len(features)))
+        nearest = [
+            (F.normalize(part, dim=1) @ self.texts.T).amax(dim=1) for part in centred
+        ]
+        return 1 - torch.cat(nearest)
+
+    def save(self, path: str | Path) -> None:
+        """Write the detector, whole or not at all."""
+        learned = {"mean": self.mean.tolist(), "threshold": self.threshold}
+        save_classifier(path, Classifier.of(self.texts), {**self.described, **learned})
+
+
+def threshold(scores: torch.Tensor, n: int) -> float:
+    """Return the score above which n of the scores [N] lie, or fewer if some are equal."""
+    return scores.sort().values[max(0, len(scores) - 1 - n)].item()
+
+
+def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetector:
+    """Load the detector of these classes that `UnknownDetector.save` wrote, or raise UserError."""
+    classifier, described = load_classifier(path, classnames=list(classnames))
+    mean = torch.tensor(described.pop("mean"))
+    line = described.pop("threshold")
+    return UnknownDetector(classifier.weights, mean, line, described)

@@ -1,21 +1,30 @@
-"""Load the folder of a fine-tuned model."""
+"""Folders of models with classifiers: write one without training, and load any."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 
+from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import (
     Classifier,
     classify,
     load_classifier,
+    save_classifier,
 )
 from latteclip.clip.encode import encode_files
+<<<<<<< HEAD
 from latteclip.config.registry import CLIP_CONFIG
+=======
+from latteclip.config.hub_names import CLIP_CONFIG
+from latteclip.config.keys import ClipSection, Section
+>>>>>>> f2026e2c (One file decodes images and has the pool of workers; images load by processes alone; neighbours of models and of trainings are one file each)
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
+from latteclip.core.files import replacing
 
 MODEL = "model"  # the folder's name inside that of a run
 ENCODER_WIDTHS = (
@@ -100,3 +109,33 @@ def find(model: str | Path) -> Path:
         "beside it; give results/<dataset> where a model was chosen, or a folder such as "
         "results/<dataset>/<method>/seed0/model."
     )
+
+
+class PretrainedClip(Section):
+    """A CLIP model, and image encoders whose features it classifies too."""
+
+    clip: ClipSection
+    encoders: list[str] = Field(default_factory=list)  # their models
+
+
+def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
+    """Write a folder that open_clip, `predict` and `export` read like a fine-tuned model."""
+    classifier, described = load_classifier(
+        classifier_path, model=settings.clip.model, pretrained=settings.clip.pretrained
+    )
+    cpu = torch.device("cpu")
+    clip = clips.load(settings.clip.model, settings.clip.pretrained, cpu)
+    encoders = [image_encoders.load(name, cpu) for name in settings.encoders]
+    templates = ClassTemplates.described_by(described).described
+    described = {"classnames": described["classnames"], **templates}
+    if encoders:
+        widths = [encoder.width for encoder in encoders]
+        described |= {
+            "image_encoders": settings.encoders,
+            ENCODER_WIDTHS: widths,
+        }
+    with replacing(output) as folder:
+        clips.save_network(clip, folder)
+        for number, encoder in enumerate(encoders):
+            image_encoders.save(encoder, folder / image_encoders.SUBFOLDER / str(number))
+        save_classifier(folder / clips.CLASSIFIER, classifier, described)

@@ -121,7 +121,7 @@ PLAN = _schema(  # the plan of an audit
 # Images of every split, by how likely they belong to none of the classes.
 UNKNOWN = _schema(
     image_id=pa.string(),
-    score=pa.float32(),  # the higher, the likelier; see latteclip.clip.ood
+    score=pa.float32(),  # the higher, the likelier; see latteclip.clip.classifier
     captioner_score=pa.float32(),  # the same by class scores; null where there are none
     is_unknown=pa.bool_(),  # above its threshold in the metadata, the captioner's if any
 )

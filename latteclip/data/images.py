@@ -1,21 +1,28 @@
-"""Read and decode images: their bytes, from a file or a shard, and an upright RGB picture.
+"""Read and decode images, in worker processes if there are many.
 
 In a shard an image has the path `<shard>.tar#<first byte>+<bytes>`, read by one seek, or
 `<file>.parquet#<row group>+<row>`. The last row group is cached, since neighbouring rows are
 usually read in sequence. Imports no torch: worker processes start quickly.
 """
 
+import contextlib
 import hashlib
 import io
+import itertools
 import math
+import multiprocessing
 import os
 import re
+import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -32,6 +39,10 @@ MAX_RATIO = 1000
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 MAX_BYTES = 2**28  # bytes of an image, at most
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
+CHUNK = 8  # images that a worker process takes at a time
+AHEAD = 8  # chunks that are ready or wait, besides those in work
+T = TypeVar("T")
+R = TypeVar("R")
 _LOCK = threading.Lock()
 _MEMBER = re.compile(
     r"(.+\.(tar|parquet))#(\d{1,18})\+(\d{1,18})", re.ASCII | re.DOTALL | re.IGNORECASE
@@ -230,3 +241,84 @@ def reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
         return "it is no image of a known format"
     return next(iter(str(error).splitlines()), "") or "it is damaged"
+
+
+class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R]):
+    """Processes that work on tasks in order, with a bounded number of tasks in flight.
+
+    They start quickly and stay small if the module of `work` imports nothing heavy, such as torch.
+    """
+
+    def __init__(
+        self, work: Callable[[T], R], n: int, name: Callable[[T], str] = str
+    ) -> None:
+        """Create a pool of n processes, which start with the first tasks.
+
+        `work` is a function, or an object of a class, at the top level of its module. `name`
+        returns the name of a task's image for messages.
+        """
+        # Not forked from this process, which may hold the threads and the GPU of an engine.
+        method = "spawn"
+        if "forkserver" in multiprocessing.get_all_start_methods():  # not on Windows
+            method = "forkserver"
+        context: Any = multiprocessing.get_context(method)
+        context.set_forkserver_preload([__name__, work.__module__])
+        self._room = n + AHEAD
+        self._name = name
+        self._pool = ProcessPoolExecutor(n, context, _start_worker, (work,))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
+        """Yield the result of each task in order, or raise UserError where a process died."""
+        source = iter(tasks)
+        chunks = iter(lambda: list(itertools.islice(source, CHUNK)), [])
+        waiting = deque[tuple[T, Future[list[R]]]]()  # with the first task of each chunk
+        near: Any = None
+        try:
+            while True:
+                for chunk in itertools.islice(chunks, self._room - len(waiting)):
+                    near = chunk[0]
+                    waiting.append((near, self._pool.submit(_work_on, chunk)))
+                if not waiting:
+                    return
+                near, results = waiting.popleft()
+                yield from results.result()
+        except BrokenProcessPool:
+            raise self._died(near) from None
+        finally:
+            for _, results in waiting:
+                results.cancel()
+
+    def _died(self, near: T) -> UserError:
+        """Kill the other processes, whose results nobody reads, and return the error."""
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+        return UserError(
+            f"A process that decodes images died near {self._name(near)} (out of memory, or a "
+            f"file that crashes the decoder); set compute.threads lower or remove the file."
+        )
+
+
+_work: Callable[[Any], Any]  # the function that a worker process calls
+
+
+def _start_worker(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+    for stop in (signal.SIGINT, signal.SIGTERM):  # the parent stops its workers
+        signal.signal(stop, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker with its parent: a killed parent cannot stop its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work_on(tasks: Sequence[Any]) -> list[Any]:
+    return [_work(task) for task in tasks]

@@ -11,36 +11,29 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from latteclip import __version__
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.files import (
-    DISCOVER,
-    digest,
-    replacing,
-    sqlite_uri,
-)
+from latteclip.core.files import DISCOVER, replacing, sqlite_uri
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.data import find_duplicates, folder_files
 from latteclip.data import images as image_files
-from latteclip.data.images import checksum
+from latteclip.data.images import Workers, checksum
 from latteclip.data.splits import Item, Split, draw, read_split
-from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
-CHUNK = 16  # images that a worker takes at a time
-AHEAD = 8  # chunks that are ready or wait, for each worker
 BATCH = 8192  # images written at a time
 CACHED_TOGETHER = 512  # images: a killed run loses no more
-CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
+# Beside the index, where Snakemake removes nothing. Another version decodes again.
+CACHE = f".decode_cache_{__version__}.sqlite"
 LOGGED = 100  # broken images that the log names
 NAMED = 5  # broken images that the error names
 CREATE = """
@@ -186,9 +179,7 @@ def _batches(
     """Yield items with their paths and decoded images in order, BATCH at a time."""
     progress = Progress(len(items), "images")
     n_cached = 0
-    with Workers(
-        decode, threads, chunk=CHUNK, ahead=AHEAD * threads, threads_key="compute.threads"
-    ) as workers:
+    with Workers(decode, threads) as workers:
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
             paths = [os.path.normpath(images / item.path) for item in part]
@@ -245,17 +236,10 @@ def write_cache(
 
 
 def file_stamps(paths: Iterable[str]) -> Stamps:
-    """Return the stamps of the files that hold images, by path, "" where there is none.
-
-    Code and libraries that decode are a part of them.
-    """
-    modules = (image_files, find_duplicates)
-    code = [Path(str(module.__file__)).read_bytes() for module in modules]
-    decoder = digest(*code, *map(version, ("imagehash", "numpy", "pillow", "pillow_heif")))
+    """Return the stamps of the files that hold images, by path, "" where there is none."""
     containers = {path: image_files.container_of(path) for path in paths}
     stamps = dict.fromkeys(containers.values(), "")  # the images of a shard share one
     for container in stamps:
         with contextlib.suppress(OSError):
-            stamp = folder_files.stamp(os.stat(container))
-            stamps[container] = f"{stamp} {decoder[:8]}"
+            stamps[container] = folder_files.stamp(os.stat(container))
     return {path: stamps[container] for path, container in containers.items()}

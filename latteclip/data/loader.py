@@ -1,6 +1,6 @@
-"""Load image files as batches of tensors: by processes beside a GPU, else by threads.
+"""Load image files as batches of tensors, by worker processes.
 
-Worker processes hand images over in /dev/shm, which containers make small.
+They hand images over in /dev/shm, which containers make small.
 """
 
 import atexit
@@ -11,7 +11,6 @@ import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,35 +59,10 @@ def in_order(n: int, batch_size: int) -> list[range]:
 def batches(
     files: Images, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
 ) -> Iterator[Batch]:
-    """Yield B keys and images [B, 3, H, W] on a device, decoded ahead of the model."""
-    load = by_processes if device.type == "cuda" else _by_threads
-    yield from load(files, keys, device, threads)
+    """Yield B keys and images [B, 3, H, W] on a device, decoded ahead of the model.
 
-
-def _by_threads(
-    files: Images, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
-) -> Iterator[Batch]:
-    # torch runs each transform in one thread. With more, OpenMP would have more threads than cores,
-    # and those of the model would sleep while they wait for each other.
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    ahead: list[Future[Any]] = []
-    try:
-        for batch in itertools.chain(keys, [()]):
-            now = ahead
-            ahead = [pool.submit(files.__getitem__, key) for key in batch]
-            if now:
-                loaded, images = _together([sample.result() for sample in now])
-                yield loaded, images.to(device)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def by_processes(
-    files: Images, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
-) -> Iterator[Batch]:
-    """Yield `batches`, loaded by at most `threads` processes, whose number changes the speed alone.
-
-    A part of a batch goes to the device before the next one, for those ahead fill the memory.
+    At most `threads` processes load them, and their number changes the speed alone. A part of a
+    batch goes to the device before the next one, for those ahead fill the memory.
     """
     waiting = iter(keys)
     first = next(waiting, None)
@@ -148,8 +122,9 @@ def _shared(samples: Sequence[tuple[Any, torch.Tensor]]) -> Batch:
 
 def can_fork() -> bool:
     """Return whether processes that load images may be forked, and find shared memory."""
-    methods = multiprocessing.get_all_start_methods()
-    return "fork" in methods and Path(SHARED_MEMORY).is_dir()
+    has_fork = "fork" in multiprocessing.get_all_start_methods()
+    is_daemon = multiprocessing.current_process().daemon  # which may have no processes
+    return has_fork and not is_daemon and Path(SHARED_MEMORY).is_dir()
 
 
 def room_for(wanted: int, part_bytes: int) -> int:

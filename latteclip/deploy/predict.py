@@ -18,10 +18,9 @@ from PIL import Image
 
 from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import best_classes
+from latteclip.clip.classifier import UnknownDetector, best_classes, load_detector
 from latteclip.clip.encode import encoded
 from latteclip.clip.image_encoders import ImageEncoder
-from latteclip.clip.ood import UnknownDetector, load_detector
 from latteclip.core import devices, tables, terminal
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
@@ -46,7 +45,7 @@ class Prediction:
     topk_scores: list[float]  # the classifier's scores, such as cosines
     # Softmax over all classes of logit_scale times the scores.
     topk_probabilities: list[float]
-    # A score of `latteclip.clip.ood`, where unknown images are marked.
+    # A score of `latteclip.clip.classifier`, where unknown images are marked.
     unknown_score: float | None = None
     is_unknown: bool | None = None
     # Whether the best class is too uncertain for the guarantee.

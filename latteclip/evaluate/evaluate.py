@@ -9,12 +9,12 @@ from pydantic import Field
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import classify, load_classifier
+from latteclip.clip.finetuned import PretrainedClip, assemble_model
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, held_out_for_choice, left_out_images
 from latteclip.evaluate.results import read_evaluated_images, write_run
 from latteclip.labels.features import read_all_features
-from latteclip.train.assemble_model import PretrainedClip, assemble_model
 from latteclip.train.settings import TrainingMetadata
 
 

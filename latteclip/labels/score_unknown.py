@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 import torch
 from scipy.stats import mannwhitneyu
 
-from latteclip.clip.classifier import load_classifier
-from latteclip.clip.ood import UnknownDetector, threshold
+from latteclip.clip.classifier import UnknownDetector, load_classifier, threshold
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError

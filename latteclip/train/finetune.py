@@ -16,8 +16,7 @@ from latteclip.core import tables
 from latteclip.core.errors import Signals, Terminated, ending_in_order
 from latteclip.core.files import digest_of, fingerprint, new_folder, read_object, replacing
 from latteclip.core.terminal import Progress
-from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.images import TrainingImages
+from latteclip.train.data import TrainingFiles, TrainingImages, schedule
 from latteclip.train.settings import (
     FinetuneSettings,
     Recipe,

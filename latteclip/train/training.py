@@ -13,9 +13,9 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.core.errors import UserError
-from latteclip.data.loader import by_processes
+from latteclip.data import loader
 from latteclip.train import data
-from latteclip.train.images import TrainingImages
+from latteclip.train.data import TrainingImages
 from latteclip.train.objectives import base
 from latteclip.train.settings import FinetuneSettings, Recipe
 
@@ -79,7 +79,9 @@ class Setup:
 
     def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
         """Yield the rows of B images, their labels, and the images on the model's device."""
-        for keys, pixels in by_processes(images, schedule, self.clip.device, self.threads):
+        for keys, pixels in loader.batches(
+            images, schedule, self.clip.device, self.threads
+        ):
             rows = torch.tensor([index for _, index in keys])
             yield rows, self.inputs.labels[rows], self.clip.normalise(pixels)
 

@@ -2,7 +2,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -13,37 +12,22 @@ from support.tiny import ROOT, write_pictures
 
 from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import WORKER_KILLED
-from latteclip.data.loader import ImageFiles, batches, by_processes, in_order
+from latteclip.data.loader import ImageFiles, batches
 from latteclip.data.splits import read_split
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("load", [batches, by_processes])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_batches_come_in_the_order_of_their_keys(tmp_path, monkeypatch, load, threads):
+def test_batches_come_in_the_order_of_their_keys(tmp_path, monkeypatch, threads):
     files = ImageFiles(write_pictures(tmp_path, 4), lambda image: torch.tensor(image.size))
     monkeypatch.setattr("latteclip.data.loader.PART", 100)  # bytes: parts of six images
     keys = [[2, 0], [3], [1, 3] * 20]
-    found = list(load(files, keys, CPU, threads))
+    found = list(batches(files, keys, CPU, threads))
     assert [indices for indices, _ in found] == keys
     assert found[0][1].tolist() == [[70, 64], [70, 64]]
     assert len(found[2][1]) == 40
-    assert list(load(files, [], CPU, threads)) == []
-
-
-def test_a_batch_is_decoded_while_the_one_before_it_is_in_use(tmp_path):
-    decoded = [threading.Event() for _ in range(6)]
-
-    class Noting(ImageFiles):
-        def __getitem__(self, index):
-            decoded[index].set()
-            return index, torch.zeros(1)
-
-    found = batches(Noting([""] * 6, None), in_order(6, 2), CPU, threads=1)
-    next(found)
-    assert all(event.wait(60) for event in decoded[:4])
-    assert not any(event.is_set() for event in decoded[4:])
+    assert list(batches(files, [], CPU, threads)) == []
 
 
 def test_forked_workers_read_shards(tmp_path):
@@ -61,7 +45,7 @@ def test_forked_workers_read_shards(tmp_path):
         np.testing.assert_array_equal(files[3][1], wanted[3])
         keys = [range(start, 40, 8) for start in range(8)]
         tensors = ImageFiles(files.paths, lambda image: torch.tensor(np.asarray(image)))
-        for indices, images in by_processes(tensors, keys, CPU, 2):
+        for indices, images in batches(tensors, keys, CPU, 2):
             for index, image in zip(indices, images, strict=True):
                 np.testing.assert_array_equal(image, wanted[index])
 
@@ -82,7 +66,7 @@ class Pictures:
 keys = [range(start, start + 8) for start in range(0, 64, 8)]
 try:
     try:
-        for _, images in loader.by_processes(Pictures(), keys, torch.device("cpu"), 2):
+        for _, images in loader.batches(Pictures(), keys, torch.device("cpu"), 2):
             print(len(images), flush=True)
     except UserError as error:
         print(error)

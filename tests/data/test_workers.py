@@ -8,15 +8,11 @@ import sys
 from support.processes import square
 from support.tiny import ROOT
 
-from latteclip.data.workers import Workers
-
-
-def pool(work, n=2, chunk=3):
-    return Workers(work, n, chunk=chunk, ahead=2, threads_key="threads.eat")
+from latteclip.data.images import AHEAD, CHUNK, Workers
 
 
 def test_results_come_in_the_order_of_the_tasks():
-    with pool(square) as workers:
+    with Workers(square, 2) as workers:
         assert list(workers.in_order(range(20))) == [square(number) for number in range(20)]
         assert list(workers.in_order([5])) == [25]  # and again
         assert list(workers.in_order([])) == []
@@ -28,18 +24,18 @@ def test_results_come_in_the_order_of_the_tasks():
 
 def test_only_a_few_tasks_are_taken_at_once():
     taken = []
-    with pool(square) as workers:
+    with Workers(square, 2) as workers:
         results = workers.in_order(taken.append(number) or number for number in range(1000))
         next(results)
-        assert len(taken) <= (2 + 2) * 3
+        assert len(taken) <= (2 + AHEAD) * CHUNK
 
 
 DIE = """
 from support.processes import die_among_many_bytes
-from latteclip.data.workers import Workers
+from latteclip.data import images
+images.CHUNK = 1
 if __name__ == "__main__":
-    options = {"chunk": 1, "ahead": 2, "name": "{}.jpg".format, "threads_key": "threads.eat"}
-    with Workers(die_among_many_bytes, 2, **options) as workers:
+    with images.Workers(die_among_many_bytes, 2, "{}.jpg".format) as workers:
         list(workers.in_order(range(6)))
 """
 
@@ -56,4 +52,4 @@ def test_where_a_process_dies_the_others_end_too_though_nobody_reads_what_they_g
         text=True,
         timeout=120,
     )
-    assert re.search(r"UserError: .* died near \d\.jpg .*threads\.eat", done.stderr)
+    assert re.search(r"UserError: .* died near \d\.jpg .*compute\.threads", done.stderr)

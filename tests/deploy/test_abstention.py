@@ -10,9 +10,8 @@ from support.tiny import DEMO_CLIP, write_index, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.clip.classifier import Classifier, UnknownDetector, save_classifier
 from latteclip.clip.encode import encode_files
-from latteclip.clip.ood import UnknownDetector
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata

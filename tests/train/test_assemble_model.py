@@ -9,9 +9,9 @@ from support.tiny import DEMO_CLIP, ENCODER_WIDTH, network_of, write_encoder, wr
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.clip.finetuned import PretrainedClip, assemble_model
 from latteclip.config.keys import ClipSection
 from latteclip.deploy import predict
-from latteclip.train.assemble_model import PretrainedClip, assemble_model
 
 NAME = f"local-dir:{DEMO_CLIP}"
 DESCRIBED = {

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from support.tiny import write_pictures
 
-from latteclip.data.loader import by_processes
-from latteclip.train import images as module
-from latteclip.train.images import TrainingImages
+from latteclip.data.loader import batches
+from latteclip.train import data as module
+from latteclip.train.data import TrainingImages
 
 SIDE = (32, 40)  # height and width of the input
 KEYS = [[(0, 3), (0, 1)], [(1, 0), (1, 3), (2, 4)], [(2, 0)]]
@@ -36,7 +36,7 @@ def test_a_sample_depends_on_seed_pass_and_image_alone(
     files = images(paths, tmp_path / "cache" if is_cached else None)
     before = torch.get_rng_state()
     for _ in range(2):  # the second time from the cache
-        found = list(by_processes(files, KEYS, torch.device("cpu"), workers))
+        found = list(batches(files, KEYS, torch.device("cpu"), workers))
         assert [keys for keys, _ in found] == KEYS
         for keys, batch in found:
             for key, image in zip(keys, batch, strict=True):
