@@ -34,7 +34,7 @@ from latteclip.config.schema import validate
 from latteclip.core.errors import UserError, ending_in_order, first_line, full_disk
 from latteclip.core.files import digest, link_or_copy, new_folder, replacing
 from latteclip.core.terminal import Progress
-from latteclip.data.shards import SAMPLES, HeaderOrEnd, tar_entries
+from latteclip.data.shards import SUFFIXES, HeaderOrEnd, tar_entries
 
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
@@ -78,7 +78,7 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
             data.mkdir()
             for name, spec in settings.downloads.items():
                 file = files[name]
-                are_shards = settings.split.kind in SAMPLES
+                are_shards = settings.split.kind in SUFFIXES
                 if are_shards or not file.name.lower().endswith(ARCHIVES):
                     link_or_copy(file, data / name)
                 else:

@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,13 @@ from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.files import DISCOVER, replacing, sqlite_uri
+from latteclip.core.files import DISCOVER, SPLITS, replacing, sqlite_uri
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.data import find_duplicates, folder_files
 from latteclip.data import images as image_files
 from latteclip.data.images import Workers, checksum
-from latteclip.data.splits import Item, Split, draw, read_split
+from latteclip.data.splits import Item, Split, read_split
 
 log = logging.getLogger(__name__)
 BATCH = 8192  # images written at a time
@@ -97,7 +98,7 @@ def index_images(
     if limit is not None:
         metadata.limit = limit
         metadata.drawn_from = dict(Counter(item.split for item in split.items))
-        split = draw(split, limit)
+        split = _draw(split, limit)
     counts = Counter[str]()
     broken: list[Broken] = []
     content = hashlib.sha256()
@@ -129,6 +130,16 @@ def index_images(
         log.warning("Left out files that are no images, by suffix: %s.", split.skipped)
     log.info("Classes: %s", one_line(", ".join(metadata.classnames)))
     log.info("Indexed %d images: %s.", counts.total(), dict(counts))
+
+
+def _draw(split: Split, limit: int) -> Split:
+    """Return at most `limit` images of each of SPLITS, evenly spread. No label is read."""
+    chosen: list[int] = []
+    for name in SPLITS:
+        rows = [row for row, item in enumerate(split.items) if item.split == name]
+        n = min(limit, len(rows))
+        chosen += [rows[i * len(rows) // n] for i in range(n)]
+    return replace(split, items=[split.items[row] for row in sorted(chosen)])
 
 
 def _check(

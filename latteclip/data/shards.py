@@ -1,25 +1,23 @@
 """Read the images and labels of shards, which are files of thousands of images each.
 
-A tar of WebDataset has samples: `key.jpg` beside `key.cls`, `key.txt` or `key.json`. A Parquet file
-of Hugging Face `datasets` has the bytes of an image beside a label. Headers and labels are read
-here, images later by their place in the shard (`images.shard_member`).
+A tar of WebDataset has samples: `key.jpg` beside `key.cls` or `key.txt`. A Parquet file of Hugging
+Face `datasets` has the bytes of an image beside a label. Headers and labels are read here, images
+later by their place in the shard (`images.shard_member`).
 """
 
 import contextlib
 import itertools
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
 from latteclip.data import images
 from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
@@ -33,14 +31,8 @@ MAX_GLOBALS = 100
 MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
 LABELS_AT_ONCE = 2**16
 FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
-
-
-class Sample(NamedTuple):
-    """An image of a shard."""
-
-    name: str
-    place: str  # as `images.shard_member` reads it after #
-    label: Any  # a number, a class name, or one of splits.UNLABELLED
+# Name and place of an image, as `images.shard_member` reads it after #, and a label of any type.
+Sample = tuple[str, str, Any]
 
 
 class HeaderOrEnd(tarfile.TarInfo):
@@ -82,34 +74,20 @@ def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
 
 
-def tar_samples(
-    shard: Path, settings: SplitSection, skipped: Counter[str]
-) -> Iterator[Sample]:
-    """Yield the images of a tar in order, and count samples without an image by suffix."""
-    label_suffix, _, json_key = (settings.label or "cls").partition(":")
+def tar_samples(shard: Path, label: str | None) -> Iterator[Sample]:
+    """Yield the images of a tar in order. `label` is the suffix of parts with labels."""
     with (
         shard.open("rb") as file,
         tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
     ):
         for key, group in itertools.groupby(_tar_parts(tar, shard), itemgetter(0)):
-            entries = [(suffix, entry) for _, suffix, entry in group]
-            parts = dict(entries)
-            suffixes = [suffix for suffix in parts if f".{suffix}" in IMAGE_SUFFIXES]
-            if len(entries) > len(parts) or len(suffixes) > 1:
-                raise UserError(
-                    f"{shard}: the sample {key!r} has two images, or two files of one suffix, "
-                    f"among {[suffix for suffix, _ in entries]}; leave one of them in it."
-                )
-            if not suffixes:
-                skipped[f".{entries[0][0]}"] += 1
-                continue
-            image = parts[suffixes[0]]
-            label = None
-            if label_suffix.lower() in parts:
-                where = f"{shard}: {key}.{label_suffix}"
-                label = _tar_label(file, parts[label_suffix.lower()], json_key, where)
-            place = f"{image.offset_data}+{image.size}"
-            yield Sample(f"{key}.{suffixes[0]}", place, label)
+            parts = {suffix: entry for _, suffix, entry in group}
+            labels = parts.get((label or "cls").lower())
+            text = _tar_label(file, labels, shard) if labels else None
+            for suffix, image in parts.items():
+                if f".{suffix}" in IMAGE_SUFFIXES:
+                    place = f"{image.offset_data}+{image.size}"
+                    yield f"{key}.{suffix}", place, text
 
 
 def _tar_parts(
@@ -129,61 +107,51 @@ def _tar_parts(
             yield folder + slash + key, suffix.lower(), entry
 
 
-def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_key: str, where: str) -> Any:
-    """Read a part that holds a label: an integer, a class name, or a field of JSON with either."""
+def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, shard: Path) -> str:
+    """Read a part that holds a number or a class name."""
     file.seek(entry.offset_data)
     try:
         if entry.size > MAX_LABEL:
             raise ValueError
-        text = file.read(entry.size).decode().strip()
-        label = json.loads(text)[json_key] if json_key else number_or_name(text)
-        str(label).encode()  # JSON may name half of a character
-        return label
-    except (ValueError, LookupError, TypeError, RecursionError):
-        what = f"JSON with the field {json_key!r}" if json_key else "text in UTF-8"
+        return file.read(entry.size).decode().strip()
+    except ValueError:
         raise UserError(
-            f"{where} is not {what} of at most {MAX_LABEL} bytes; set split.label to the labels."
+            f"{shard}: {entry.name} is not text in UTF-8 of at most {MAX_LABEL} bytes; set "
+            "split.label to the labels."
         ) from None
 
 
-def number_or_name(text: str) -> int | str:
-    """Return the number that a label is, or else its text."""
-    digits = text.removeprefix("-")
-    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= 18
-    return int(text) if is_number else text
-
-
-def parquet_samples(shard: Path, settings: SplitSection, _: object) -> Iterator[Sample]:
-    """Yield the images of a Parquet file in order. Without a column of labels they have none."""
+def parquet_samples(shard: Path, label: str | None) -> Iterator[Sample]:
+    """Yield the images of a Parquet file in order. `label` is the column of labels, if any."""
     number = itertools.count()
-    column = settings.label or "label"
+    column = label or "label"
     with pq.ParquetFile(shard) as file:
         images.image_column(file)
         schema = file.schema_arrow
         has_labels = column in schema.names
         if file.metadata.num_rows > MAX_ROWS:
             raise ValueError(f"it has more than {MAX_ROWS} rows")
-        if settings.label and not has_labels:
+        if label and not has_labels:
             raise ValueError(f"it has no column {column!r} but {schema.names}")
         # Numbers take little memory, however many they are. Other values are read one by one.
         are_numbers = has_labels and pa.types.is_integer(schema.field(column).type)
         at_once = LABELS_AT_ONCE if are_numbers else 1
         for group in range(file.num_row_groups):
-            labels: Iterable[Any] = itertools.repeat(
-                None, file.metadata.row_group(group).num_rows
-            )
+            rows = file.metadata.row_group(group).num_rows
+            labels: Iterable[Any] = itertools.repeat(None, rows)
             if has_labels:
                 arrays = images.rows(file, group, column, at_once)
                 labels = itertools.chain.from_iterable(map(pa.Array.to_pylist, arrays))
-            for row, label in enumerate(labels):
-                yield Sample(str(next(number)), f"{group}+{row}", label)
+            for row, value in enumerate(labels):
+                yield str(next(number)), f"{group}+{row}", value
 
 
-def described_classes(shard: Path, column: str) -> tuple[str, ...]:
+def described_classes(shard: Path, label: str | None) -> tuple[str, ...]:
     """Return the class names in label order that a Parquet file describes, if any."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         features = json.loads(pq.read_schema(shard).metadata[FEATURES])["info"]["features"]
-        return TypeAdapter(tuple[str, ...]).validate_python(features[column]["names"])
+        names = features[label or "label"]["names"]
+        return TypeAdapter(tuple[str, ...]).validate_python(names)
     return ()
 
 

@@ -4,18 +4,16 @@ A split is listed by a file (CoOp JSON, a table, or one list per split), or foll
 folders or from shards (`shards`).
 """
 
-import glob
 import hashlib
 import itertools
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from latteclip.config.keys import IndexSettings
 from latteclip.core.class_templates import clean_classname, clean_classnames
@@ -26,23 +24,22 @@ from latteclip.core.files import (
     FOLDERS,
     SPLITS,
     folders_in,
+    from_json,
     lines_of,
 )
 from latteclip.data import folder_files, images, shards
 from latteclip.data.folder_files import IMAGE_SUFFIXES, class_names, inside
 
-log = logging.getLogger(__name__)
 TEST_FRACTION = 0.3  # of labelled images, where nothing says which are for testing
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
 COLUMNS = ("path", "split", "label", "classname")  # columns of a table
 UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
 # The word of a shard's path that names its split, such as train or validation.
-_WORD = re.compile(r"(?<![a-z0-9])(train|val|test|dev)(ing|id|idation)?(?=[^a-z]|$)")
+_WORD = re.compile(r"(?<![a-z0-9])(train|val|test)(ing|id|idation)?(?=[^a-z]|$)")
 # The image of a line, up to its suffix, and the class name after it.
 _LINE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\s+(.+)", re.I)
-CoopRow = tuple[
-    str, Annotated[int, Field(ge=0)], str
-]  # image, number and name of its class
+# Image, number and name of its class.
+CoopRow = tuple[str, Annotated[int, Field(ge=0)], str]
 CoopSplit = dict[Literal["train", "val", "test"], list[CoopRow]]
 TableRow = tuple[str, str, str, str]  # COLUMNS, "" where unknown
 # Image, split ("": a hash decides), label (a number, a class name or one of UNLABELLED), and path.
@@ -65,8 +62,7 @@ class Split:
 
     items: list[Item]
     names: list[str]
-    # Files that are no images, by suffix.
-    skipped: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int]  # files that are no images, by suffix
 
 
 def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
@@ -77,7 +73,12 @@ def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
     if not root.is_dir():
         raise UserError(f"Dataset folder {root} does not exist.")
     skipped = Counter[str]()
-    names, rows = READERS[settings.kind](root, settings, skipped)
+    if settings.kind == "folders":
+        names, rows = _read_class_folders(root, settings, skipped)
+    elif settings.kind in shards.SUFFIXES:
+        names, rows = _read_shards(root, settings)
+    else:
+        names, rows = _read_table(root, settings)
     items = _labelled(rows, names, root)
     split = Split(items, names, dict(skipped.most_common()))
     _check(split, settings.counts, root)
@@ -85,41 +86,35 @@ def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
     return _folder_with(root, settings.images, [item.path for item in probes]), split
 
 
-def draw(split: Split, limit: int) -> Split:
-    """Return at most `limit` images of each of SPLITS, evenly spread. No label is read."""
-    chosen: list[int] = []
-    for name in SPLITS:
-        rows = [row for row, item in enumerate(split.items) if item.split == name]
-        n = min(limit, len(rows))
-        chosen += [rows[i * len(rows) // n] for i in range(n)]
-    return replace(split, items=[split.items[row] for row in sorted(chosen)])
-
-
 def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Item]:
     """Return images with numbers as labels, and a hash decides splits that are not given."""
-    labels = {name: label for label, name in enumerate(names)}
+    numbers = {name: number for number, name in enumerate(names)}
     items = []
     for image_id, split, value, path in rows:
         inside(image_id, root)
-        label = labels.get(value, -1) if isinstance(value, str) else value
-        if value in UNLABELLED:
+        label = _number(value)
+        if isinstance(value, str):  # a class may be called by a number
+            label = numbers.get(value, label)
+        if label in UNLABELLED:
             label = None
         elif type(label) is not int or not 0 <= label < len(names):
             raise UserError(
                 f"{root}: {image_id} has the label {str(value)[:80]!r}, none of the {len(names)} "
                 "classes; complete the class names, or correct the label."
             )
-        is_test = label is not None and _unit_interval(image_id) < TEST_FRACTION
-        items.append(Item(image_id, split or ("test" if is_test else "train"), label, path))
-    if unlabelled := Counter(item.split for item in items if item.label is None):
-        log.info("%s: unlabelled images: %s.", root, dict(unlabelled))
+        if not split:
+            hashed = hashlib.sha256(image_id.encode()).digest()[:8]
+            drawn = int.from_bytes(hashed, "big") / 2**64  # depends on the path alone
+            split = "test" if label is not None and drawn < TEST_FRACTION else "train"
+        items.append(Item(image_id, split, label, path))
     return items
 
 
-def _unit_interval(image_id: str) -> float:
-    """Return a number from 0 to 1 that depends on a path alone."""
-    digest = hashlib.sha256(image_id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _number(label: Any) -> Any:
+    """Return the number that a text is, or else the label."""
+    digits = str(label).removeprefix("-")
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= 18
+    return int(label) if isinstance(label, str) and is_number else label
 
 
 def _check(split: Split, counts: Mapping[Any, int], root: Path) -> None:
@@ -159,39 +154,24 @@ def _existing(root: Path, name: str) -> Path:
 
 def _listed_classes(root: Path, settings: IndexSettings) -> list[str]:
     """Return the class names that a file lists, in label order, none where there is no file."""
-    is_file = settings.class_list or (root / CLASSES).is_file()
-    if settings.class_names in (DISCOVER, FOLDERS) or not (is_file or settings.class_names):
+    if settings.kind == "coop" or settings.class_names in (DISCOVER, FOLDERS):
         return []
-    return lines_of(_existing(root, settings.class_list or CLASSES))
+    name = settings.class_list or CLASSES
+    is_named = settings.class_list or settings.class_names
+    return lines_of(_existing(root, name)) if is_named or (root / name).is_file() else []
 
 
-# Lists of images.
-
-
-def _read_table(root: Path, settings: IndexSettings, _skipped: Counter[str]) -> Listing:
+def _read_table(root: Path, settings: IndexSettings) -> Listing:
     """Read a CoOp split, a table, or lists. Labels name the classes if nothing else does."""
     table = list(TABLES[settings.kind](root, settings))
-    listed = [] if settings.kind == "coop" else _listed_classes(root, settings)
-    names = listed or _table_names(table, root)
-    values: dict[str, Any] = {
-        name: name for name in names
-    }  # a class may be called by a number
-    rows = (
-        (image, split, name or values.get(label, shards.number_or_name(label)), image)
-        for image, split, label, name in table
-    )
-    return names, rows
+    names = _listed_classes(root, settings) or _table_names(table, root)
+    return names, [(image, s, name or label, image) for image, s, label, name in table]
 
 
 def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of {"train": [[path, label, classname], ...], "val": ..., "test": ...}."""
     path = _existing(root, settings.file or "split.json")
-    try:
-        content = TypeAdapter(CoopSplit).validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"Split file {path}: {where} {first['msg']}.") from None
+    content = from_json(CoopSplit, "\n".join(lines_of(path)), str(path))
     for split, images_of_split in content.items():
         for image, label, name in images_of_split:
             yield image, split, str(label), name
@@ -209,8 +189,8 @@ def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
             f"Split file {path} has the columns {', '.join(table.columns)}; it needs path and may "
             f"have {', '.join(COLUMNS[1:])}: rename or remove the others."
         )
-    rows = table.reindex(columns=COLUMNS, fill_value="").itertuples(index=False)
-    for row in rows:
+    table = table.reindex(columns=COLUMNS, fill_value="")
+    for row in table.itertuples(index=False):
         image, split, label, name = map(str.strip, row)
         if split.lower() not in ("", *SPLITS):
             raise UserError(
@@ -240,26 +220,18 @@ TABLES = {"coop": _coop_rows, "csv": _csv_rows, "lists": _list_rows}
 
 def _table_names(table: Sequence[TableRow], root: Path) -> list[str]:
     """Return class names by their numbers where a table has both, else sorted."""
-    pairs = {
-        (shards.number_or_name(label), name)
-        for _, _, label, name in table
-        if label and name
-    }
+    named = [(label, name) for _, _, label, name in table if label and name]
+    pairs = {(_number(label), name) for label, name in named}
     if {number for number, _ in pairs} != set(range(len(pairs))):
-        raise UserError(
-            f"The split of {root}: labels must be numbers from 0, each with one class name."
-        )
+        raise UserError(f"{root}: labels must be numbers from 0, each with one class name.")
     if pairs:
         return [name for _, name in sorted(pairs)]
     names = sorted({name or label for _, _, label, name in table} - {""})
-    if names and all(isinstance(shards.number_or_name(name), int) for name in names):
+    if names and all(isinstance(_number(name), int) for name in names):
         raise UserError(
-            f"The split of {root} has no class names: add a column classname, or a file {CLASSES}."
+            f"{root} has no class names: add a column classname, or a file {CLASSES}."
         )
     return names
-
-
-# Class folders.
 
 
 def _read_class_folders(
@@ -272,11 +244,6 @@ def _read_class_folders(
     """
     folder = root / settings.images
     places = {split: folder / split for split in SPLITS if (folder / split).is_dir()}
-    if places and not {"train", "test"} <= places.keys():
-        raise UserError(
-            f"{folder} has the folders {', '.join(places)}, but both train and test are needed; "
-            "add the other, or rename it."
-        )
     places = places or {"": folder}
     folders = {split: folders_in(place) for split, place in places.items()}
     listed = _listed_classes(root, settings)
@@ -284,11 +251,16 @@ def _read_class_folders(
     if settings.examples and not (settings.class_names or listed or folders.get("test")):
         listed = class_names(settings.examples)
     names = listed
-    name_of = dict[str, str]()
-    if settings.class_names != DISCOVER:
-        names = listed or _folder_names(folder, folders)
-        cleaned = clean_classnames(names, settings.classname_replace)
-        name_of = dict(zip(cleaned, names, strict=True))
+    if not listed and settings.class_names != DISCOVER:
+        names = sorted({*itertools.chain(*folders.values())})
+        train, test = (set(folders.get(split, ())) for split in ("train", "test"))
+        if train and test and not train & test:
+            raise UserError(
+                f"{folder}: train has the folders {sorted(train)}, and test others; put unlabelled "
+                f"images right into train, or list the classes in {CLASSES}."
+            )
+    cleaned = clean_classnames(names, settings.classname_replace) if names else []
+    name_of = dict(zip(cleaned, names, strict=True))
 
     def rows_of(split: str, name: str) -> Iterator[Row]:
         place = places[split] / name
@@ -301,8 +273,7 @@ def _read_class_folders(
             )
         if name and split != "test" and not files and not listed:
             raise UserError(
-                f"Class folder {place} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add "
-                "some or remove the folder."
+                f"Class folder {place} holds no image; add some or remove the folder."
             )
         for file in files:
             image_id = file.relative_to(folder).as_posix()
@@ -312,35 +283,20 @@ def _read_class_folders(
     return names, itertools.chain.from_iterable(every)
 
 
-def _folder_names(folder: Path, folders: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the names of class folders, sorted."""
-    train, test = (folders.get(split, []) for split in ("train", "test"))
-    if train and test and not set(train) & set(test):
-        raise UserError(
-            f"{folder}: the folders of train {train} and of test {test} have no class in common; "
-            f"put unlabelled images right into train, or list the classes in {CLASSES}."
-        )
-    return sorted(set(itertools.chain(*folders.values())))
-
-
-# Shards.
-
-
-def _read_shards(root: Path, settings: IndexSettings, skipped: Counter[str]) -> Listing:
+def _read_shards(root: Path, settings: IndexSettings) -> Listing:
     """Read all shards. They name the classes that no list names.
 
     An image of a tar has the name in it, after that of the shard where two shards have one name.
     """
     folder = root / settings.images
-    found: list[tuple[str, str, shards.Sample]] = []  # shard, split, sample
+    found: list[Row] = []
     described = set()
-    for shard, split in _split_of_shards(folder, settings).items():
+    for shard, split in _split_of_shards(folder, settings.kind).items():
         path = folder / shard
         try:
-            samples = shards.SAMPLES[settings.kind](path, settings, skipped)
-            found += [(shard, split, sample) for sample in samples]
-            if settings.kind == "parquet":
-                described.add(shards.described_classes(path, settings.label or "label"))
+            for name, place, label in shards.SAMPLES[settings.kind](path, settings.label):
+                found.append((name, split, label, f"{shard}#{place}"))
+            described.add(shards.described_classes(path, settings.label))
         except UserError:
             raise
         except Exception as error:  # tarfile raises errors of many kinds on damaged headers
@@ -348,59 +304,36 @@ def _read_shards(root: Path, settings: IndexSettings, skipped: Counter[str]) -> 
                 f"{path} is neither a complete tar without compression nor a Parquet file of "
                 f"images as `datasets` writes it ({first_line(error)}); download or write it again."
             ) from None
+    found.sort(key=lambda row: row[1] == "test")  # stable: others first, as in all forms
     names = _listed_classes(root, settings)
     if not names and len(described) < 2:
-        labels = {sample.label for _, _, sample in found if isinstance(sample.label, str)}
+        labels = {label for _, _, label, _ in found if isinstance(_number(label), str)}
         names = [*itertools.chain(*described)] or sorted(labels - {""})
     if not names:
         raise UserError(
             f"The shards in {folder} name no classes, or differ in them: list the classes in label "
             f"order in {root / CLASSES}, or set split.label to where labels are."
         )
-    names_in_tars = {sample.name for _, _, sample in found}
-    are_unique = settings.kind == "webdataset" and len(names_in_tars) == len(found)
-    rows = (
-        (
-            sample.name if are_unique else f"{shard}/{sample.name}",
-            split,
-            sample.label,
-            f"{shard}#{sample.place}",
-        )
-        for shard, split, sample in found
-    )
-    return names, rows
+    if settings.kind == "webdataset" and len({row[0] for row in found}) == len(found):
+        return names, found
+    return names, [(f"{row[3].rpartition('#')[0]}/{row[0]}", *row[1:]) for row in found]
 
 
-def _split_of_shards(folder: Path, settings: IndexSettings) -> dict[str, str]:
-    """Return the split of each shard by globs, or by a word of its path, "" where it has none."""
-    suffix = shards.SUFFIXES[settings.kind]
-    split_of = dict[str, str]()
-    for listed, pattern in settings.lists.items():
-        fitting = glob.glob(pattern, root_dir=folder, recursive=True)
-        if not fitting:
-            raise UserError(f"No shard in {folder} fits {pattern!r}, split.lists.{listed}.")
-        split_of |= dict.fromkeys(sorted(fitting), listed)
-    if split_of:
-        return split_of
-    names = [file.name for file in folder_files.files(str(folder), settings.kind)]
-    for name in sorted(name for name in names if name.lower().endswith(suffix)):
-        words = _WORD.findall(name.lower())
-        split = words[-1][0] if words else ""
-        split_of[name] = "val" if split == "dev" else split
+def _split_of_shards(folder: Path, kind: str) -> dict[str, str]:
+    """Return the split of each shard by a word of its path, "" where no path has one."""
+    suffix = shards.SUFFIXES[kind]
+    split_of = {}
+    for name in sorted(file.name for file in folder_files.files(str(folder), kind)):
+        if name.lower().endswith(suffix):
+            words = _WORD.findall(name.lower())
+            split_of[name] = words[-1][0] if words else ""
     splits = set(split_of.values())
     if not splits:
         raise UserError(f"{folder} holds no *{suffix}; split.images names their folder.")
     if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
-        examples = {split or "nothing": name for name, split in split_of.items()}
+        examples = {split or "none": name for name, split in split_of.items()}
         raise UserError(
             f"Not all shards in {folder} have train, val or test in their names, or train or test "
-            f"is missing: {examples}. Rename them, or set split.lists."
+            f"is missing: {examples}. Rename them."
         )
     return split_of
-
-
-READERS: dict[str, Callable[[Path, IndexSettings, Counter[str]], Listing]] = {
-    **dict.fromkeys(TABLES, _read_table),
-    "folders": _read_class_folders,
-    **dict.fromkeys(shards.SAMPLES, _read_shards),
-}

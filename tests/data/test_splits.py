@@ -164,8 +164,8 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
         (["cat/1.jpg"], None, "at least two classes"),
         (["1.jpg"], None, "at least two classes"),
         (["cat/1.jpg", "dog/1.txt"], None, "dog holds no image"),
-        (["train/cat/1.jpg", "train/dog/1.jpg"], None, "both train and test"),
-        (["train/a/1.jpg", "test/b/1.jpg", "test/c/2.jpg"], None, "no class in common"),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], None, "no usable image in the split test"),
+        (["train/a/1.jpg", "test/b/1.jpg", "test/c/2.jpg"], None, "train has the folders"),
         (["cat/\udcff.jpg", "dog/1.jpg"], None, "UTF-8"),
         (
             ["train/1.jpg", "test/dog/2.jpg", "test/dgo/3.jpg"],
