@@ -5,7 +5,6 @@ uses the hub. A small note has the commits in the cache: Snakemake sees the note
 """
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
-INDEX = "model.safetensors.index.json"
 # The files of a captioner that engines read. None runs when it is read: no pickle, no code.
 CAPTIONER_FILES = [f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 # Other formats of the same weights, and Mistral's second copy of them.
@@ -77,17 +75,11 @@ def _fetch_captioner(settings: HubModel) -> list[str]:
         allow_patterns=CAPTIONER_FILES,
         ignore_patterns=NOT_READ,
     )
-    folder = Path(snapshot)
-    weights = {path.name for path in folder.glob(f"*{WEIGHTS}")}
-    if not weights:
+    if not any(Path(snapshot).glob(f"*{WEIGHTS}")):
         raise UserError(
             f"Captioner model {settings.model!r} has no safetensors; set captioner.model to a repo "
             "with weights of this format."
         )
-    if (folder / INDEX).is_file():
-        wanted = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
-        if missing := set(wanted) - weights:
-            raise FileNotFoundError(f"{min(missing)} is missing")
     return [settings.model]
 
 
@@ -101,9 +93,9 @@ def _fetch_clip(settings: HubModel) -> list[str]:
         weights = model.removeprefix(HUB)
         clip_config.hub_file(model)
     else:
-        config = open_clip.get_model_config(model)
+        config = clip_config.read(model)
         tag = open_clip.get_pretrained_cfg(model, pretrained or "")
-        if config is None or not tag:
+        if not tag:
             raise UserError(
                 f"open_clip lists no clip.model {model!r} with clip.pretrained {pretrained!r}; "
                 "set them to a pair that it lists."
@@ -111,12 +103,8 @@ def _fetch_clip(settings: HubModel) -> list[str]:
         weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
         open_clip.download_pretrained(tag)
     clip_config.tokenizer(model, config)
-    clip_config.text_tower(model, config)  # whose weights are among those of the model
-    text = config["text_cfg"]
-    repos = dict.fromkeys(
-        [weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")]
-    )
-    return [repo for repo in repos if repo and not Path(repo).is_dir()]
+    repos = {weights, config["text_cfg"].get("hf_tokenizer_name", weights)}
+    return sorted(repo for repo in repos if not Path(repo).is_dir())
 
 
 def _commit(repo: str, settings: HubModel) -> str:

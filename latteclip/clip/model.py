@@ -3,11 +3,10 @@
 import contextlib
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.registry import CLIP_CONFIG, FOLDER, TEXT_TOWER
+from latteclip.config.registry import CLIP_CONFIG, FOLDER
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
@@ -43,7 +41,6 @@ class Clip:
     precision: str = "bf16"  # precision of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once with gradients
     at_once: int | None = None  # the same without gradients, None: all of a batch
-    text_tower: dict[str, Any] | None = None  # configuration of one of transformers
 
     def __post_init__(self) -> None:
         if self.at_once is None and self.device.type != "cuda":
@@ -96,25 +93,15 @@ def load(
     if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     what = f"CLIP model {model!r} with pretrained {pretrained!r}"
-    with loading(what, clip_config.REMEDY), tempfile.TemporaryDirectory() as folder:
+    with loading(what, clip_config.REMEDY):
         config = clip_config.read(model)
-        tower = clip_config.text_tower(model, config)
-        options: dict[str, Any] = {"pretrained_text": False}
-        if tower is not None:  # open_clip reads its configuration from a folder
-            write_json(Path(folder) / "config.json", tower)
-            local = {"hf_model_name": folder, "hf_model_pretrained": False}
-            options["text_cfg"] = {**config["text_cfg"], **local}
         if clip_config.is_foreign(model):
-            check_foreign(model, options)
+            check_foreign(model)
         with warnings.catch_warnings():
             # open_clip only warns if weights were trained with another activation.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             network, _, preprocess = open_clip.create_model_and_transforms(
-                model,
-                pretrained=pretrained,
-                device=device,
-                require_pretrained=True,
-                **options,
+                model, pretrained=pretrained, device=device, require_pretrained=True
             )
     check_finite(model, network)
 
@@ -122,9 +109,7 @@ def load(
         with loading(what, clip_config.REMEDY):
             return clip_config.tokenizer(model, config)
 
-    return Clip(
-        network.eval(), tokenizer, preprocess, config, device, precision, text_tower=tower
-    )
+    return Clip(network.eval(), tokenizer, preprocess, config, device, precision)
 
 
 @contextlib.contextmanager
@@ -139,15 +124,15 @@ def loading(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be loaded ({reason}); {remedy}.") from error
 
 
-def check_foreign(model: str, options: dict[str, Any]) -> None:
+def check_foreign(model: str) -> None:
     """Check the size of a network whose configuration may ask for more than its files have."""
     if model.startswith(FOLDER):
         folder = Path(model.removeprefix(FOLDER))
         files = [path for path in folder.iterdir() if path.is_file()]
     else:
         files = [clip_config.hub_file(model)]
-    options = {"load_weights": False, "device": "meta", **options}
-    check_size(lambda: open_clip.create_model(model, **options), files)
+    build = partial(open_clip.create_model, model, load_weights=False, device="meta")
+    check_size(build, files)
 
 
 def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> None:
@@ -211,7 +196,5 @@ def save_network(clip: Clip, folder: Path) -> None:
     save_file(state, folder / clip_config.WEIGHTS)
     config = {"model_cfg": clip.config, "preprocess_cfg": model.visual.preprocess_cfg}
     (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
-    if clip.text_tower is not None:
-        write_json(folder / TEXT_TOWER / "config.json", clip.text_tower)
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)

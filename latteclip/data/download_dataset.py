@@ -257,7 +257,12 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with archive.open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        (_unpack_zip if is_zip else _unpack_tar)(archive, folder)
+        if (
+            is_zip
+        ):  # zipfile removes what leads out of names, and writes links as plain files
+            zipfile.ZipFile(archive).extractall(folder)
+        else:
+            _unpack_tar(archive, folder)
     except Exception as error:  # raised by tarfile, zipfile, a compression, or the system
         if full_disk(error):
             raise
@@ -265,12 +270,6 @@ def unpack(archive: Path, folder: Path) -> None:
             f"{archive} cannot be unpacked ({first_line(error)}): the file is broken or unsafe; "
             "delete it and rerun."
         ) from None
-
-
-def _unpack_zip(archive: Path, folder: Path) -> None:
-    """Unpack a zip. zipfile removes what leads out of names, and writes links as plain files."""
-    with zipfile.ZipFile(archive) as zipped:
-        zipped.extractall(folder)
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
@@ -287,23 +286,22 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 
 def datasets() -> str:
     """List the datasets, and the papers to cite."""
-    known = layers.datasets()
-    validate(Config, {"datasets": known})
     rows = []
     cited = []
-    for key, values in known.items():
-        counts = values.get("split", {}).get("counts", {})
-        source = values.get("source", {})
-        folder = Path(source.get("folder", RESOURCES / key / "data"))
+    for key, dataset in validate(Config, {"datasets": layers.datasets()}).datasets.items():
+        source = dataset.source or SourceSection()
+        folder = Path(source.folder or RESOURCES / key / "data")
+        counts = dataset.split.counts
         rows.append(
             {
                 "key": key,
-                **{name: counts.get(name, "?") for name in ("train", "test", "classes")},
-                "download": values.get("size", "?" if "downloads" in source else "none"),
+                "train": counts.get("train", "?"),
+                "test": counts.get("test", "?"),
+                "classes": counts.get("classes", "?"),
+                "download": dataset.size or ("?" if source.downloads else "none"),
                 "present": "yes" if folder.is_dir() else "no",
-                "licence": values.get("licence", "?"),
+                "licence": dataset.licence,
             }
         )
-        if "citation" in values:
-            cited.append(f"{key}: {values['citation']}")
+        cited.append(f"{key}: {dataset.citation}")
     return "\n".join([tabulate(rows, headers="keys", tablefmt="plain"), "", *cited])
