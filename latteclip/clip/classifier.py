@@ -132,15 +132,17 @@ def load_classifier(
 
 def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
     """Raise ValueError for what cannot classify, for the file may be a stranger's."""
-    if weights.ndim != 2 or not weights.numel() or bias.shape != weights.shape[:1]:
-        raise ValueError(f"a matrix of shape {[*weights.shape]}, a bias of {[*bias.shape]}")
-    if not (weights.is_floating_point() and bias.is_floating_point()):
-        raise ValueError("numbers that are not floating-point ones")
-    if not (weights.isfinite().all() and bias.isfinite().all()):
-        raise ValueError("numbers that are not finite")
     names = described.get("classnames")
-    if names is not None and len({*map(str.encode, names)}) != len(weights):
-        raise ValueError(f"class names that are not {len(weights)} different strings")
+    are_names = names is None or len({*map(str.encode, names)}) == len(weights)
+    has_shapes = weights.ndim == 2 and weights.numel() and bias.shape == weights.shape[:1]
+    are_finite = all(
+        each.is_floating_point() and each.isfinite().all() for each in (weights, bias)
+    )
+    if not (are_names and has_shapes and are_finite):
+        raise ValueError(
+            f"weights {[*weights.shape]} and a bias {[*bias.shape]} of finite numbers, and a name "
+            "for each class are needed"
+        )
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,6 +91,13 @@ def hub_file(model: str, name: str = WEIGHTS) -> Path:
     return Path(fetch(model.removeprefix(HUB), filename=name))
 
 
+def files(model: str) -> list[Path]:
+    """Return the files that may have the weights of a model of a folder or the hub."""
+    if model.startswith(HUB):
+        return [hub_file(model)]
+    return [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
+
+
 def _refuse_code_pickles_and_pipes(folder: Path) -> None:
     """Raise UserError where a tokenizer names code to run, or open_clip would read a pickle.
 

@@ -125,23 +125,20 @@ def fitting_micro_batch(clip: Clip) -> int:
     They are those that the backward pass of the image tower needs.
     """
     model: Any = clip.model
-    weights = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
     sizes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        if _address(tensor) not in weights:
-            sizes[_address(tensor)] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     image = torch.zeros(1, 3, *clip.input_size, device=clip.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model.encode_image(image)
+    for weight in (*model.parameters(), *model.buffers()):
+        sizes.pop(weight.untyped_storage().data_ptr(), None)
     fitting = max(1, ACTIVATIONS // max(1, sum(sizes.values())))
     return 1 << (fitting.bit_length() - 1)
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.registry import CLIP_CONFIG, FOLDER
+from latteclip.config.registry import CLIP_CONFIG
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
@@ -95,8 +95,11 @@ def load(
     what = f"CLIP model {model!r} with pretrained {pretrained!r}"
     with loading(what, clip_config.REMEDY):
         config = clip_config.read(model)
-        if clip_config.is_foreign(model):
-            check_foreign(model)
+        if clip_config.is_foreign(model):  # its configuration may ask for more than it has
+            build = partial(
+                open_clip.create_model, model, load_weights=False, device="meta"
+            )
+            check_size(build, clip_config.files(model))
         with warnings.catch_warnings():
             # open_clip only warns if weights were trained with another activation.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
@@ -122,17 +125,6 @@ def loading(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         reason = first_line(error).rstrip(".")
         raise UserError(f"{what} cannot be loaded ({reason}); {remedy}.") from error
-
-
-def check_foreign(model: str) -> None:
-    """Check the size of a network whose configuration may ask for more than its files have."""
-    if model.startswith(FOLDER):
-        folder = Path(model.removeprefix(FOLDER))
-        files = [path for path in folder.iterdir() if path.is_file()]
-    else:
-        files = [clip_config.hub_file(model)]
-    build = partial(open_clip.create_model, model, load_weights=False, device="meta")
-    check_size(build, files)
 
 
 def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> None:

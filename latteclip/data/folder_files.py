@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from latteclip.config.keys import SplitSection
 from latteclip.core.class_templates import clean_classname
@@ -21,13 +20,6 @@ IMAGE_SUFFIXES = frozenset(
 ) | {".tif", ".tiff", ".webp"}
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
 EXAMPLES = "split.examples"  # the key of a folder with a few images of each class
-
-
-class File(NamedTuple):
-    """A file below a folder."""
-
-    name: str  # relative to the folder
-    stamp: str
 
 
 def stamp(state: os.stat_result) -> str:
@@ -67,15 +59,15 @@ def _entries(
         yield from _entries(entry.path, deep=True, linked=linked - 1, prefix=name)
 
 
-def files(folder: str, kind: str) -> Iterator[File]:
-    """Yield the files that an index of a folder reads, always in the same order.
+def files(folder: str, kind: str) -> Iterator[tuple[str, str]]:
+    """Yield names and stamps of the files that an index of a folder reads, always in one order.
 
     With `split.kind` "folders" these are images and classes.txt, otherwise all files.
     """
     for name, suffix, entry in _entries(folder, deep=True, linked=LINKED):
         counts = suffix in IMAGE_SUFFIXES or name == CLASSES or kind != "folders"
         if counts and entry.is_file():
-            yield File(name, stamp(entry.stat()))
+            yield name, stamp(entry.stat())
 
 
 def image_files(
@@ -140,13 +132,6 @@ def linked(place: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
 
 
-class Example(NamedTuple):
-    """An image of a class that is not in the dataset."""
-
-    path: str
-    classname: str
-
-
 def class_names(folder: str | Path) -> list[str]:
     """Return the names of the class folders of examples, sorted. UserError: there are none."""
     names = folders_in(folder)
@@ -160,12 +145,12 @@ def class_names(folder: str | Path) -> list[str]:
 
 def find_examples(
     folder: str | Path, classnames: Sequence[str], replacements: Mapping[str, str]
-) -> list[Example]:
-    """Return the images below a folder of examples, <class>/*.jpg, with their classes.
+) -> list[tuple[str, str]]:
+    """Return the images below a folder of examples, <class>/*.jpg, with the names of their classes.
 
     UserError: a folder is of no class, or has no images.
     """
-    examples: list[Example] = []
+    examples: list[tuple[str, str]] = []
     for written in class_names(folder):
         place = Path(folder, written)
         name = clean_classname(written, replacements)
@@ -177,5 +162,5 @@ def find_examples(
             raise UserError(
                 f"{EXAMPLES}: {one_line(place)} holds no image; add some or remove the folder."
             )
-        examples += [Example(str(image), name) for image in images]
+        examples += [(str(image), name) for image in images]
     return examples

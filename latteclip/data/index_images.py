@@ -155,11 +155,10 @@ def _check(
         log.warning("Cannot be decoded and is left out: %s (%s)", image_id, reason)
     if len(broken) > math.ceil(max_corrupt * n_images):
         named = [f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]]
-        enough = math.ceil(100 * len(broken) / n_images) / 100
         raise UserError(
             f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
-            f"{max_corrupt:.2%}, such as {', '.join(named)}. Replace or remove them, or let them "
-            f"be left out: --config \"split={{'max_corrupt': {enough}}}\"."
+            f"{max_corrupt:.2%}, such as {', '.join(named)}. Replace or remove them, or raise "
+            "split.max_corrupt to leave them out."
         )
     needed = {"train"}
     if any(item.split == "test" for item in split.items) or all(

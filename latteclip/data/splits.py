@@ -323,7 +323,7 @@ def _split_of_shards(folder: Path, kind: str) -> dict[str, str]:
     """Return the split of each shard by a word of its path, "" where no path has one."""
     suffix = shards.SUFFIXES[kind]
     split_of = {}
-    for name in sorted(file.name for file in folder_files.files(str(folder), kind)):
+    for name in sorted(name for name, _ in folder_files.files(str(folder), kind)):
         if name.lower().endswith(suffix):
             words = _WORD.findall(name.lower())
             split_of[name] = words[-1][0] if words else ""

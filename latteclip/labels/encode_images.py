@@ -78,7 +78,7 @@ def encode_examples(
     """Write EXAMPLES: features by CLIP and by each image encoder, side by side."""
     _, classnames = tables.read_unlabelled(images_path, training=True)
     examples = find_examples(settings.examples_folder, classnames, settings.replacements)
-    paths = [example.path for example in examples]
+    paths = [path for path, _ in examples]
     picked = devices.pick(device, threads)
     features = []
     for name in (None, *settings.encoders):
@@ -88,7 +88,7 @@ def encode_examples(
     widths = [table.shape[1] for table in features]
     columns = {
         "path": paths,
-        "classname": [example.classname for example in examples],
+        "classname": [classname for _, classname in examples],
         "image_features": tables.list_column(torch.cat(features, dim=1).numpy()),
     }
     tables.write(output, columns, tables.EXAMPLES, ExamplesMetadata(names, widths))

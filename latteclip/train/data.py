@@ -44,7 +44,6 @@ MARGIN = 1.5
 # At which Pillow's quick resizing equals the exact one, by its documentation.
 REDUCING_GAP = 3.0
 FREE = 2  # times the room of all images that must be free before they are cached
-MOST_CACHED = 100_000  # images with a file each
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
 
@@ -248,7 +247,7 @@ class TrainingImages(Images):
         self.seed = seed
         self.folder = None
         size = 4 * self.shorter_side**2 * len(paths)  # if the longer side is a third longer
-        if folder and len(paths) <= MOST_CACHED:
+        if folder:
             # Where the folder exists, a training that had room wrote it.
             free = shutil.disk_usage(existing(folder)).free
             has_room = os.path.isdir(folder) or FREE * size <= free

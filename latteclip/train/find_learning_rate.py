@@ -8,13 +8,11 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier
-from latteclip.core import devices
+from latteclip.clip.encode import encode_files
 from latteclip.core.errors import ending_in_order
 from latteclip.core.files import write_json
 from latteclip.core.terminal import Progress
-from latteclip.data import loader
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.settings import (
     FinetuneSettings,
@@ -51,17 +49,9 @@ class _Search:
         self.recipe = recipe
         self.images = setup.images(SEED, decoded)
         self.labels = setup.inputs.labels[order[:m]]
-        self.held_out = self._pixels(order[:m].tolist())
+        self.held_out = [setup.inputs.paths[row] for row in order[:m].tolist()]
         state = setup.clip.model.state_dict()
         self.pretrained = {name: each.cpu().clone() for name, each in state.items()}
-
-    def _pixels(self, rows: list[int]) -> torch.Tensor:
-        """Return images uint8 [m, 3, H, W] under the evaluation transform, on the CPU."""
-        paths = [self.setup.inputs.paths[row] for row in rows]
-        files = loader.ImageFiles(paths, self.setup.clip.pixels)
-        order = loader.in_order(len(paths), encode.BATCH)
-        batches = loader.batches(files, order, torch.device("cpu"), self.setup.threads)
-        return torch.cat([images for _, images in batches])
 
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`."""
@@ -95,11 +85,8 @@ class _Search:
         clip = self.setup.clip
         clip.model.eval()
         classifier = Classifier.of(training.objective.classifier())
-        features = []
-        for part in self.held_out.split(encode.BATCH):
-            images = clip.normalise(devices.send(part, clip.device))
-            features.append(encode.encode_images(clip, images).cpu())
-        scores = classifier.scores(torch.cat(features))  # [m, C]
+        features = encode_files(clip, self.held_out, self.setup.threads)
+        scores = classifier.scores(features[:])  # [m, C]
         labels = F.one_hot(self.labels, scores.shape[1])
         shares = (FACTORS[:, None, None] * scores).softmax(2)  # [factors, m, C]
         errors = (shares - labels).square().sum(2).nan_to_num(math.inf)

@@ -86,7 +86,7 @@ def test_the_index_tells_of_other_bytes_in_a_picture_of_the_same_size(tmp_path):
 def test_each_folder_of_examples_is_a_class(tmp_path):
     images(tmp_path, "big_cat/a.jpg", "big_cat/more/b.jpg", "Dog/c.jpg")
     found = folder_files.find_examples(tmp_path, ["dog", "big cat", "owl"], {"_": " "})
-    names = [(one.path.removeprefix(f"{tmp_path}/"), one.classname) for one in found]
+    names = [(path.removeprefix(f"{tmp_path}/"), name) for path, name in found]
     assert names == [
         ("Dog/c.jpg", "dog"),
         ("big_cat/a.jpg", "big cat"),
