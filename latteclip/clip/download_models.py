@@ -4,9 +4,7 @@ HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE in the environment apply, as t
 uses the hub. A small note has the commits in the cache: Snakemake sees the note, not the cache.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -33,26 +31,34 @@ class HubModel(Section):
     revision: str | None = None
 
 
-# The keys of the configuration that name a model of each kind.
-KEYS = {
-    "clip": "clip.model and clip.pretrained",
-    "captioner": "captioner.model and captioner.revision",
-    "image_encoder": "image_encoders",
-}
-
-
 def download_model(settings: HubModel, output: str) -> None:
     """Fetch the files of a model that its stages read, and write the note on their commits.
 
     The note is the same when the same is fetched again, so that nothing reruns.
     """
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils.logging import get_logger
+
+    get_logger().handlers.clear()  # they print warnings that the log prints as well
     fetch = {
         "clip": _fetch_clip,
         "captioner": _fetch_captioner,
         "image_encoder": _fetch_image_encoder,
     }
-    with _explained(settings):
+    try:
         repos = {repo: _commit(repo, settings) for repo in fetch[settings.kind](settings)}
+    except UserError:
+        raise
+    # Raised by open_clip, transformers, the hub's client or httpx.
+    except Exception as error:
+        if full_disk(error):
+            raise
+        raise UserError(
+            f"The {settings.kind} {settings.model!r} cannot be fetched "
+            f"({first_line(error).rstrip('.')}): check its name and the network (https_proxy, "
+            "HF_ENDPOINT for a mirror), set HF_TOKEN for a private or gated model whose terms you "
+            f"accepted, or set HF_HOME to a cache that has it (now {HF_HUB_CACHE})."
+        ) from error
     write_json(output, {**settings.model_dump(exclude={"kind"}), "commits": repos})
 
 
@@ -116,27 +122,3 @@ def _commit(repo: str, settings: HubModel) -> str:
     )
     log.info("%s is in %s.", repo, snapshot)
     return Path(snapshot).name
-
-
-@contextlib.contextmanager
-def _explained(settings: HubModel) -> Iterator[None]:
-    """Turn any error of the hub or its cache into one sentence, but for a full disk."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.utils.logging import get_logger
-
-    get_logger().handlers.clear()  # they print warnings that the log prints as well
-    try:
-        yield
-    except UserError:
-        raise
-    # Raised by open_clip, transformers, the hub's client or httpx.
-    except Exception as error:
-        if full_disk(error):
-            raise
-        names = " ".join(filter(None, settings.model_dump().values()))
-        raise UserError(
-            f"{names} cannot be fetched ({first_line(error).rstrip('.')}): check "
-            f"{KEYS[settings.kind]} and the network (https_proxy, HF_ENDPOINT for a mirror), set "
-            "HF_TOKEN for a private or gated model whose terms you accepted, or set HF_HOME to a "
-            f"cache that has it (now {HF_HUB_CACHE})."
-        ) from error

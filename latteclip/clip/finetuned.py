@@ -99,15 +99,9 @@ def find(model: str | Path) -> Path:
     for folder in (Path(model), Path(model) / MODEL):
         if all((folder / name).is_file() for name in (CLIP_CONFIG, clips.CLASSIFIER)):
             return folder
-    if others := sorted(map(str, Path(model).glob("*/seed*/model"))):
-        raise UserError(
-            f"{model} has no chosen model: run the whole workflow, which chooses one, or name one "
-            f"that is there: {', '.join(others)}."
-        )
     raise UserError(
-        f"{model} is not a fine-tuned model: it has no {CLIP_CONFIG} with {clips.CLASSIFIER} "
-        "beside it; give results/<dataset> where a model was chosen, or a folder such as "
-        "results/<dataset>/<method>/seed0/model."
+        f"{model} has no chosen model ({CLIP_CONFIG} with {clips.CLASSIFIER} beside it); run the "
+        "whole workflow, which chooses one, or name results/<dataset>/<method>/seed0/model."
     )
 
 

@@ -134,12 +134,9 @@ def room_for(wanted: int, part_bytes: int) -> int:
     workers = min(wanted, int(free * SHARE / each))
     if workers < wanted:
         log.warning(
-            "%s has %d MiB free, so only %d of %d processes load images. "
-            "docker run --shm-size=8g (Apptainer: --bind /dev/shm) gives a container more.",
-            SHARED_MEMORY,
-            free // MIB,
-            workers or 1,
-            wanted,
+            "%s is nearly full: %d of %d processes load images. docker run --shm-size=8g "
+            "(Apptainer: --bind /dev/shm) gives a container more.",
+            *(SHARED_MEMORY, workers, wanted),
         )
     return workers
 

@@ -35,9 +35,6 @@ from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
-# Share of the training images, at most, that check labels and are left out: more answers are worth
-# more in the training.
-MAX_DRAWN = 0.2
 # Shorter side of cached images over the model's input size: a crop differs less from one of the
 # original than bilinear and bicubic resizing differ.
 MARGIN = 1.5
@@ -102,8 +99,7 @@ def read(
             ids=all_ids,
         )
         is_trained &= confidence.to_numpy() > 0
-        checked = read_fusion_report(str(files.fusion_report)).answers.checking
-        drawn = checked if len(checked) <= MAX_DRAWN * len(all_ids) else []
+        drawn = read_fusion_report(str(files.fusion_report)).answers.checking
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]

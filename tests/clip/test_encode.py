@@ -69,19 +69,6 @@ def test_trimmed_texts_of_every_length_have_the_stock_features(pool_type, projec
     assert_stock_texts(tiny_clip(pool_type=pool_type, **projection), tokens)
 
 
-def test_short_texts_are_encoded_without_their_padding(monkeypatch):
-    clip = tiny_clip()
-    shapes = []
-    forward = clip.model.token_embedding.forward
-    monkeypatch.setattr(
-        clip.model.token_embedding,
-        "forward",
-        lambda t: (shapes.append(t.shape), forward(t))[1],
-    )
-    encode.encode_texts(clip, tokens_of_lengths([16, 4, 9, 3, 8, 16]))
-    assert [tuple(shape) for shape in shapes] == [(2, 4), (2, 9), (2, 16)]
-
-
 def test_features_are_those_of_open_clip_at_full_length(clip, kind):
     tokens, images = clip.tokenizer(TEXTS), pictures(clip, 3)
     assert tokens.shape == (len(TEXTS), CONTEXT)

@@ -1,4 +1,3 @@
-import re
 import shutil
 
 import pytest
@@ -56,8 +55,6 @@ def test_what_cannot_be_a_model_is_refused(folder, spoil, wrong):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_without_a_chosen_model_names_its_models(tmp_path):
-    model = tmp_path / "image_prototypes" / "seed0" / "model"
-    model.mkdir(parents=True)
-    with pytest.raises(UserError, match=f"no chosen model.*{re.escape(str(model))}"):
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} has no chosen model"):
         finetuned.find(tmp_path)

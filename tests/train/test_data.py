@@ -59,14 +59,12 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
     assert len(data.texts.images) == len(data.texts.groups) == 0
 
 
-@pytest.mark.parametrize("few", [True, False])
-def test_a_few_images_drawn_to_check_labels_are_not_trained_on(files, monkeypatch, few):
-    monkeypatch.setattr("latteclip.train.data.MAX_DRAWN", 0.5 if few else 0.1)
+def test_images_drawn_to_check_labels_are_not_trained_on(files):
     drawn = files.names[1:3]
     data, _ = files.read("fused", **files.fused_labels(drawn))
-    trained = [name for name in files.names if not (few and name in drawn)]
+    trained = [name for name in files.names if name not in drawn]
     assert [Path(path).name for path in data.paths] == trained
-    assert data.drawn == (drawn if few else [])
+    assert data.drawn == drawn
 
 
 def test_supervision_needs_every_label(tmp_path):

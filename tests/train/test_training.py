@@ -138,16 +138,6 @@ def test_trainings_of_the_paper_compute_in_fp16_as_the_authors(name):
     assert {dataset.keys.clip.precision for dataset in run.datasets} == {"fp16"}
 
 
-@pytest.mark.filterwarnings("ignore:CUDA is not available")
-def test_fp16_on_cuda_is_autocast_with_a_scaled_loss(monkeypatch):
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: (device, enabled))
-    cuda = torch.device("cuda")
-    assert devices.autocast(cuda, "fp16").fast_dtype == torch.float16
-    assert devices.loss_scaler(cuda, "fp16") == ("cuda", True)
-    assert devices.loss_scaler(cuda, "bf16") == ("cuda", False)
-    assert devices.loss_scaler(CPU, "fp16") == ("cpu", False)
-
-
 @pytest.mark.parametrize("objective", ["flyp", "latteclip"])
 def test_a_training_in_fp16_has_almost_the_losses_of_float32(objective, monkeypatch):
     """In fp16 as CUDA computes it, here on a CPU."""

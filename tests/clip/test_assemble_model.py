@@ -1,13 +1,11 @@
 import shutil
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from support.tiny import DEMO_CLIP, ENCODER_WIDTH, network_of, write_encoder, write_pictures
 
-from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.clip.finetuned import PretrainedClip, assemble_model
 from latteclip.config.keys import ClipSection
@@ -20,26 +18,6 @@ DESCRIBED = {
     "pretrained": None,
     "template": "a {}.",
 }
-CLASSIFIER = Classifier.of(torch.ones(2, 128), torch.tensor([0.5, -0.5]))
-
-
-@pytest.fixture
-def head(tmp_path):
-    save_classifier(tmp_path / "c.safetensors", CLASSIFIER, DESCRIBED)
-    return str(tmp_path / "c.safetensors")
-
-
-def test_the_folder_is_the_pretrained_model_with_the_classifier(tmp_path, head, demo_clip):
-    settings = PretrainedClip(clip=ClipSection(model=NAME, pretrained=None))
-    assemble_model(head, settings, str(tmp_path / "model"))
-    found = finetuned.load(tmp_path / "model", torch.device("cpu"))
-    assert torch.equal(found.classifier.weights, CLASSIFIER.weights)
-    assert torch.equal(found.classifier.bias, CLASSIFIER.bias)
-    assert (found.classnames, found.class_templates.template) == (["a", "b é"], "a {}.")
-    model = open_clip.create_model(f"local-dir:{tmp_path / 'model'}").eval()
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert torch.equal(model.encode_image(images), demo_clip.model.encode_image(images))
 
 
 def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo_clip):
