@@ -1,7 +1,8 @@
 """List and download the datasets.
 
 `resources/<dataset>/downloads/` holds a dataset's files as they came, `resources/<dataset>/data/`
-their content. A file counts only with its checksum. The data folder appears whole or not at all.
+their content. What is fetched counts only with its checksum, and what a person puts there counts.
+The data folder appears whole or not at all.
 """
 
 import fnmatch
@@ -97,14 +98,11 @@ def _unpack(file: Path, download: DownloadSection, folder: Path) -> None:
 
 
 def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
-    """Return a verified file: put there by hand, fetched by an earlier run, or fetched now."""
+    """Return a file: put there by hand or by an earlier run, or fetched now and verified."""
     problems = []
     file = folder / name
     if file.is_file():
-        noted = _note(file).read_text() if _note(file).is_file() else download.checksum
-        if not (wrong := _wrong_checksum(file, noted)):
-            return file
-        problems.append(wrong)
+        return file
     for source in download.sources:
         log.info("Fetching %s from %s.", name, _address(source))
         try:
@@ -122,11 +120,6 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
         f"{lines}\nDownload it in another way, put it into {folder.resolve()} as {name} "
         f"({download.checksum or 'it has no known checksum'}), and rerun."
     )
-
-
-def _note(file: Path) -> Path:
-    """Return where the checksum of a file stands that a source has in other bytes."""
-    return file.with_name(f".{file.name}.checksum")
 
 
 def _address(source: Source) -> str:
@@ -157,7 +150,7 @@ def _wrong_checksum(path: Path, checksum: str | None) -> str:
 
 
 def _fetch_from(source: Source, download: DownloadSection, file: Path) -> None:
-    """Fetch a file from a source, verify it, and note a checksum of the source alone."""
+    """Fetch a file from a source and verify it."""
     checksum = download.checksum
     part = file.parent / ".part" / digest(_address(source))[:16]  # an unfinished file
     # Nothing tells whether the halves of a continued file belong together.
@@ -184,9 +177,6 @@ def _fetch_from(source: Source, download: DownloadSection, file: Path) -> None:
     if wrong := _wrong_checksum(fetched, checksum):
         shutil.rmtree(part)
         raise UserError(f"{wrong}; a rerun fetches it again")
-    _note(file).unlink(missing_ok=True)
-    if checksum is not None and checksum != download.checksum:
-        _note(file).write_text(checksum)
     os.replace(fetched, file)
     shutil.rmtree(part)
     log.info("%s served %s.", _address(source), file.name)

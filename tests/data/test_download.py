@@ -115,17 +115,22 @@ def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
     "checksum",
     [
         f"md5:{hashlib.md5(CONTENT).hexdigest()}",
-        sha256(CONTENT),
         "git_blob:" + hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest(),
     ],
 )
-def test_a_file_placed_by_hand_counts_with_a_checksum_of_any_kind(folder, checksum):
-    spec = DownloadSection(sources=["/no/such/file"], checksum=checksum)
-    (folder / "file.bin").write_bytes(CONTENT)
-    assert fetch("file.bin", spec, folder) == folder / "file.bin"
-    (folder / "file.bin").write_bytes(CONTENT[1:])
+def test_checksums_of_other_kinds_count(host, folder, checksum):
+    host.serve("/file.bin", CONTENT)
+    spec = DownloadSection(sources=[f"{host.url}/file.bin"], checksum=checksum)
+    assert fetch("file.bin", spec, folder).read_bytes() == CONTENT
+    (folder / "file.bin").unlink()
+    host.serve("/file.bin", CONTENT[1:])
     with pytest.raises(UserError, match=checksum):
         fetch("file.bin", spec, folder)
+
+
+def test_a_file_placed_by_hand_counts(folder):
+    (folder / "file.bin").write_bytes(CONTENT)
+    assert fetch("file.bin", wanted("/no/such/file"), folder) == folder / "file.bin"
 
 
 # The stage.
@@ -167,7 +172,7 @@ def test_name_and_checksum_are_looked_up_on_hugging_face(host, tmp_path):
     downloads, spec = output.parent / "downloads", DownloadSection(sources=[source])
     assert fetch("images.tar.gz", spec, downloads).read_bytes() == content
     assert len(host.requests) == asked
-    (downloads / "images.tar.gz").write_bytes(b"broken")
+    (downloads / "images.tar.gz").unlink()
     host.files["/me/photos/resolve/main/OxfordFlowers.zip"] = b"broken"
     status, log, _ = hub(host, tmp_path, source)
     assert status == 2 and ", not sha256:" in log, log
