@@ -330,10 +330,10 @@ def _split_of_shards(folder: Path, kind: str) -> dict[str, str]:
     splits = set(split_of.values())
     if not splits:
         raise UserError(f"{folder} holds no *{suffix}; split.images names their folder.")
-    if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
+    if "" in splits and len(splits) > 1:
         examples = {split or "none": name for name, split in split_of.items()}
         raise UserError(
-            f"Not all shards in {folder} have train, val or test in their names, or train or test "
-            f"is missing: {examples}. Rename them."
+            f"Not all shards in {folder} have train, val or test in their names: {examples}; "
+            "rename them."
         )
     return split_of
