@@ -16,12 +16,8 @@ from latteclip.clip.classifier import (
     save_classifier,
 )
 from latteclip.clip.encode import encode_files
-<<<<<<< HEAD
-from latteclip.config.registry import CLIP_CONFIG
-=======
-from latteclip.config.hub_names import CLIP_CONFIG
 from latteclip.config.keys import ClipSection, Section
->>>>>>> f2026e2c (One file decodes images and has the pool of workers; images load by processes alone; neighbours of models and of trainings are one file each)
+from latteclip.config.registry import CLIP_CONFIG
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing

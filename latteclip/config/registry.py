@@ -174,7 +174,7 @@ Names = dict[str, str | None]
 class Model:
     """A model of the hub, by the keys that name it, or of a folder or file on this machine."""
 
-    kind: str  # a key of `download_models.KEYS`
+    kind: str  # as in `download_models.HubModel`
     names: Names | None = None
     path: str | None = None
 
