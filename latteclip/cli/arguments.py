@@ -58,6 +58,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 # Rules call the stages, whose options have the names of files and settings.
 OPTIONS = {
     "answers": "a person's answers about images",
+    "configfile": "as snakemake takes it",
     "device": "auto, cpu or cuda (default: auto)",
     "json": "print JSON for programs",
     "no_browser": "print the address, and open no browser",

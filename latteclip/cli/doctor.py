@@ -8,25 +8,32 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 
 from latteclip import __version__
 from latteclip.cli.status import output_of
+from latteclip.config import layers
+from latteclip.config.labellers import askings
+from latteclip.config.resolve import Run
 from latteclip.core import gpus
 from latteclip.core.errors import GIB, UserError, first_line
 from latteclip.core.files import existing
-from latteclip.core.terminal import for_terminal
+from latteclip.core.terminal import decisions_address, for_terminal
 
 NOT_READY = 1  # exit status
 DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
+SLURM_FILES = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
+REFUSED = {401, 403}  # what a server answers without a valid key
 TORCH = """
 import torch
 print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.device_count()]))
@@ -41,10 +48,16 @@ Finding = tuple[str, str]
 Check = Callable[[], Iterator[Finding]]
 
 
-def doctor() -> int:
-    """Check this machine, and name what needs repair."""
+def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
+    """Check this machine and the captioner, and name what needs repair.
+
+    Args:
+        config: KEY=VALUE, as snakemake takes it: captioner={'engine':'openai'}
+    """
     status = 0
-    for name, check in CHECKS.items():
+    asks = partial(captioner, config, configfile)
+    all_checks: dict[str, Check] = {**CHECKS, "captioner": asks}
+    for name, check in all_checks.items():
         for level, text in findings(check):
             if level == "warning":
                 status = NOT_READY
@@ -69,6 +82,8 @@ def machine() -> Iterator[Finding]:
     level = "ok" if total >= MEMORY_WANTED else "warning"
     text = f"{os.cpu_count()} cores; {total:.0f} GiB of memory"
     yield level, f"{text}, the captioner and two jobs need {MEMORY_WANTED}"
+    if os.environ.get("SLURM_CONF") and not any(map(os.path.isfile, SLURM_FILES)):
+        yield "warning", "srun inside a job does not see SLURM_CONF; see docs/cluster.md"
 
 
 def disk() -> Iterator[Finding]:
@@ -111,20 +126,63 @@ def vllm() -> Iterator[Finding]:
         yield "ok", text
 
 
+def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
+    """Report whether the captioner's server takes the key, or the cache has its model."""
+    dataset = Run(layers.defaults(), layers.given(pairs, files)).datasets[0]
+    if not askings(dataset):
+        return
+    asker = dataset.asker
+    engine = asker.engine
+    for names in filter(None, (model.names for model in asker.models)):
+        yield _weights(str(names["model"]), names["revision"])
+    if engine.address is None:
+        return
+    url = os.environ.get(engine.address, "").rstrip("/")
+    if not url:
+        yield "warning", f"the captioner needs a server; export {engine.address}"
+        return
+    if not engine.writes_captions:
+        url = decisions_address(url)
+    key = os.environ.get(str(engine.key), "").strip()
+    # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.
+    headers = {"Authorization": f"Bearer {key or 'none'}"}
+    status = _status(f"{url}/models", "see that it runs", headers)
+    text = f"the server of {engine.address} answers with status {status}"
+    if status in REFUSED:
+        yield "warning", f"{text}; export a valid {engine.key}"
+    else:
+        yield "ok", text
+
+
+def _weights(model: str, revision: str | None) -> Finding:
+    """Return whether the cache of Hugging Face has the weights of a captioner."""
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
+    if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
+        return "ok", f"{model} is in the cache of Hugging Face"
+    return "note", f"{model} is not in the cache of Hugging Face; a run downloads it"
+
+
 def hub() -> Iterator[Finding]:
     """Report whether Hugging Face can be reached."""
     if constants.HF_HUB_OFFLINE:
         yield "note", "HF_HUB_OFFLINE is set; models must be in the cache, or folders"
         return
-    address = constants.ENDPOINT
+    remedy = (
+        "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
+    )
+    yield "ok", f"{constants.ENDPOINT} answers ({_status(constants.ENDPOINT, remedy)})"
+
+
+def _status(address: str, remedy: str, headers: dict[str, str] | None = None) -> int:
+    """Return the status with which a server answers, or raise UserError with the remedy."""
     try:
-        status = requests.get(address, timeout=HUB_TIMEOUT).status_code
+        return requests.get(
+            address, headers=headers, timeout=HUB_TIMEOUT, allow_redirects=False
+        ).status_code
     except requests.RequestException as error:
         raise UserError(
-            f"{address} does not answer ({type(error).__name__}); set https_proxy or HF_ENDPOINT, "
-            "or HF_HUB_OFFLINE=1 where models are in the cache"
+            f"{address} does not answer ({type(error).__name__}); {remedy}"
         ) from None
-    yield "ok", f"{address} answers ({status})"
 
 
 def _import(code: str) -> Any:

@@ -9,6 +9,7 @@ import contextlib
 import html
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -44,6 +45,12 @@ STALE = (
 OLD_PAGE = (
     "This page is older than its data: a run has begun that will write it again. If that run "
     "failed, run again:"
+)
+REASONS = "Reasons:"  # begins a list of the jobs by their reasons
+# What the inputs and outputs of a job say too, in the reason for which it will run.
+OF_FILES = re.compile(
+    "(?:; Input files updated by another job|(?<=Missing output files)|(?<=by another job))"
+    ": [^;]*"
 )
 MAIN = '<main id="main" class="wrap">'  # begins the text of a page
 
@@ -174,6 +181,12 @@ def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str
     return f"{ERROR}{job} ended without a message, as jobs do that are killed. The log is {log}."
 
 
+def _shorten_plan(record: Any) -> None:
+    """Leave a job of a dry run its files, its wildcards, and why it will run."""
+    record.log, record.jobid, record.benchmark, record.priority = [], None, None, 0
+    record.reason = OF_FILES.sub("", record.reason)
+
+
 class JobLines(logging.Filter):
     """Lets a run print warnings and errors, and prints a line for each job that begins."""
 
@@ -184,7 +197,11 @@ class JobLines(logging.Filter):
     def filter(self, record: Any) -> bool:
         event = getattr(record, "event", None)
         if not self._machine.runs_jobs:
-            return True
+            if event == LogEvent.JOB_INFO:
+                _shorten_plan(record)
+                if not self._machine.is_cluster:
+                    record.resources = {}
+            return not str(record.msg).startswith(REASONS)
         if event == LogEvent.JOB_INFO:
             now = time.strftime("%H:%M:%S")
             words = status.in_words(dict(record.wildcards or {}))

@@ -374,6 +374,13 @@ def test_a_plan_imports_nothing_heavy_and_fetches_each_model_once_before_its_sta
         assert (CAPTIONER in files) == (rule in LOADS_CAPTIONER), rule
 
 
+def test_a_plan_is_what_a_person_reads(checkout):
+    """Files, wildcards and reasons; the commands come with -p."""
+    plan = dry_run(checkout, "dataset=demo")
+    assert "latteclip finetune" not in plan and ".py" not in plan
+    assert len(plan.encode()) < 15_000
+
+
 def test_the_target_labels_stops_at_labels_and_a_classifier(checkout):
     """Whatever the methods read: zero-shot asks for no captions."""
     given = ["dataset=demo", "method=zero_shot"]
