@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import open_clip
 from pydantic import Field
 
-from latteclip.config.registry import CLIP_CONFIG, FOLDER, HUB
+from latteclip.config.registry import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
 from latteclip.core.terminal import one_line
@@ -34,6 +34,8 @@ MAX_NUMBER = 10**8
 # Mean of a colour, as a network is trained on it.
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
 Spread = Annotated[float, Field(ge=0.001, le=1000)]
+# Keys of a text tower's configuration that decide how or where it is computed, or name things.
+NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,6 @@ def read(model: str) -> dict[str, Any]:
         config: dict[str, Any] | None = open_clip.get_model_config(model)
         if config is None:
             raise UserError(f"open_clip lists no such name; {REMEDY}.")
-        _refuse_text_of_transformers(config)
         return config
     folder = Path(model.removeprefix(FOLDER))
     is_folder = model.startswith(FOLDER)
@@ -68,13 +69,6 @@ def read(model: str) -> dict[str, Any]:
     if is_folder:
         _refuse_code_pickles_and_pipes(folder)
     return dict(whole["model_cfg"])
-
-
-def _refuse_text_of_transformers(config: dict[str, Any]) -> None:
-    if name := section(config, "text_cfg").get("hf_model_name"):
-        raise UserError(
-            f"its text tower {one_line(name)} is of transformers (hf_model_name), not of open_clip."
-        )
 
 
 def is_foreign(model: str) -> bool:
@@ -121,7 +115,6 @@ def check(whole: dict[str, Any]) -> None:
     """Raise UserError where a configuration has an unknown key or a dangerous value."""
     check_numbers(whole)
     model = section(whole, "model_cfg")
-    _refuse_text_of_transformers(model)
     towers = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
     for name, cls in towers.items():
         tower = section(model, name)
@@ -174,6 +167,41 @@ def check_numbers(value: Any, key: str = "") -> None:
             most = MAX_LAYERS
         if not abs(value) <= most:  # also of no number
             raise UserError(f"{one_line(key)} {value} is out of bounds.")
+
+
+def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of a text tower of transformers, None for open_clip's own tower.
+
+    A model folder holds it in `text_tower`. The hub is asked only for a model that the user named
+    by open_clip or the hub. Keys that describe no network (code, kernels, precision) are left out.
+    Raises UserError where it is missing, or not of a kind that open_clip builds.
+    """
+    name = config["text_cfg"].get("hf_model_name")
+    if not name:
+        return None
+    import huggingface_hub
+    from transformers import CONFIG_MAPPING
+
+    path = Path(model.removeprefix(FOLDER)) / TEXT_TOWER / "config.json"
+    if not model.startswith(FOLDER):
+        path = Path(huggingface_hub.hf_hub_download(name, "config.json"))
+    elif not path.parent.exists():
+        raise UserError(
+            f"the text tower is {name!r} of transformers, whose configuration a model folder must "
+            f"hold: put its config.json into {path.parent}."
+        )
+    values = read_object(path, ["model_type"], REMEDY)
+    kind = values["model_type"]
+    kinds = list(open_clip.hf_configs.arch_dict)
+    if kind not in kinds:
+        raise UserError(
+            f"{path} is of the kind {kind!r}, none of {', '.join(kinds)}; {REMEDY}."
+        )
+    check_numbers(values)
+    known = CONFIG_MAPPING[kind]().to_dict().keys() - NOT_OF_THE_NETWORK
+    return {key: value for key, value in values.items() if key in known} | {
+        "model_type": kind
+    }
 
 
 def tokenizer(model: str, config: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE in the environment apply, as t
 uses the hub. A small note has the commits in the cache: Snakemake sees the note, not the cache.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
+INDEX = "model.safetensors.index.json"
 # The files of a captioner that engines read. None runs when it is read: no pickle, no code.
 CAPTIONER_FILES = [f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 # Other formats of the same weights, and Mistral's second copy of them.
@@ -81,11 +83,17 @@ def _fetch_captioner(settings: HubModel) -> list[str]:
         allow_patterns=CAPTIONER_FILES,
         ignore_patterns=NOT_READ,
     )
-    if not any(Path(snapshot).glob(f"*{WEIGHTS}")):
+    folder = Path(snapshot)
+    weights = {path.name for path in folder.glob(f"*{WEIGHTS}")}
+    if not weights:
         raise UserError(
             f"Captioner model {settings.model!r} has no safetensors; set captioner.model to a repo "
             "with weights of this format."
         )
+    if (folder / INDEX).is_file():
+        wanted = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+        if missing := set(wanted) - weights:
+            raise FileNotFoundError(f"{min(missing)} is missing")
     return [settings.model]
 
 
@@ -99,9 +107,9 @@ def _fetch_clip(settings: HubModel) -> list[str]:
         weights = model.removeprefix(HUB)
         clip_config.hub_file(model)
     else:
-        config = clip_config.read(model)
+        config = open_clip.get_model_config(model)
         tag = open_clip.get_pretrained_cfg(model, pretrained or "")
-        if not tag:
+        if config is None or not tag:
             raise UserError(
                 f"open_clip lists no clip.model {model!r} with clip.pretrained {pretrained!r}; "
                 "set them to a pair that it lists."
@@ -109,8 +117,12 @@ def _fetch_clip(settings: HubModel) -> list[str]:
         weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
         open_clip.download_pretrained(tag)
     clip_config.tokenizer(model, config)
-    repos = {weights, config["text_cfg"].get("hf_tokenizer_name", weights)}
-    return sorted(repo for repo in repos if not Path(repo).is_dir())
+    clip_config.text_tower(model, config)  # whose weights are among those of the model
+    text = config["text_cfg"]
+    repos = dict.fromkeys(
+        [weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")]
+    )
+    return [repo for repo in repos if repo and not Path(repo).is_dir()]
 
 
 def _commit(repo: str, settings: HubModel) -> str:

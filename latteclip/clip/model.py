@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.registry import CLIP_CONFIG
+from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
+from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
@@ -41,6 +43,7 @@ class Clip:
     precision: str = "bf16"  # precision of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once with gradients
     at_once: int | None = None  # the same without gradients, None: all of a batch
+    text_tower: dict[str, Any] | None = None  # configuration of one of transformers
 
     def __post_init__(self) -> None:
         if self.at_once is None and self.device.type != "cuda":
@@ -93,18 +96,28 @@ def load(
     if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     what = f"CLIP model {model!r} with pretrained {pretrained!r}"
-    with loading(what, clip_config.REMEDY):
+    with loading(what, clip_config.REMEDY), tempfile.TemporaryDirectory() as folder:
         config = clip_config.read(model)
+        tower = clip_config.text_tower(model, config)
+        options: dict[str, Any] = {"pretrained_text": False}
+        if tower is not None:  # open_clip reads its configuration from a folder
+            write_json(Path(folder) / "config.json", tower)
+            local = {"hf_model_name": folder, "hf_model_pretrained": False}
+            options["text_cfg"] = {**config["text_cfg"], **local}
         if clip_config.is_foreign(model):  # its configuration may ask for more than it has
             build = partial(
-                open_clip.create_model, model, load_weights=False, device="meta"
+                open_clip.create_model, model, load_weights=False, device="meta", **options
             )
             check_size(build, clip_config.files(model))
         with warnings.catch_warnings():
             # open_clip only warns if weights were trained with another activation.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             network, _, preprocess = open_clip.create_model_and_transforms(
-                model, pretrained=pretrained, device=device, require_pretrained=True
+                model,
+                pretrained=pretrained,
+                device=device,
+                require_pretrained=True,
+                **options,
             )
     check_finite(model, network)
 
@@ -112,7 +125,9 @@ def load(
         with loading(what, clip_config.REMEDY):
             return clip_config.tokenizer(model, config)
 
-    return Clip(network.eval(), tokenizer, preprocess, config, device, precision)
+    return Clip(
+        network.eval(), tokenizer, preprocess, config, device, precision, text_tower=tower
+    )
 
 
 @contextlib.contextmanager
@@ -188,5 +203,7 @@ def save_network(clip: Clip, folder: Path) -> None:
     save_file(state, folder / clip_config.WEIGHTS)
     config = {"model_cfg": clip.config, "preprocess_cfg": model.visual.preprocess_cfg}
     (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
+    if clip.text_tower is not None:
+        write_json(folder / TEXT_TOWER / "config.json", clip.text_tower)
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)

@@ -165,6 +165,7 @@ WHOLE = (HUB, FOLDER)
 # Prefix of a CLIP that one key names, with architecture and weights: <model>/<pretrained>.
 OPEN_CLIP = "open_clip:"
 CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
+TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 
 # The keys of a section that name its model.
 Names = dict[str, str | None]

@@ -18,8 +18,8 @@ def clip(backbones, kind):
 
 @pytest.fixture(scope="module")
 def saved(backbones, tmp_path_factory):
-    """A tuned model of three classes, with a tokenizer of transformers."""
+    """A tuned model of three classes, with a text tower of transformers."""
     folder = tmp_path_factory.mktemp("run") / "model"
-    clip = clips.load(backbones["custom_text"], None, CPU)
+    clip = clips.load(backbones["hf_mean"], None, CPU)
     clips.save(clip, Classifier.of(torch.randn(3, 24)), ["a", "b", "c"], "{}.", folder)
     return folder

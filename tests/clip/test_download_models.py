@@ -105,19 +105,22 @@ def assert_encodes_offline(hub, model, pretrained=""):
 
 
 def test_a_clip_repo_is_fetched_loaded_and_noted_again_offline(gone, tmp_path):
-    write_backbone("custom_text", tmp_path / "both")
+    """Its text tower is of transformers: the configuration is fetched, the weights are not."""
+    write_backbone("hf_mean", tmp_path / "both")
     files = contents(tmp_path / "both")
     config = json.loads(files["open_clip_config.json"])
-    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "me/tokens"
+    config["model_cfg"]["text_cfg"] |= {
+        "hf_model_name": "me/bert",
+        "hf_tokenizer_name": "me/both",
+    }
     files["open_clip_config.json"] = json.dumps(config).encode()
     with gone.running():
         gone.serve_repo("me/both", {**files, "open_clip_pytorch_model.bin": b"a pickle"})
-        tokens = {name: files[name] for name in files if name.startswith("token")}
-        gone.serve_repo("me/tokens", tokens)
+        gone.serve_repo("me/bert", contents(tmp_path / "both" / "text_tower"))
         status, said = gone.download("clip", model="hf-hub:me/both")
         assert status == 0 and str(gone.cache / "hub") in said, said
     note = gone.noted()
-    commits = {"me/both": COMMIT, "me/tokens": COMMIT}
+    commits = {"me/both": COMMIT, "me/bert": COMMIT}
     assert note == {
         "model": "hf-hub:me/both",
         "pretrained": None,
@@ -186,3 +189,14 @@ def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
     model = "me/model" if kind == "captioner" else "hf-hub:me/model"
     assert "safetensors" in refusal(hub.download(kind, model=model))
     assert "pytorch_model.bin" not in hub.fetched()
+
+
+def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    files = {
+        **contents(DEMO_LLAVA),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
+    hub.serve_repo("me/llava", files)
+    sentence = refusal(hub.download("captioner", model="me/llava"))
+    assert "model-2.safetensors" in sentence

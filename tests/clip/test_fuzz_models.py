@@ -12,7 +12,7 @@ from support.backbones import CPU, pictures
 from support.web import damaged
 
 from latteclip.clip import encode, finetuned
-from latteclip.config.registry import CLIP_CONFIG
+from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core.errors import UserError
 
 NASTY = st.one_of(
@@ -59,6 +59,7 @@ DESCRIBING = [
     CLIP_CONFIG,
     "tokenizer_config.json",
     "tokenizer.json",
+    f"{TEXT_TOWER}/config.json",
 ]
 
 

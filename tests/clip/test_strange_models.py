@@ -2,20 +2,21 @@
 
 import json
 import os
+import shutil
 import socket
 
 import huggingface_hub.constants
 import open_clip
 import pytest
 import torch
-from support.backbones import CPU
-from support.tiny import write_pictures
+from support.backbones import CPU, KINDS
+from support.tiny import write_bert, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import clip_config
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.config.registry import CLIP_CONFIG
+from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core.errors import UserError
 
 CLASSNAMES = ["a", "b"]
@@ -89,8 +90,16 @@ def trusting(folder, marker):
     edit(folder / CLIP_CONFIG, lambda c: text(c).update(tokenizer_kwargs=options))
 
 
-def tower_of_transformers(folder, _):
-    edit(folder / CLIP_CONFIG, lambda c: text(c).update(hf_model_name="me/bert"))
+def tower_with_code(folder, marker):
+    with_code(folder / TEXT_TOWER, marker)
+
+
+def tower_elsewhere(folder, marker):
+    elsewhere = folder.parent / "elsewhere"
+    write_bert(elsewhere)
+    with_code(elsewhere, marker)
+    shutil.rmtree(folder / TEXT_TOWER)
+    edit(folder / CLIP_CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere)))
 
 
 def timm_of_the_hub(folder, _):
@@ -117,7 +126,7 @@ HOSTILE = {
     "a pipe": (piped, "tokenizer_config.json"),
     "tokenizer that is to be trusted": (trusting, "trust_remote_code"),
     "tokenizer with code": (with_code, "auto_map"),
-    "text tower of transformers": (tower_of_transformers, "hf_model_name"),
+    "tower elsewhere": (tower_elsewhere, "model folder"),
     "timm of the hub": (timm_of_the_hub, "timm"),
     "weights that are a pickle": (pickled, "open_clip_pytorch_model.bin"),
 }
@@ -125,7 +134,7 @@ HOSTILE = {
 
 def test_stock_open_clip_would_run_the_code(plain, marker):
     """Else the tests below could not fail."""
-    folder = plain("custom_text")
+    folder = plain("hf_mean")
     trusting(folder, marker)
     open_clip.get_tokenizer(f"local-dir:{folder}")
     assert marker.exists()
@@ -136,7 +145,7 @@ def test_a_hostile_folder_is_refused_runs_nothing_and_asks_nobody(
     plain, marker, calls, capsys, monkeypatch, how
 ):
     spoil, wrong = HOSTILE[how]
-    folder = plain("custom_text")
+    folder = plain("hf_mean")
     spoil(folder, marker)
     [picture] = write_pictures(folder.parent / "pictures", 1)
     # transformers asks whom it may trust
@@ -149,8 +158,24 @@ def test_a_hostile_folder_is_refused_runs_nothing_and_asks_nobody(
     assert calls == []
 
 
-def test_no_model_folder_needs_the_network(plain, calls):
-    folder = plain("siglip")
+def test_of_a_text_tower_s_configuration_only_the_network_is_taken(plain, marker, calls):
+    folder = plain("hf_mean")
+    before = clips.load(f"local-dir:{folder}", None, CPU)
+    tower_with_code(folder, marker)
+    kernels = {
+        "_attn_implementation": "me/kernels",
+        "quantization_config": {"quant_method": "x"},
+    }
+    edit(folder / TEXT_TOWER / "config.json", lambda c: c.update(kernels))
+    after = clips.load(f"local-dir:{folder}", None, CPU)
+    assert after.text_tower == before.text_tower
+    assert not marker.exists()
+    assert calls == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
+    folder = plain(kind)
     clip = clips.load(f"local-dir:{folder}", None, CPU)
     clip.tokenizer(["a thing"])
     assert calls == []

@@ -87,6 +87,7 @@ OWN = {
     "pad_id": PAD,
 }
 AT_END = {**TEXT, **OWN, "pool_type": "eos"}
+HF = {"context_length": CONTEXT, "hf_tokenizer_name": "own", "hf_proj_type": "linear"}
 
 
 def timm_vision(name, pool, projection="linear", size=64):
@@ -128,6 +129,7 @@ BACKBONES = {
     "custom_text": backbone(
         VIT, {**AT_END, "proj_bias": True}, custom_text=True, quick_gelu=True
     ),
+    "hf_mean": backbone(VIT, {**HF, "hf_pooler_type": "mean_pooler"}),
     "coca": backbone(
         {**VIT, "attentional_pool": True, "output_tokens": True},
         {**TEXT, **OWN, "embed_cls": True, "output_tokens": True},
@@ -146,6 +148,8 @@ def write_backbone(kind, folder):
     text = dict(config["text_cfg"])
     if "hf_tokenizer_name" in text:
         write_tokenizer(folder)
+    if "hf_pooler_type" in text:
+        text["hf_model_name"] = write_bert(folder / "text_tower")
     folder.mkdir(parents=True, exist_ok=True)
     described = {"model_cfg": {**config, "text_cfg": text}, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(described))
@@ -179,6 +183,22 @@ def write_tokenizer(folder):
         bos_token="<s>",
         eos_token="</s>",
     ).save_pretrained(folder)
+
+
+def write_bert(folder):
+    """A random BERT, configuration and weights; its folder."""
+    config = transformers.BertConfig(
+        vocab_size=OWN["vocab_size"],
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,  # a fresh one hardly tells texts apart
+        pad_token_id=PAD,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return str(folder)
 
 
 def write_encoder(folder, *, seed=0, change=None, weights=None):
