@@ -22,6 +22,8 @@ from latteclip.config.registry import ENGINES
 from latteclip.core import tables
 from latteclip.core.user_tables import by_image_id, read_table, rows_of
 
+# Added to the prompt of a second request, after an answer that was empty or cut.
+SHORTER = " Answer with one short sentence."
 NOT_ASKED = Response("", "not asked", None)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _OPENING = re.compile(
@@ -93,6 +95,9 @@ def caption_images(
         shard=shard,
         labeller=labeller,
         threads=threads,
+        request_again=lambda row: questions.request(
+            row, questions.prompt_of(row) + SHORTER
+        ),
     )
 
 

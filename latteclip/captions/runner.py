@@ -39,6 +39,11 @@ class Preparer:
         return replace(request, pictures=pictures)
 
 
+def is_poor(answer: Response) -> bool:
+    """Return whether an answer is empty or cut."""
+    return answer.finish_reason == "length" or not answer.text.strip()
+
+
 def write_answers(
     questions: Questions,
     request_about: Callable[[int], Request],
@@ -53,9 +58,11 @@ def write_answers(
     labeller: str,
     threads: int,
     scoring: bool = False,
+    request_again: Callable[[int], Request] | None = None,
 ) -> None:
     """Ask about the rows, and write a table of columns that follow from the answer about each.
 
+    A row whose answer is empty or cut is asked about once more, with `request_again` if given.
     A signal leaves the cache of the answers whole. Each shard, and each labeller, writes a file of
     its own in it. Requests have choices if `scoring`.
     """
@@ -66,6 +73,8 @@ def write_answers(
         identity = answers.identity(captioner, layout, scoring=scoring)
         runner = Runner(captioner, threads, scoring, request_about, identity, cache, pool)
         runner.ask(questions.order)
+        if request_again is not None:
+            runner.ask_again(request_again)
         rows = (
             (columns_of(row, answer), answer)
             for row in range(len(questions))
@@ -90,6 +99,7 @@ class Runner:
     cache: AnswerCache
     pool: Workers[Request, Request]
     digests: dict[int, str] = field(default_factory=dict)  # of answers, by row
+    discarded: dict[int, Response] = field(default_factory=dict)  # by row
     failed: dict[str, Response] = field(default_factory=dict)  # by digest
     n_asked: int = 0
     n_failures: int = 0  # requests that failed one after another
@@ -105,12 +115,36 @@ class Runner:
         if not loads_model(self.captioner):  # a model would fail again
             self._ask(failed, math.inf)
 
+    def ask_again(self, request_about: Callable[[int], Request]) -> None:
+        """Ask otherwise about rows whose answer is empty or cut; a whole second answer counts."""
+        first = {row: digest for row, digest in self.digests.items() if self._is_poor(row)}
+        self.request_about = request_about
+        self.ask(list(first))
+        for row, other in first.items():
+            if (second := self.cache.get(self.digests[row])) is None or is_poor(second):
+                self.digests[row], other = other, self.digests[row]
+            if answer := self.cache.get(other):
+                self.discarded[row] = answer
+
+    def _is_poor(self, row: int) -> bool:
+        answer = self.cache.get(self.digests[row])
+        return answer is not None and is_poor(answer)
+
     def answer(self, row: int) -> Response | None:
-        """Return the answer about a row, also of an earlier run, or why there is none."""
+        """Return the answer about a row, also of an earlier run, or why there is none.
+
+        Its tokens are also those of the answer in whose place it is.
+        """
         if row not in self.digests:  # it was not asked about in this run
             self._note(self.request_about(row))
         digest = self.digests[row]
-        return self.cache.get(digest) or self.failed.get(digest)
+        found = self.cache.get(digest) or self.failed.get(digest)
+        if found is None or row not in self.discarded:
+            return found
+        other = self.discarded[row]
+        written = (found.n_tokens or 0) + (other.n_tokens or 0)
+        read = (found.n_read or 0) + (other.n_read or 0)
+        return replace(found, n_tokens=written, n_read=read)
 
     def _note(self, request: Request) -> str:
         """Return the digest of a request, and note it for its row."""

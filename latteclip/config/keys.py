@@ -54,9 +54,9 @@ class SplitSection(Section):
     file: Text | None = None
     """the split JSON or table, relative to the dataset's folder"""
     lists: dict[Literal["train", "val", "test"], Text] = {}
-    """the list of each split, with lines of image and class name"""
+    """the list of each split, with lines of image and class name; for shards, a glob"""
     label: Text | None = None
-    """labels of shards: a suffix (cls; txt) or a Parquet column"""
+    """labels of shards: a suffix (cls; txt; json:field) or a Parquet column"""
     class_list: Text | None = None
     """file of class names, one per line, in label order; null: classes.txt"""
     examples: Text | None = None

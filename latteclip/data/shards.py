@@ -1,8 +1,8 @@
 """Read the images and labels of shards, which are files of thousands of images each.
 
-A tar of WebDataset has samples: `key.jpg` beside `key.cls` or `key.txt`. A Parquet file of Hugging
-Face `datasets` has the bytes of an image beside a label. Headers and labels are read here, images
-later by their place in the shard (`images.shard_member`).
+A tar of WebDataset has samples: `key.jpg` beside `key.cls`, `key.txt` or `key.json`. A Parquet file
+of Hugging Face `datasets` has the bytes of an image beside a label. Headers and labels are read
+here, images later by their place in the shard (`images.shard_member`).
 """
 
 import contextlib
@@ -75,15 +75,19 @@ def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def tar_samples(shard: Path, label: str | None) -> Iterator[Sample]:
-    """Yield the images of a tar in order. `label` is the suffix of parts with labels."""
+    """Yield the images of a tar in order. `label` is the suffix of parts with labels.
+
+    After a colon it names the field of JSON that is one.
+    """
+    suffix_of_labels, _, json_field = (label or "cls").partition(":")
     with (
         shard.open("rb") as file,
         tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
     ):
         for key, group in itertools.groupby(_tar_parts(tar, shard), itemgetter(0)):
             parts = {suffix: entry for _, suffix, entry in group}
-            labels = parts.get((label or "cls").lower())
-            text = _tar_label(file, labels, shard) if labels else None
+            labels = parts.get(suffix_of_labels.lower())
+            text = _tar_label(file, labels, json_field, shard) if labels else None
             for suffix, image in parts.items():
                 if f".{suffix}" in IMAGE_SUFFIXES:
                     place = f"{image.offset_data}+{image.size}"
@@ -107,16 +111,20 @@ def _tar_parts(
             yield folder + slash + key, suffix.lower(), entry
 
 
-def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, shard: Path) -> str:
-    """Read a part that holds a number or a class name."""
+def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str, shard: Path) -> str:
+    """Read a part that holds a number or a class name, in a field of JSON if one is named."""
     file.seek(entry.offset_data)
     try:
         if entry.size > MAX_LABEL:
             raise ValueError
-        return file.read(entry.size).decode().strip()
-    except ValueError:
+        text = file.read(entry.size).decode().strip()
+        label = json.loads(text)[json_field] if json_field else text
+        str(label).encode()  # JSON may name half of a character
+        return str(label)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        what = f"JSON with the field {json_field!r}" if json_field else "text in UTF-8"
         raise UserError(
-            f"{shard}: {entry.name} is not text in UTF-8 of at most {MAX_LABEL} bytes; set "
+            f"{shard}: {entry.name} is not {what} of at most {MAX_LABEL} bytes; set "
             "split.label to the labels."
         ) from None
 

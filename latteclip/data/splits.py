@@ -4,6 +4,7 @@ A split is listed by a file (CoOp JSON, a table, or one list per split), or foll
 folders or from shards (`shards`).
 """
 
+import glob
 import hashlib
 import itertools
 import re
@@ -291,7 +292,7 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
     folder = root / settings.images
     found: list[Row] = []
     described = set()
-    for shard, split in _split_of_shards(folder, settings.kind).items():
+    for shard, split in _split_of_shards(folder, settings).items():
         path = folder / shard
         try:
             for name, place, label in shards.SAMPLES[settings.kind](path, settings.label):
@@ -319,11 +320,18 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
     return names, [(f"{row[3].rpartition('#')[0]}/{row[0]}", *row[1:]) for row in found]
 
 
-def _split_of_shards(folder: Path, kind: str) -> dict[str, str]:
-    """Return the split of each shard by a word of its path, "" where no path has one."""
-    suffix = shards.SUFFIXES[kind]
-    split_of = {}
-    for name in sorted(name for name, _ in folder_files.files(str(folder), kind)):
+def _split_of_shards(folder: Path, settings: IndexSettings) -> dict[str, str]:
+    """Return the split of each shard by globs, or by a word of its path, "" where it has none."""
+    suffix = shards.SUFFIXES[settings.kind]
+    split_of = dict[str, str]()
+    for listed, pattern in settings.lists.items():
+        fitting = glob.glob(pattern, root_dir=folder, recursive=True)
+        if not fitting:
+            raise UserError(f"No shard in {folder} fits {pattern!r}, split.lists.{listed}.")
+        split_of |= dict.fromkeys(sorted(fitting), listed)
+    if split_of:
+        return split_of
+    for name in sorted(name for name, _ in folder_files.files(str(folder), settings.kind)):
         if name.lower().endswith(suffix):
             words = _WORD.findall(name.lower())
             split_of[name] = words[-1][0] if words else ""
@@ -334,6 +342,6 @@ def _split_of_shards(folder: Path, kind: str) -> dict[str, str]:
         examples = {split or "none": name for name, split in split_of.items()}
         raise UserError(
             f"Not all shards in {folder} have train, val or test in their names: {examples}; "
-            "rename them."
+            "rename them, or set split.lists."
         )
     return split_of

@@ -78,6 +78,17 @@ def test_without_a_word_in_paths_a_hash_says_what_is_for_testing(tmp_path):
         read(tmp_path)
 
 
+def test_globs_may_say_which_shards_are_for_testing(tmp_path):
+    for name in ("a", "b"):
+        tar_shard(tmp_path / f"{name}.tar", labelled(range(4)))
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    found = read(tmp_path, lists={"train": "a*.tar", "test": "b.tar"})
+    split_of = {(item.image_id[0], item.split) for item in found.items}
+    assert split_of == {("a", "train"), ("b", "test")}
+    with pytest.raises(UserError, match=r"split\.lists\.test"):
+        read(tmp_path, lists={"train": "a.tar", "test": "c.tar"})
+
+
 # Tars of WebDataset.
 
 
@@ -90,12 +101,16 @@ TWICE = ("1", {"jpg": picture(1), "cls": b"0"})
         ([("7", {"jpg": picture(7), "cls": b"2"})], "2"),
         ([("7", {"jpg": picture(7), "cls": b"\xff"})], "a.tar"),
         ([("7", {"jpg": b"", "cls": b"x" * (shards.MAX_LABEL + 1)})], "a.tar"),
+        ([("7", {"jpg": picture(7), "json": b"[1"})], "'a'"),
+        ([("7", {"jpg": picture(7), "json": b'{"a": [1]}'})], "7.jpg"),
         ([TWICE, *labelled([2]), TWICE], r"a\.tar/1\.jpg"),
     ],
 )
 def test_samples_that_are_not_clear_are_named(tmp_path, samples, said):
     with pytest.raises(UserError, match=said):
-        read(one_tar(tmp_path, *samples))
+        read(
+            one_tar(tmp_path, *samples), label="json:a" if "json" in samples[0][1] else None
+        )
 
 
 def entry(name, kind=tarfile.REGTYPE, target="", **pax_headers):
