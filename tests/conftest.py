@@ -24,6 +24,7 @@ FIRST = (
     "tests/captions/engines/test_vllm.py",
     "tests/workflow/test_workflow.py",
     "tests/workflow/test_labellers.py",
+    "tests/captions/engines/test_vllm_server.py",
     "tests/deploy/test_export.py",
     "tests/workflow/test_walk.py",
     "tests/captions/test_kills.py",
