@@ -40,11 +40,9 @@ OF_CANDIDATE = ("metrics", "model", "train_predictions")
 IMPORT = re.compile(
     r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
 )
-# Modules that cannot change what a stage writes: errors, messages, signals, the GPUs and processes
-# that do the work in order, and the keys, whose values are parameters of their own.
-WITHOUT_EFFECT = re.compile(
-    r"latteclip\.(config\..*|core\.(errors|gpus|signals|terminal)|data\.workers)"
-)
+# Modules that cannot change what a stage writes: errors, messages, the GPUs, and the keys, whose
+# values are parameters of their own.
+WITHOUT_EFFECT = re.compile(r"latteclip\.(config\..*|core\.(errors|gpus|terminal))")
 Paths = list[str]
 Settings = dict[str, Any]
 
