@@ -153,13 +153,15 @@ def test_names_are_files_of_every_system_that_differ_on_macos_and_windows():
     names = ["caf\u00e9.png", "cafe\u0301.png", "CAF\u00c9.png", "cafe.png"]
     found = [new_name(name).partition("_")[2] for name in names]
     assert found == ["", "2.png", "3.png", ""]
-    names = ["f-16 a/b", "..", ".hidden", "a\n?b", "end. "]
+    joined = "\U0001f408\u200d\U0001f984.png"  # one cat, by a joiner
+    names = ["f-16 a/b", "..", ".hidden", "a\n?b", "end. ", joined]
     assert [new_name(name) for name in names] == [
         "f-16 a_b",
         "_",
         "_hidden",
         "a__b",
         "end_",
+        joined,
     ]
 
 
