@@ -60,7 +60,7 @@ from latteclip.config import layers
 from latteclip.config.keys import CaptionerSection, IndexSettings
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
-from latteclip.data.images import open_rgb, read_bytes
+from latteclip.data.images import checksum, open_rgb, read_bytes
 from latteclip.data.splits import read_split
 
 DEMO = layers.PACKAGE / "demo" / "models" / "llava"
@@ -111,7 +111,7 @@ def make_images(folder: Path, n: int, side: int | None = None) -> str:
             "split": ["train"] * n,
             "label": pa.nulls(n, pa.int32()),
             "classname": pa.nulls(n, pa.string()),
-            "checksum": [number.to_bytes(16) for number in range(n)],
+            "checksum": [checksum(path.read_bytes()) for path in paths],
             "hashes": pa.nulls(n, pa.binary(96)),
             "width": [side] * n,
             "height": [side] * n,
