@@ -312,6 +312,7 @@ def finetune(place: Place) -> Work:
     settings = {
         "clip": {"model": f"local-dir:{DEMO_CLIP}", "pretrained": None},
         "class_texts": {"template": "a photo of a {}."},
+        "module": "flyp",
         "method": {"objective": "flyp", "finetune": section},
         "compute": {},
     }
@@ -325,8 +326,8 @@ def finetune(place: Place) -> Work:
 
     def steps() -> int:
         text = log.read_text() if log.exists() else ""
-        counted = re.findall(r"(\d+)/\d+ \[", text)
-        return int(counted[-1]) if counted else 0
+        counted = re.findall(r"([\d.]+)/[\d.]+ \[", text)
+        return int(float(counted[-1])) if counted else 0
 
     def work() -> None:
         for _ in range(2):
