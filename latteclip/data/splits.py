@@ -36,7 +36,7 @@ DEPTH = 3  # folders below a dataset's folder in which its parts are searched
 COLUMNS = ("path", "split", "label", "classname")  # columns of a table
 UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
 # The word of a shard's path that names its split, such as train or validation.
-_WORD = re.compile(r"(?<![a-z0-9])(train|val|test)(ing|id|idation)?(?=[^a-z]|$)")
+_WORD = re.compile(r"(?<![a-z0-9])(train|val|test|dev)(ing|id|idation)?(?=[^a-z]|$)")
 # The image of a line, up to its suffix, and the class name after it.
 _LINE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\s+(.+)", re.I)
 # Image, number and name of its class.
@@ -334,7 +334,8 @@ def _split_of_shards(folder: Path, settings: IndexSettings) -> dict[str, str]:
     for name in sorted(name for name, _ in folder_files.files(str(folder), settings.kind)):
         if name.lower().endswith(suffix):
             words = _WORD.findall(name.lower())
-            split_of[name] = words[-1][0] if words else ""
+            split = words[-1][0] if words else ""
+            split_of[name] = "val" if split == "dev" else split
     splits = set(split_of.values())
     if not splits:
         raise UserError(f"{folder} holds no *{suffix}; split.images names their folder.")

@@ -78,6 +78,14 @@ def test_without_a_word_in_paths_a_hash_says_what_is_for_testing(tmp_path):
         read(tmp_path)
 
 
+def test_shards_called_dev_are_for_validation(tmp_path):
+    for name in ("train", "dev", "test"):
+        tar_shard(tmp_path / f"{name}-0.tar", labelled(range(2)))
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    split_of = {(item.image_id[:3], item.split) for item in read(tmp_path).items}
+    assert split_of == {("tra", "train"), ("dev", "val"), ("tes", "test")}
+
+
 def test_globs_may_say_which_shards_are_for_testing(tmp_path):
     for name in ("a", "b"):
         tar_shard(tmp_path / f"{name}.tar", labelled(range(4)))
