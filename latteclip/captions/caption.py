@@ -6,6 +6,7 @@ where it stopped, and a request is answered once.
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import Response, picture_layout
-from latteclip.captions.questions import Questions, questions_about
+from latteclip.captions.questions import Questions, Request, questions_about
 from latteclip.captions.runner import write_answers
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
@@ -67,6 +68,9 @@ def caption_images(
         answers_path=answers_path,
     )
 
+    def request(row: int, further: str = "") -> Request:
+        return questions.request(row, questions.prompt_of(row) + further)
+
     def columns_of(row: int, answer: Response | None) -> dict[str, Any]:
         found = answer or NOT_ASKED
         return {
@@ -88,16 +92,14 @@ def caption_images(
         return
     write_answers(
         questions,
-        lambda row: questions.request(row, questions.prompt_of(row)),
+        request,
         columns_of,
         tables.CAPTIONS,
         *(picture_layout(captioner, canvas), captioner, output, store),
         shard=shard,
         labeller=labeller,
         threads=threads,
-        request_again=lambda row: questions.request(
-            row, questions.prompt_of(row) + SHORTER
-        ),
+        request_again=partial(request, further=SHORTER),
     )
 
 
