@@ -66,6 +66,7 @@ class Posterior:
         named: Bools,  # [C] which classes images can have
     ) -> None:
         self.images = list(images)
+        self.few = len(answers.rows) < FEW
         self.n_classes = n_classes
         self.named = named
         self.answers = answers
@@ -148,6 +149,10 @@ class Posterior:
         for one in self.labellers:
             self._look_at(one, views)
         believed = [one for one in self.labellers if one.tells]
+        if believed == self.labellers[:1] and self.has_texts:
+            self.texts_alone = True
+            for each in self.images:
+                each.clusters = self.few
         seen = [one for one in believed if not one.is_text and not one.repeats]
         # Class texts see what their encoder sees, so that votes judge them, or else answers.
         if self.has_texts and (seen or len(self.known[0]) >= FEW):
