@@ -59,10 +59,11 @@ class Whitener:
 class ImageClasses:
     """Whitened features of n images by one encoder, and the sums of the classes."""
 
-    def __init__(self, x: Floats, folds: Ints, *, clusters: bool) -> None:
+    clusters = False  # whether the images of a class are a cluster, not a direction
+
+    def __init__(self, x: Floats, folds: Ints) -> None:
         self.x = x
         self.folds = folds
-        self.clusters = clusters
 
     def halves(self) -> list["ImageClasses"]:
         """Return two views of the images: halves of the features, rotated at random."""

@@ -66,7 +66,6 @@ class Posterior:
         named: Bools,  # [C] which classes images can have
     ) -> None:
         self.images = list(images)
-        self.few = len(answers.rows) < FEW
         self.n_classes = n_classes
         self.named = named
         self.answers = answers
@@ -76,7 +75,9 @@ class Posterior:
         self.labellers = [
             Labelled(p, is_text=has_texts and k == 0) for k, p in enumerate(self.given)
         ]
-        self.texts_alone = has_texts and len(votes) == 1
+        self.texts_alone = False
+        if has_texts and len(votes) == 1:
+            self._leave_texts_alone()
         v, n = len(votes), len(images[0].x if images else votes[0])
         self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
         # Until errors are known, all labellers are copies of one. The last source are the images.
@@ -107,6 +108,12 @@ class Posterior:
             for k in range(v):
                 self._learn_confusion(k, self.r)
         self.learn(ROUNDS)
+
+    def _leave_texts_alone(self) -> None:
+        """Let texts alone name classes: images of a class are a cluster, until answers are some."""
+        self.texts_alone = True
+        for one in self.images:
+            one.clusters = len(self.answers.rows) < FEW
 
     def _without_lean(self, votes: Sequence[Floats]) -> list[Floats]:
         """Return votes [n, C] of the labellers, those of the class texts without their lean."""
@@ -149,10 +156,8 @@ class Posterior:
         for one in self.labellers:
             self._look_at(one, views)
         believed = [one for one in self.labellers if one.tells]
-        if believed == self.labellers[:1] and self.has_texts:
-            self.texts_alone = True
-            for each in self.images:
-                each.clusters = self.few
+        if self.has_texts and believed == self.labellers[:1]:
+            self._leave_texts_alone()
         seen = [one for one in believed if not one.is_text and not one.repeats]
         # Class texts see what their encoder sees, so that votes judge them, or else answers.
         if self.has_texts and (seen or len(self.known[0]) >= FEW):

@@ -217,6 +217,18 @@ def test_random_votes_beside_class_texts_count_as_random():
     assert model.labellers_["nobody"].weight == 0
 
 
+def test_votes_that_images_do_not_predict_leave_the_labels_of_class_texts():
+    """The folds of images follow from votes, so a few labels differ."""
+    same = []
+    for seed in range(4):
+        planted = Planted(seed, counts=(80, 0, 0, 0, 0, 0), texts=0.4)
+        nobody = planted.rng.permutation(planted.voter(0.3))
+        alone = planted.fit({}, planted.texts).labels_
+        beside_votes = planted.fit({"nobody": nobody}, planted.texts).labels_
+        same.append(np.mean(alone == beside_votes))
+    assert np.mean(same) > 0.97, same
+
+
 def test_images_that_cannot_tell_classes_apart_change_nothing():
     """Each class is one of three kinds that look alike: only the labeller can know them."""
     planted = Planted(counts=(40,) * 5, noise=0.15)
