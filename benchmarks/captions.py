@@ -165,7 +165,7 @@ class Ways:
         self.folder = folder
         self.settings = settings
         self.threads = threads
-        paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
+        paths = tables.read(index, ["path"])["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
         started = time.perf_counter()
         self.vllm = VllmEngine(settings, threads)
@@ -201,7 +201,7 @@ class Ways:
             caption.caption_images(
                 self.index, None, PROMPT, self.settings, output, store, threads=threads
             )
-            table = tables.read(output, tables.CAPTIONS, ["caption"])
+            table = tables.read(output, ["caption"])
             captions: list[str] = table["caption"].to_pylist()
             return captions
 
@@ -262,7 +262,7 @@ def compare_scores(
     index: str, settings: CaptionerSection, threads: int, rounds: int, bare: bool
 ) -> None:
     """Print for each engine how long scores take beside captions of the same images."""
-    paths = tables.read(index, tables.IMAGES, ["path"])["path"].to_pylist()
+    paths = tables.read(index, ["path"])["path"].to_pylist()
     pictures = [open_rgb(path) for path in paths]
     orders = (letters_prompt(OPTIONS), letters_prompt(OPTIONS[::-1]))
     one, both = (

@@ -39,7 +39,7 @@ class Data:
     """Training images with their votes, and test images."""
 
     def __init__(self, folder: Path) -> None:
-        index = tables.read(folder / "images.parquet", tables.IMAGES)
+        index = tables.read(folder / "images.parquet")
         is_test = pc.equal(index["split"], "test")
         train, test = (index.filter(rows) for rows in (pc.invert(is_test), is_test))
         report = read_fusion_report(folder / NAME)

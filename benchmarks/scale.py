@@ -135,7 +135,7 @@ def find_duplicates(place: Place) -> Work:
     from latteclip.core.tables import IndexMetadata
     from latteclip.data import find_duplicates as stage
 
-    index = tables.read(place.file("images.parquet"), tables.IMAGES)
+    index = tables.read(place.file("images.parquet"))
     width = tables.IMAGES.field("hashes").type.byte_width
     hashes = np.random.default_rng(2).integers(0, 256, (len(index), width), dtype=np.uint8)
     hashes[19::20] = hashes[18::20][: len(hashes[19::20])]

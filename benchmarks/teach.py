@@ -42,7 +42,7 @@ class Data:
     def __init__(self, folder: Path, errs: float) -> None:
         self.session = TeachingSession(folder, 2 * max(COUNTS))
         self.inputs = self.session.inputs
-        index = tables.read(folder / "images.parquet", tables.IMAGES)
+        index = tables.read(folder / "images.parquet")
         self.classes = labels_of(index, self.session.index["image_id"])
         test = index.filter(pc.equal(index["split"], "test"))
         self.test_classes = labels_of(index, test["image_id"])

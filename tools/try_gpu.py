@@ -281,7 +281,7 @@ class Demo:
         }
 
     def column(self, name: str, schema: Any, column: str) -> list[Any]:
-        table = tables.read(self.results / name, schema, [column])
+        table = tables.read(self.results / name, [column])
         return list(table[column].to_pylist())
 
     def features(self, other: "Demo") -> Finding:

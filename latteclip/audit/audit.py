@@ -80,8 +80,6 @@ class AuditSession(QuestionSession):
         ids = images["image_id"]
         ranked = tables.lookup_column(
             self.folder / "pseudo_labels.parquet",
-            tables.PSEUDO_LABELS,
-            "image_id",
             "topk_labels",
             ids,
         )

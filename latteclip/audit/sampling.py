@@ -90,10 +90,8 @@ def predictions_of(
     """
     predicted = []
     for run in runs:
-        path, schema = run.predictions, tables.PREDICTIONS
-        if split != TEST:
-            path, schema = run.train_predictions, tables.TRAIN_PREDICTIONS
-        table = tables.read(path, schema, ["image_id", "prediction"])
+        path = run.predictions if split == TEST else run.train_predictions
+        table = tables.read(path, ["image_id", "prediction"])
         if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
             table = table.slice(0, 0)
         predicted.append(classes_of(table, image_ids))
@@ -139,8 +137,6 @@ def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: s
     predictions = np.stack([*candidates.values()], axis=1)[known]
     confidence = tables.lookup_column(
         folder / "pseudo_labels.parquet",
-        tables.PSEUDO_LABELS,
-        "image_id",
         "confidence",
         index["image_id"],
     )
@@ -167,7 +163,7 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
     The rest is a stratified sample as before, for no image is gone because of an answer.
     """
     split = Path(path).parent.name
-    table = tables.read(path, tables.PLAN)
+    table = tables.read(path)
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     index = of_split(index, split)
     found = locate(list(zip(table["image_id"].to_pylist(), contents, strict=True)), index)

@@ -177,8 +177,6 @@ class TeachingSession(QuestionSession):
             return np.arange(n)
         confidence = tables.lookup_column(
             self.labels,
-            tables.FUSED_LABELS,
-            key="image_id",
             column="fused_confidence",
             ids=self.index["image_id"],
         )

@@ -119,7 +119,7 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
     has_scores = "options" in pq.read_schema(shard_paths[0]).names
     schema = tables.CLASS_SCORES if has_scores else tables.CAPTIONS
     metadata = [tables.read_metadata(path, AnswersMetadata) for path in shard_paths]
-    rows = pa.concat_tables([tables.read(path, schema) for path in shard_paths])
+    rows = pa.concat_tables([tables.read(path) for path in shard_paths])
     index, _ = tables.read_unlabelled(images_path, training=True)
     rows = rows.take(pc.index_in(index["image_id"], rows[schema.names[0]]))
     with tables.writing(output, schema, AnswersMetadata.joined(metadata)) as add:

@@ -113,8 +113,6 @@ def questions_about(
             )
         labels = tables.lookup_column(
             pseudo_labels_path,
-            tables.PSEUDO_LABELS,
-            "image_id",
             "pseudo_label",
             table["image_id"],
         ).to_pylist()

@@ -315,7 +315,7 @@ class Dataset:
         if index.is_file():
             from latteclip.core import tables
 
-            splits = tables.read(index, tables.IMAGES, ["split"])["split"].to_pylist()
+            splits = tables.read(index, ["split"])["split"].to_pylist()
             test = splits.count("test")
             return Counts(len(splits) - test, test)
         stated = self.keys.split.counts

@@ -23,120 +23,123 @@ from latteclip.core.files import from_values, replacing, values_of
 Record = TypeVar("Record")
 
 
+STRING, INT, FLOAT = pa.string(), pa.int32(), pa.float32()
+INTS, FLOATS = pa.list_(INT), pa.list_(FLOAT)
+
+
 def _schema(**types: pa.DataType) -> pa.Schema:
     return pa.schema(types)
 
 
 IMAGES = _schema(
-    image_id=pa.string(),  # the path inside the split: unique
-    path=pa.string(),  # where the file lies, relative to the working directory
-    split=pa.string(),  # train, val or test
-    label=pa.int32(),  # null where unknown
-    classname=pa.string(),  # null where the label is
-    width=pa.int32(),
-    height=pa.int32(),
+    image_id=STRING,  # the path inside the split: unique
+    path=STRING,  # where the file lies, relative to the working directory
+    split=STRING,  # train, val or test
+    label=INT,  # null where unknown
+    classname=STRING,  # null where the label is
+    width=INT,
+    height=INT,
     checksum=pa.binary(16),  # checksum of the file's bytes, by which answers know the image
     hashes=pa.binary(96),  # perceptual hashes, see latteclip.data.find_duplicates
 )
 # Images that show the same picture as another one.
 DUPLICATES = _schema(
-    image_id=pa.string(),  # in the order of the index
-    set=pa.int32(),  # number of the set of images that show one picture
+    image_id=STRING,  # in the order of the index
+    set=INT,  # number of the set of images that show one picture
 )
 PSEUDO_LABELS = _schema(
-    image_id=pa.string(),
-    split=pa.string(),
-    pseudo_label=pa.int32(),
-    confidence=pa.float32(),  # softmax of the scaled scores at the pseudo-label
-    topk_labels=pa.list_(pa.int32()),  # best first
-    topk_scores=pa.list_(pa.float32()),  # cosines
-    image_features=pa.list_(pa.float32()),  # [D], L2-normalised
+    image_id=STRING,
+    split=STRING,
+    pseudo_label=INT,
+    confidence=FLOAT,  # softmax of the scaled scores at the pseudo-label
+    topk_labels=INTS,  # best first
+    topk_scores=FLOATS,  # cosines
+    image_features=FLOATS,  # [D], L2-normalised
 )
 CAPTIONS = _schema(
-    id=pa.string(),  # the image_id; of a group, that of the image it was drawn for
-    members=pa.list_(pa.string()),  # the image_ids in the picture
-    prompt=pa.string(),
-    caption=pa.string(),  # empty where the model wrote nothing, or was not reached or asked
-    finish_reason=pa.string(),  # stop, length (cut), error or, beyond max_images, not asked
-    error=pa.string(),  # why there is no answer
+    id=STRING,  # the image_id; of a group, that of the image it was drawn for
+    members=pa.list_(STRING),  # the image_ids in the picture
+    prompt=STRING,
+    caption=STRING,  # empty where the model wrote nothing, or was not reached or asked
+    finish_reason=STRING,  # stop, length (cut), error or, beyond max_images, not asked
+    error=STRING,  # why there is no answer
 )
 FUSED_LABELS = _schema(
-    image_id=pa.string(),  # id of a training image
-    adapted_label=pa.int32(),  # zero-shot, adapted to the images
-    image_label=pa.int32(),  # by image prototypes; null where the votes tell nothing
+    image_id=STRING,  # id of a training image
+    adapted_label=INT,  # zero-shot, adapted to the images
+    image_label=INT,  # by image prototypes; null where the votes tell nothing
     # By the caption or by class scores alone: null where there are none for the dataset, the
     # adapted label with confidence 0 where there is none for the image.
-    caption_label=pa.int32(),
-    caption_confidence=pa.float32(),
-    lmm_label=pa.int32(),
-    lmm_confidence=pa.float32(),
-    fused_label=pa.int32(),
-    fused_confidence=pa.float32(),
+    caption_label=INT,
+    caption_confidence=FLOAT,
+    lmm_label=INT,
+    lmm_confidence=FLOAT,
+    fused_label=INT,
+    fused_confidence=FLOAT,
     # By each labeller, in the order of the report; -1: no vote.
-    labeller_labels=pa.list_(pa.int32()),
+    labeller_labels=INTS,
 )
 IMAGE_FEATURES = _schema(
-    image_id=pa.string(),
-    image_features=pa.list_(pa.float32()),  # L2-normalised, by a model beside CLIP
+    image_id=STRING,
+    image_features=FLOATS,  # L2-normalised, by a model beside CLIP
 )
 # Images of known classes that are not in the dataset.
 EXAMPLES = _schema(
-    path=pa.string(),
-    classname=pa.string(),
-    image_features=pa.list_(pa.float32()),  # by CLIP and each image encoder, side by side
+    path=STRING,
+    classname=STRING,
+    image_features=FLOATS,  # by CLIP and each image encoder, side by side
 )
 # What captions or class scores say of training images that judge classifiers.
 VOTES = _schema(
-    image_id=pa.string(),
-    vote=pa.list_(pa.float32()),  # [C] probabilities of classes by the caption alone
-    head=pa.int32(),  # by image_prototypes, of which the image has no part
+    image_id=STRING,
+    vote=FLOATS,  # [C] probabilities of classes by the caption alone
+    head=INT,  # by image_prototypes, of which the image has no part
+    joint_head=INT,  # by image_prototypes_encoders; without encoders the same
 )
-# The same where image encoders beside CLIP are in use.
-# By image_prototypes_encoders.
-VOTES_ENCODERS = VOTES.append(pa.field("joint_head", pa.int32()))
 CLASS_SCORES = _schema(
-    image_id=pa.string(),  # id of a training image
-    options=pa.list_(pa.int32()),  # CLIP's best class first; empty where none is scored
+    image_id=STRING,  # id of a training image
+    options=INTS,  # CLIP's best class first; empty where none is scored
     # Natural logarithm for each option, perhaps -inf.
-    log_probabilities=pa.list_(pa.float32()),
-    none=pa.float32(),  # log-probability of "none of these"; null where that was no option
-    error=pa.string(),  # why there are no scores, though they were asked for
+    log_probabilities=FLOATS,
+    none=FLOAT,  # log-probability of "none of these"; null where that was no option
+    error=STRING,  # why there are no scores, though they were asked for
 )
 PREDICTIONS = _schema(
-    image_id=pa.string(),
-    label=pa.int32(),  # null where unknown
-    prediction=pa.int32(),
-    topk_labels=pa.list_(pa.int32()),
-    topk_scores=pa.list_(pa.float32()),
+    image_id=STRING,
+    label=INT,  # null where unknown
+    prediction=INT,
+    topk_labels=INTS,
+    topk_scores=FLOATS,
 )
 # An image may have two rows: a classifier made of votes predicts a held-out image without the vote
 # of the image, and an example with it.
-TRAIN_PREDICTIONS = _schema(image_id=pa.string(), prediction=pa.int32())
+TRAIN_PREDICTIONS = _schema(image_id=STRING, prediction=INT)
 PLAN = _schema(  # the plan of an audit
-    image_id=pa.string(),
+    image_id=STRING,
     checksum=pa.binary(16),
     stratum=pa.int8(),
-    turn=pa.int32(),  # the position in the order, from 0
+    turn=INT,  # the position in the order, from 0
 )
 # Images of every split, by how likely they belong to none of the classes.
 UNKNOWN = _schema(
-    image_id=pa.string(),
-    score=pa.float32(),  # the higher, the likelier; see latteclip.clip.classifier
-    captioner_score=pa.float32(),  # the same by class scores; null where there are none
+    image_id=STRING,
+    score=FLOAT,  # the higher, the likelier; see latteclip.clip.classifier
+    captioner_score=FLOAT,  # the same by class scores; null where there are none
     is_unknown=pa.bool_(),  # above its threshold in the metadata, the captioner's if any
 )
 TOPK = 5  # best classes of an image that PSEUDO_LABELS and PREDICTIONS have
 CAPTION_ROWS = 10_000  # rows in a row group of CAPTIONS
-STRINGS = 4096  # or other values of a column that are Python objects at once
-_FLOATS = (  # measures of a step of a training
-    "lr",
-    "loss",
-    "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
-    "loss_finetuned",
-    "agreement",  # share of the batch whose prediction is its pseudo-label
-    "logit_scale",
+AT_ONCE = 4096  # values of a column that are Python objects at once
+HISTORY = _schema(  # a training
+    step=INT,
+    epoch=INT,
+    lr=FLOAT,
+    loss=FLOAT,
+    loss_zero_shot=FLOAT,  # on the frozen labels: zero-shot ones unless the method says so
+    loss_finetuned=FLOAT,
+    agreement=FLOAT,  # share of the batch whose prediction is its pseudo-label
+    logit_scale=FLOAT,
 )
-HISTORY = _schema(step=pa.int32(), epoch=pa.int32(), **dict.fromkeys(_FLOATS, pa.float32()))
 LABEL_COLUMNS = frozenset({"label", "classname"})
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begin a formula in a spreadsheet
 
@@ -252,28 +255,21 @@ def writing(
         )
 
 
-def read(
-    path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """Read a table, or raise UserError for a file that does not hold it."""
-    wanted = list(columns or schema.names)
+def read(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table, or some of its columns, or raise UserError."""
     with _opened(path) as file:
-        return _cast(file.read(columns=wanted), schema, wanted)
+        table = file.read(columns=columns and list(columns))
+        return table.select(columns or table.column_names)
 
 
 def read_pieces(
-    path: str | Path, schema: pa.Schema, columns: Sequence[str], rows: int
-) -> Iterator[pa.Table]:
+    path: str | Path, columns: Sequence[str], rows: int
+) -> Iterator[pa.RecordBatch]:
     """Read some columns of a table, at most so many rows at a time."""
     with _opened(path) as file:
         # Given all row groups, it would read their bytes beforehand.
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(rows, [group], list(columns)):
-                yield _cast(pa.table(batch), schema, columns)
-
-
-def _cast(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    return table.select(columns).cast(pa.schema([schema.field(name) for name in columns]))
+            yield from file.iter_batches(rows, [group], list(columns))
 
 
 def read_metadata(path: str | Path, record: type[Record]) -> Record:
@@ -312,13 +308,13 @@ class Strings(Sequence[str]):
         return Strings(value) if isinstance(index, slice) else value.as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), STRINGS):
-            yield from self.column[start : start + STRINGS].to_pylist()
+        for start in range(0, len(self), AT_ONCE):
+            yield from self.column[start : start + AT_ONCE].to_pylist()
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, of which some thousands are Python objects at once."""
-    for batch in table.to_batches(STRINGS):
+    for batch in table.to_batches(AT_ONCE):
         yield from batch.to_pylist()
 
 
@@ -339,20 +335,18 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
     Returns the table without `label` and `classname`, and the C class names in label order. With
     `training` it has only the images that are not in the test split.
     """
-    table = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
+    table = read(path, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
     if training:
         table = table.filter(pc.not_equal(table["split"], "test"))
     return table, read_metadata(path, IndexMetadata).classnames
 
 
-def lookup_column(
-    path: str | Path, schema: pa.Schema, key: str, column: str, ids: pa.ChunkedArray
-) -> pa.ChunkedArray:
-    """Return the values of `column` in a table for ids in its column `key`, or raise UserError."""
-    table = read(path, schema, [key, column])
-    rows = find_rows(ids, table[key], path)
-    is_whole = np.array_equal(rows, np.arange(len(table)))
-    return table[column] if is_whole else table[column].take(rows)
+def lookup_column(path: str | Path, column: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of a table for ids in its first column, or raise UserError."""
+    with _opened(path) as file:
+        key = file.schema_arrow.names[0]
+    table = read(path, [key, column])
+    return table[column].take(find_rows(ids, table[key], path))
 
 
 def write_csv(

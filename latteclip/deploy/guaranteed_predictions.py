@@ -117,7 +117,7 @@ def _check_unseen(
     """Return a check by the answers about images that a run did not learn from."""
     ids = _unseen(model, answers.checking)
     index, wanted = folder / "images.parquet", pa.chunked_array([ids], pa.string())
-    column = tables.lookup_column(index, tables.IMAGES, "image_id", "path", wanted)
+    column = tables.lookup_column(index, "path", wanted)
     paths = column.to_pylist()
     id_of = dict(zip(paths, ids, strict=True))
     check = Check([], [])
@@ -140,6 +140,6 @@ def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
     unseen = set(training.drawn)
     if not unseen and training.labels != "fused" and training.averaged is None:
         predictions = str(run / "train_predictions.parquet")
-        table = tables.read(predictions, tables.TRAIN_PREDICTIONS)
+        table = tables.read(predictions)
         unseen = set(table["image_id"].to_pylist())
     return [image for image in ids if image in unseen]

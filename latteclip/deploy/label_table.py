@@ -58,7 +58,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     labels.
     """
     index = folder / "images.parquet"
-    labels = tables.read(labels_path(folder), tables.FUSED_LABELS)
+    labels = tables.read(labels_path(folder))
     report = read_fusion_report(folder / NAME)
     ids = labels["image_id"]
     of_index = tables.read_metadata(index, IndexMetadata)
@@ -79,7 +79,7 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
         """Return a column of another table of images, or nulls without the table."""
         if not (folder / file).is_file():
             return pa.nulls(len(ids), schema.field(name).type)
-        return tables.lookup_column(folder / file, schema, schema.names[0], name, ids)
+        return tables.lookup_column(folder / file, name, ids)
 
     def named(labels: pa.ChunkedArray) -> pa.DictionaryArray:
         return pa.DictionaryArray.from_arrays(labels.combine_chunks(), names)
@@ -124,7 +124,7 @@ def _duplicates(
     """Return the first image of the set for the others of each set. Answered ones come first."""
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
-    table = tables.read(path, tables.DUPLICATES)
+    table = tables.read(path)
     table = table.filter(pc.is_in(table["image_id"], ids.combine_chunks()))
     images = table.to_pandas()
     images["is_answered"] = images["image_id"].isin(answers)
@@ -189,7 +189,7 @@ def accepted(folder: Path, max_error: float) -> tuple[pa.Array, str]:
     With 95 % probability, at most a share of all labels is wrong and accepted. Labels by answers
     are accepted. UserError: there are too few answers about images that were drawn at random.
     """
-    labels = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
+    labels = tables.read(folder / "fused_labels.parquet")
     answers = read_fusion_report(folder / NAME).answers
     check = answers.checked.labels if answers.checked else Check([], [])
     threshold = threshold_of(check, max_error, folder)

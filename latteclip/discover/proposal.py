@@ -76,9 +76,9 @@ def propose_classes(
     """
     index, _ = tables.read_unlabelled(images_path, training=True)
     ids = index["image_id"]
-    column = tables.lookup_column(names_path, tables.CAPTIONS, "id", "caption", ids)
+    column = tables.lookup_column(names_path, "caption", ids)
     answers = [text or "" for text in column.to_pylist()]
-    features = read_features(features_path, ids, tables.IMAGE_FEATURES)[:].numpy()
+    features = read_features(features_path, ids)[:].numpy()
     evidence = Evidence.of(Whitener(features)(features), read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
     proposal = propose(ids.to_pylist(), evidence, wanted)
@@ -182,7 +182,7 @@ def write_proposal(proposal: Proposal, path: str) -> None:
 
 def read_proposal(path: str | Path) -> Proposal:
     """Read what `write_proposal` wrote."""
-    table = tables.read(path, PROPOSED)
+    table = tables.read(path)
     return Proposal(
         table["image_id"].to_pylist(),
         table["class"].to_numpy().astype(np.int64),

@@ -59,7 +59,7 @@ def evaluate(
     tested = model.classify(tables.Strings(table["path"]), tables.TOPK, threads)
     predicted: npt.ArrayLike = []
     if left_out_path:
-        left_out = tables.read(left_out_path, tables.TRAIN_PREDICTIONS)
+        left_out = tables.read(left_out_path)
         predicted = left_out["prediction"]
     else:
         left_out = left_out_images(images_path, settings.fold)
@@ -106,7 +106,7 @@ def evaluate_classifier(
         predicted: npt.ArrayLike = rank(held_out, 1)[0][:, 0]
     else:
         head = "joint_head" if image_encoders_paths else "head"
-        votes = tables.read(votes_path, tables.VOTES_ENCODERS, ["image_id", head])
+        votes = tables.read(votes_path, ["image_id", head])
         held_out = votes["image_id"]
         predicted = votes[head]
     write_run(

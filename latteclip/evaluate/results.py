@@ -53,7 +53,7 @@ def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
 
     Where it is empty, all images are evaluated, without their labels.
     """
-    table = tables.read(images_path, tables.IMAGES)
+    table = tables.read(images_path)
     classnames = tables.read_metadata(images_path, IndexMetadata).classnames
     tests = table.filter(pc.equal(table["split"], "test"))
     if len(tests):
@@ -109,7 +109,7 @@ def write_run(
 
 def held_out_predictions(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
     """Return the classes [N] of images, MISSING where the model learned from the image."""
-    return classes_of(tables.read(path, tables.TRAIN_PREDICTIONS), image_ids)
+    return classes_of(tables.read(path), image_ids)
 
 
 def classes_of(table: pa.Table, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:

@@ -171,7 +171,7 @@ def read_votes(
     """Return the votes and what each candidate predicts, or why there are none."""
     if votes_path is None:
         return "this run has neither captions of images nor class scores"
-    table = tables.read(votes_path, tables.VOTES)
+    table = tables.read(votes_path)
     described = tables.read_metadata(votes_path, VotesMetadata)
     if described.unfit:
         return described.unfit

@@ -17,10 +17,7 @@ def read_all_features(
 ) -> FeatureMemmap:
     """Return CLIP's features of images, and beside them those of other models [N, D of all]."""
     models = [read_features(pseudo_labels_path, image_ids)]
-    models += [
-        read_features(path, image_ids, tables.IMAGE_FEATURES)
-        for path in image_encoders_paths
-    ]
+    models += [read_features(path, image_ids) for path in image_encoders_paths]
     if not image_encoders_paths:
         return models[0]
     together = FeatureMemmap(len(image_ids), sum(model.shape[1] for model in models))
@@ -29,17 +26,15 @@ def read_all_features(
     return together
 
 
-def read_features(
-    path: str, image_ids: pa.ChunkedArray, schema: pa.Schema = tables.PSEUDO_LABELS
-) -> FeatureMemmap:
+def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureMemmap:
     """Return features [N, D] of images in a table, in the order of `image_ids`."""
-    table = tables.read(path, schema, ["image_id"])
+    table = tables.read(path, ["image_id"])
     rows = tables.find_rows(image_ids, table["image_id"], path)
     order = np.argsort(rows, kind="stable")
     rows = rows[order]  # ascending, as they come from the file
     features = FeatureMemmap(0, 0)
     start = 0
-    for piece in tables.read_pieces(path, schema, ["image_features"], ROWS):
+    for piece in tables.read_pieces(path, ["image_features"], ROWS):
         values = tables.from_list_column(piece["image_features"])
         if not start:
             features = FeatureMemmap(len(rows), values.shape[1])

@@ -162,16 +162,13 @@ def _write_votes(
 ) -> None:
     """Write what the labellers say of images that compare classifiers, and what these say."""
     rows = np.flatnonzero(held_out_for_choice(tables.Strings(known.image_ids)) & has_vote)
-    schema = tables.VOTES
-    columns: dict[str, Any] = {
+    columns = {
         "image_id": known.image_ids.take(pa.array(rows)),
         "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),
         "head": model.heads_[0].labels[rows],
+        "joint_head": model.heads_[-1].labels[rows],
     }
-    if known.encoders:
-        schema = tables.VOTES_ENCODERS
-        columns["joint_head"] = model.heads_[-1].labels[rows]
-    tables.write(output, columns, schema, metadata)
+    tables.write(output, columns, tables.VOTES, metadata)
 
 
 def _why_unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:

@@ -89,10 +89,7 @@ class LabelInputs:
         """Read the features of N images, and the votes of each labeller."""
         classes, described = load_classifier(files.class_embeddings, classnames=classnames)
         features = [read_features(files.pseudo_labels, image_ids)]
-        features += [
-            read_features(path, image_ids, tables.IMAGE_FEATURES)
-            for path in image_encoders_paths
-        ]
+        features += [read_features(path, image_ids) for path in image_encoders_paths]
         arrays = [one[:].numpy() for one in features]
         encoders = [
             tables.read_metadata(path, EncoderMetadata).model
@@ -164,7 +161,7 @@ def _groups(path: str | None, image_ids: pa.ChunkedArray, n: int) -> Ints:
     groups = np.arange(n)
     if path is None:
         return groups
-    table = tables.read(path, tables.DUPLICATES)
+    table = tables.read(path)
     rows = pc.index_in(table["image_id"], image_ids)  # null for other images
     sets = table["set"].filter(pc.is_valid(rows)).to_numpy()
     rows = rows.drop_null().to_numpy()
@@ -180,7 +177,7 @@ def read_examples(
 
     UserError: they are of other classes or models.
     """
-    table = tables.read(path, tables.EXAMPLES)
+    table = tables.read(path)
     metadata = tables.read_metadata(path, ExamplesMetadata)
     labels = pc.index_in(table["classname"], pa.array(classnames, pa.string()))
     if labels.null_count or metadata.models != list(models):
@@ -217,7 +214,7 @@ def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[Ints, Floa
     1, the class is -1 and the score minus infinity. UserError names images that the table lacks.
     """
     classes, values = (
-        tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)
+        tables.lookup_column(path, name, image_ids)
         for name in ("options", "log_probabilities")
     )
     lengths = pc.fill_null(pc.list_value_length(classes), 0).to_numpy()

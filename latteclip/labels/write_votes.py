@@ -148,8 +148,7 @@ def _best(scores: torch.Tensor, k: int) -> list[Vote]:
 def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
     """Return the caption of each image, null without one, and whether prompts differ by image."""
     captions, prompts = (
-        tables.lookup_column(path, tables.CAPTIONS, "id", column, image_ids)
-        for column in ("caption", "prompt")
+        tables.lookup_column(path, column, image_ids) for column in ("caption", "prompt")
     )
     leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
     if leaked:

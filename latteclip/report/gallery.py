@@ -42,25 +42,25 @@ def read_gallery(
     answers: Mapping[str, str | None],
 ) -> Gallery:
     """Read what the page shows of training images, whose labels by a person are in `answers`."""
-    index = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
+    index = tables.read(images, ["image_id", "path", "split", "label"])
     classnames = tables.read_metadata(images, IndexMetadata).classnames
     train = index.filter(pc.not_equal(index["split"], "test"))
     ids, truth = train["image_id"], train["label"]
 
-    def column(path: str, schema: pa.Schema, name: str) -> pa.ChunkedArray:
-        return tables.lookup_column(path, schema, "image_id", name, ids)
+    def column(path: str, name: str) -> pa.ChunkedArray:
+        return tables.lookup_column(path, name, ids)
 
-    zero_shot = column(pseudo_labels, tables.PSEUDO_LABELS, "pseudo_label")
+    zero_shot = column(pseudo_labels, "pseudo_label")
     share_right = None
     if fused_labels:
         source = "fused label"
-        labels = column(fused_labels, tables.FUSED_LABELS, "fused_label")
-        confidence = column(fused_labels, tables.FUSED_LABELS, "fused_confidence")
+        labels = column(fused_labels, "fused_label")
+        confidence = column(fused_labels, "fused_confidence")
         if not truth.null_count:
             share_right = pc.mean(pc.equal(labels, truth)).as_py()
     else:
         source, labels = "zero-shot label", zero_shot
-        confidence = column(pseudo_labels, tables.PSEUDO_LABELS, "confidence")
+        confidence = column(pseudo_labels, "confidence")
     names = pa.array(classnames)
     columns = {
         "image_id": ids,
@@ -73,7 +73,7 @@ def read_gallery(
     some = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(int)
     chosen = pa.table(columns).take(order[some])
     if captions:
-        table = tables.read(captions, tables.CAPTIONS, ["id", "caption"])
+        table = tables.read(captions, ["id", "caption"])
         rows = pc.index_in(chosen["image_id"], table["id"])
         chosen = chosen.append_column("caption", table["caption"].take(rows))
     items = []
@@ -101,16 +101,14 @@ def picture(path: str, side: int) -> str:
 
 def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
     """Return the images that most likely show none of the classes."""
-    table = tables.read(path, tables.UNKNOWN)
+    table = tables.read(path)
     described = tables.read_metadata(path, UnknownMetadata)
     # Images with a captioner's score, which is not null, come first.
     keys = [("captioner_score", "descending"), ("score", "descending")]
     likeliest = table.sort_by(keys)[:UNKNOWN]
     ids = likeliest["image_id"]
-    paths = tables.lookup_column(images, tables.IMAGES, "image_id", "path", ids)
-    labels = tables.lookup_column(
-        pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", ids
-    )
+    paths = tables.lookup_column(images, "path", ids)
+    labels = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
     names = pa.array(described.classnames)
     likeliest = likeliest.append_column("path", paths)
     likeliest = likeliest.append_column("zero_shot", names.take(labels.combine_chunks()))

@@ -31,14 +31,14 @@ def read_labellers(folder: Path) -> list[Labeller]:
     """Read who labels the images of a dataset's results."""
     report = read_fusion_report(folder / NAME)
     columns = ["image_id", "fused_label", "labeller_labels"]
-    table = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS, columns)
+    table = tables.read(folder / "fused_labels.parquet", columns)
     ids = table["image_id"]
 
-    def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray:
-        return tables.lookup_column(folder / file, schema, "image_id", name, ids)
+    def column(file: str, name: str) -> pa.ChunkedArray:
+        return tables.lookup_column(folder / file, name, ids)
 
-    zero_shot = column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")
-    truth = column("images.parquet", tables.IMAGES, "label")
+    zero_shot = column("pseudo_labels.parquet", "pseudo_label")
+    truth = column("images.parquet", "label")
     names = [one.name for one in report.labellers]
     votes = tables.from_list_column(table["labeller_labels"]).T
     labels = dict(zip(names, votes, strict=True))

@@ -201,7 +201,7 @@ def _next_steps(
 def _problems(files: PageFiles) -> Iterator[str]:
     """Yield a sentence about each kind of images that are left out or doubtful."""
     if files.duplicates:
-        sets = tables.read(files.duplicates, tables.DUPLICATES)["set"]
+        sets = tables.read(files.duplicates)["set"]
         if len(sets):
             n = len(sets.unique())
             yield (

@@ -61,7 +61,7 @@ def average_weights(
     sound = [each for each, own in pairs if "collapsed" not in own.flags]
     used = sound or trainings
     first = finetuned.load(used[0].model, torch.device("cpu"))
-    history = tables.read(used[0].history, tables.HISTORY)
+    history = tables.read(used[0].history)
     of_first = tables.read_metadata(used[0].history, TrainingMetadata)
     averaged = replace(
         of_first, flags=sorted({*of_first.flags, "ours"}), averaged=len(used)

@@ -93,8 +93,6 @@ def read(
     if labels == "fused":
         confidence = tables.lookup_column(
             str(files.fused_labels),
-            tables.FUSED_LABELS,
-            key="image_id",
             column="fused_confidence",
             ids=all_ids,
         )
@@ -113,9 +111,7 @@ def read(
     image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
     class_ids = texts.add(descriptions)
     if files.image_captions:
-        captions = tables.lookup_column(
-            files.image_captions, tables.CAPTIONS, "id", "caption", image_ids
-        )
+        captions = tables.lookup_column(files.image_captions, "caption", image_ids)
         captions = tables.Strings(captions)
         image_texts = texts.add(_or_class(captions, pseudo_labels, descriptions))
     if files.group_captions:
@@ -146,11 +142,11 @@ def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np
         classifier, _ = load_classifier(str(files.adapted))
         best, _ = classify(read_features(files.pseudo_labels, image_ids), classifier, 1)
         return np.asarray(best[:, 0])
-    path, schema, column = {
-        GROUND_TRUTH: (files.images, tables.IMAGES, "label"),
-        "zero_shot": (files.pseudo_labels, tables.PSEUDO_LABELS, "pseudo_label"),
-    }.get(kind, (str(files.fused_labels), tables.FUSED_LABELS, f"{kind}_label"))
-    labels = tables.lookup_column(path, schema, "image_id", column, image_ids)
+    path, column = {
+        GROUND_TRUTH: (files.images, "label"),
+        "zero_shot": (files.pseudo_labels, "pseudo_label"),
+    }.get(kind, (str(files.fused_labels), f"{kind}_label"))
+    labels = tables.lookup_column(path, column, image_ids)
     if labels.null_count:
         raise UserError(
             f"{path} has no {column} for {labels.null_count} of {len(labels)} training images; "
@@ -163,7 +159,7 @@ def _groups(
     path: str, image_ids: pa.ChunkedArray, label_of: np.ndarray
 ) -> tuple[list[str], np.ndarray]:
     """Return the captions and most frequent classes of groups without images that are left out."""
-    table = tables.read(path, tables.CAPTIONS, ["members", "caption"])
+    table = tables.read(path, ["members", "caption"])
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
     labels = label_of[rows].reshape(len(table), -1)  # [G, 4]
     is_whole = (labels != LEFT_OUT).all(axis=1)

@@ -96,7 +96,7 @@ def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
     labels = results.labels[results.n_train :]
     rights = {}
     for run in results.runs:
-        table = tables.read(run.predictions, tables.PREDICTIONS)
+        table = tables.read(run.predictions)
         rights[run.method, run.seed] = (table["prediction"].to_numpy() == labels).mean()
     accuracies = {one.run: one.accuracy for one in found.runs}
     assert {run: one.value for run, one in accuracies.items()} == pytest.approx(rights)
@@ -172,7 +172,7 @@ def test_images_that_a_model_learns_from_later_are_left_out_for_all(
     answer_next(session, 40, label_of)
     names = [one.image_id for one in session.questions[:5]]
     path = results.folder / "flyp" / "seed0" / "predictions.parquet"
-    table = tables.read(path, tables.PREDICTIONS)
+    table = tables.read(path)
     metadata = tables.read_metadata(path, ClassesMetadata)
     learned = pc.is_in(table["image_id"], pa.array(names))
     tables.write(path, table.filter(pc.invert(learned)), tables.PREDICTIONS, metadata)

@@ -71,7 +71,7 @@ def fuse(taken, encoders=(), *, examples=False, answers=None):
         *(taken.path(name) for name in outputs),
         image_encoders_paths=encoders,
     )
-    return tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
+    return tables.read(taken.path("fused_labels.parquet"))
 
 
 def test_questions_follow_the_model_of_the_fused_labels(taken):

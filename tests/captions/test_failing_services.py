@@ -47,13 +47,7 @@ class Command:
         return main.main([*words, "--log", str(self.folder / "logs" / "ask.log")])
 
     def errors(self):
-        is_chat = self.service.engine == "openai"
-        schema = tables.CAPTIONS if is_chat else tables.CLASS_SCORES
-        return [
-            error
-            for error in tables.read(self.output, schema)["error"].to_pylist()
-            if error
-        ]
+        return [error for error in tables.read(self.output)["error"].to_pylist() if error]
 
     def fail(self, failure, is_hit=lambda number: True):
         """Have the service answer so to the requests of some numbers, counted from 0."""

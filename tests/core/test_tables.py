@@ -15,7 +15,7 @@ def test_a_table_comes_back_with_its_metadata_and_is_always_the_same_bytes(tmp_p
         tables.write(
             tmp_path / name, {"id": ["a", "b"], "size": [1, None]}, SCHEMA, metadata
         )
-    table = tables.read(tmp_path / "a", SCHEMA)
+    table = tables.read(tmp_path / "a")
     assert table.to_pydict() == {"id": ["a", "b"], "size": [1, None]}
     assert table.schema.types == SCHEMA.types
     assert tables.read_metadata(tmp_path / "a", IndexMetadata) == metadata
@@ -45,7 +45,7 @@ def test_no_part_of_a_table_passes_for_the_whole(tmp_path):
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"t\.parquet"):
-            tables.read(path, SCHEMA)
+            tables.read(path)
 
 
 @pytest.mark.parametrize("text", ["=1+2", "+a", "-a.jpg", "@a", "\ta", "\ra"])

@@ -113,7 +113,7 @@ def test_through_snakemake_and_again_after_results_are_removed(checkout, host):
     for _ in range(2):
         done = checkout.snakemake("--configfile", "over.yaml", "--", index)
         assert done.returncode == 0, done.stdout
-        rows = tables.read(checkout.root / index, tables.IMAGES).to_pylist()
+        rows = tables.read(checkout.root / index).to_pylist()
         assert {row["image_id"]: row["label"] for row in rows} == TRAIN | TEST
         assert len(host.requests) == 2
         shutil.rmtree(checkout.root / "results")

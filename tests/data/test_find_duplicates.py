@@ -51,7 +51,7 @@ def photos(tmp_path):
 def test_sets_of_scaled_recompressed_and_cropped_pictures_are_found(photos, tmp_path):
     index(photos, tmp_path, threads=2)
     stage.find_duplicates(str(tmp_path / "out/images.parquet"), str(tmp_path / "d.parquet"))
-    rows = tables.read(tmp_path / "d.parquet", tables.DUPLICATES).to_pylist()
+    rows = tables.read(tmp_path / "d.parquet").to_pylist()
     sets = {}
     for row in rows:
         sets.setdefault(row["set"], []).append(row["image_id"])

@@ -32,7 +32,7 @@ def read_csv(path):
 
 def rewrite_index(paths):
     """Let the images of the index lie elsewhere."""
-    table = tables.read("images.parquet", tables.IMAGES)
+    table = tables.read("images.parquet")
     columns = {name: table[name] for name in table.column_names}
     columns["path"] = paths
     tables.write("images.parquet", columns, tables.IMAGES, IndexMetadata(CLASSNAMES))

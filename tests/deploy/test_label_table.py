@@ -19,7 +19,7 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
     assert [row["image_id"] for row in found] == taken.ids  # none of the test split
     assert [row["label"] for row in found] == [CLASSNAMES[label] for label in taken.fused]
     np.testing.assert_allclose([row["probability"] for row in found], taken.confidence)
-    unknown = tables.read("unknown.parquet", tables.UNKNOWN)
+    unknown = tables.read("unknown.parquet")
     unknown = unknown.take(pa.array(taken.training)).to_pylist()
     for number, (row, known) in enumerate(zip(found, unknown, strict=True)):
         silent = number % 9 == 0

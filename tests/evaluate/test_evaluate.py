@@ -65,12 +65,9 @@ def evaluate(folder, index, clip, classifier, fold=holdout.NO_FOLD):
         threads=1,
     )
     found = []
-    for path, kind in (
-        (outputs[0], tables.PREDICTIONS),
-        (outputs[2], tables.TRAIN_PREDICTIONS),
-    ):
+    for path in (outputs[0], outputs[2]):
         assert tables.read_metadata(path, ClassesMetadata).classnames == CLASSNAMES
-        found.append(tables.read(path, kind).to_pylist())
+        found.append(tables.read(path).to_pylist())
     return found[0], json.loads(Path(outputs[1]).read_text()), found[1]
 
 
@@ -169,16 +166,17 @@ class Dataset(ZeroShotFiles):
             self.path("model"),
             image_encoders,
         )
-        table = tables.read(self.path(outputs[2]), tables.TRAIN_PREDICTIONS)
+        table = tables.read(self.path(outputs[2]))
         metadata = tables.read_metadata(self.path(outputs[2]), ClassesMetadata)
         assert metadata.classnames == self.classnames
         held_out = [(row["image_id"], row["prediction"]) for row in table.to_pylist()]
-        predictions = tables.read(self.path(outputs[0]), tables.PREDICTIONS)
+        predictions = tables.read(self.path(outputs[0]))
         return predictions, json.loads(Path(self.path(outputs[1])).read_text()), held_out
 
-    def write_votes(self, schema, ids, **heads):
-        columns = {"image_id": ids, "vote": [[1 / C] * C] * len(ids), **heads}
-        tables.write(self.path("votes"), columns, schema)
+    def write_votes(self, ids, head, joint_head):
+        columns = {"image_id": ids, "vote": [[1 / C] * C] * len(ids)}
+        columns |= {"head": head, "joint_head": joint_head}
+        tables.write(self.path("votes"), columns, tables.VOTES)
         return self.path("votes")
 
 
@@ -195,8 +193,7 @@ def test_features_of_other_models_stand_beside_clip_s(dataset):
     columns = {"image_id": ids, "image_features": features.flip(0)[:, 2:].tolist()}
     tables.write(dataset.path("encoder"), columns, tables.IMAGE_FEATURES)
     dataset.world.features = features[:, :2]
-    ids, heads = dataset.names[:3], {"head": [0] * 3, "joint_head": [3, 1, 2]}
-    votes = dataset.write_votes(tables.VOTES_ENCODERS, ids, **heads)
+    votes = dataset.write_votes(dataset.names[:3], [0] * 3, [3, 1, 2])
     after, _, found = dataset.run(votes, [dataset.path("encoder")])
     assert after["prediction"] == before["prediction"]
     assert [prediction for _, prediction in found] == [3, 1, 2]
@@ -219,5 +216,5 @@ def test_test_images_and_held_out_images_get_their_best_class(dataset):
 
 def test_a_classifier_of_votes_predicts_held_out_images_without_their_own_vote(dataset):
     ids = [dataset.names[6], dataset.names[2]]
-    found = dataset.run(dataset.write_votes(tables.VOTES, ids, head=[4, 1]))[-1]
+    found = dataset.run(dataset.write_votes(ids, [4, 1], [0, 0]))[-1]
     assert found == list(zip(ids, [4, 1], strict=True))

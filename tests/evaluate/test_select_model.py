@@ -66,7 +66,7 @@ class Results:
         described = {"votes": "captions", "unfit": "", **described}
         metadata = VotesMetadata(CLASSNAMES, **described)
         columns = {"image_id": IDS[: len(votes)], "vote": votes.tolist()}
-        columns["head"] = pa.nulls(len(votes), pa.int32())
+        columns |= dict.fromkeys(["head", "joint_head"], pa.nulls(len(votes)))
         tables.write(self.folder / "votes.parquet", columns, tables.VOTES, metadata)
 
     def select(self, *, votes=True, audit=None):

@@ -30,7 +30,7 @@ class Pictures:
         """Features [N, D] and the metadata of their table."""
         settings = EncodingSettings(encoder=model, clip=ClipSection())
         encode_images(self.index, settings, str(self.output), device="cpu", threads=1)
-        table = tables.read(self.output, tables.IMAGE_FEATURES)
+        table = tables.read(self.output)
         described = tables.read_metadata(self.output, EncoderMetadata)
         assert table["image_id"].to_pylist() == [f"{i:03d}.png" for i in range(5)]
         return torch.tensor(table["image_features"].to_pylist()), described

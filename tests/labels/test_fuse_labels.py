@@ -59,7 +59,7 @@ class Dataset(ZeroShotFiles):
         options = [[] if row < silent or c < 0 else [int(c)] for row, c in enumerate(voted)]
         logs = [[0.0] * len(one) for one in options]
         path = write_class_scores(self.folder / f"{name}.parquet", self.ids, options, logs)
-        table = tables.read(path, tables.CLASS_SCORES)
+        table = tables.read(path)
         metadata = VotesTableMetadata(self.classnames, leaked)
         tables.write(path, table, tables.CLASS_SCORES, metadata)
         return LabellerTable(name, "captions", path, column=column)
@@ -79,13 +79,13 @@ class Dataset(ZeroShotFiles):
             image_encoders_paths=self.encoders,
             encoders_prototypes_output=joint,
         )
-        table = tables.read(outputs[0], tables.FUSED_LABELS)
+        table = tables.read(outputs[0])
         assert table["image_id"].to_pylist() == self.ids
         return table.to_pydict(), read_fusion_report(outputs[1])
 
-    def votes(self, schema=tables.VOTES):
+    def votes(self):
         path = self.path("votes.parquet")
-        return tables.read(path, schema), tables.read_metadata(path, VotesMetadata)
+        return tables.read(path), tables.read_metadata(path, VotesMetadata)
 
     def right(self, labels):
         return float((np.array(labels) == self.true).mean())
@@ -235,7 +235,7 @@ def test_features_of_other_encoders_help(tmp_path):
     joint, described = load_classifier(prototypes)
     assert described["image_encoders"] == ["an encoder"]
     both = torch.cat([dataset.world.features, other], dim=1)[dataset.training]
-    judged = dataset.votes(tables.VOTES_ENCODERS)[0]["joint_head"].to_numpy()
+    judged = dataset.votes()[0]["joint_head"].to_numpy()
     assert (joint.scores(both).argmax(1).numpy() == judged).mean() > 0.9
 
 
@@ -427,7 +427,7 @@ def test_examples_are_encoded_and_a_broken_one_is_named(tmp_path):
         encode_examples(str(index), settings, str(output), device="cpu", threads=1)
 
     run()
-    table = tables.read(output, tables.EXAMPLES)
+    table = tables.read(output)
     assert table["classname"].to_pylist() == ["cat", "cat", "dog"]
     width = len(table["image_features"][0])
     assert tables.read_metadata(output, ExamplesMetadata).widths == [width // 2] * 2

@@ -43,7 +43,7 @@ def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
     texts = torch.stack(
         [text_feature(demo_clip, f"a photo of a {name} texture.") for name in CLASSNAMES]
     )
-    columns = tables.read(outputs[0], tables.PSEUDO_LABELS).to_pydict()
+    columns = tables.read(outputs[0]).to_pydict()
     assert columns["image_id"] == [Path(file).name for file in files]
     assert columns["split"] == SPLITS
     features = torch.tensor(columns["image_features"])
@@ -116,11 +116,11 @@ def labelled(tmp_path):
 
 def test_pseudo_labels_are_written_in_pieces(labelled, monkeypatch):
     _, write = labelled
-    whole = tables.read(write("whole.parquet"), tables.PSEUDO_LABELS).to_pydict()
+    whole = tables.read(write("whole.parquet")).to_pydict()
     monkeypatch.setattr(stage, "ROWS", 5)
     path = write("pieces.parquet")
     assert pq.ParquetFile(path).num_row_groups == 5
-    pieces = tables.read(path, tables.PSEUDO_LABELS).to_pydict()
+    pieces = tables.read(path).to_pydict()
     for column in ("image_id", "split", "pseudo_label", "topk_labels", "image_features"):
         assert pieces[column] == whole[column]
     assert pieces["confidence"] == pytest.approx(whole["confidence"])

@@ -22,7 +22,7 @@ class Dataset(ZeroShotFiles):
         score_unknown(
             *self.write(), UnknownSection(share=share), *outputs, class_scores, answers
         )
-        found = tables.read(outputs[0], tables.UNKNOWN)
+        found = tables.read(outputs[0])
         return found, tables.read_metadata(outputs[0], UnknownMetadata)
 
     def bytes(self, **given):

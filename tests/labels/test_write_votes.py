@@ -182,8 +182,8 @@ def test_another_clip_votes_as_its_pseudo_labels_say(tmp_path):
     path = str(tmp_path / "votes.parquet")
     labeller = VotesSettings(name="other", kind="zero_shot", zero_shot=settings)
     write_votes(index, labeller, path, device="cpu", threads=1)
-    names = tables.read(path, tables.CLASS_SCORES)["image_id"]
-    table = tables.read(outputs[0], tables.PSEUDO_LABELS).to_pydict()
+    names = tables.read(path)["image_id"]
+    table = tables.read(outputs[0]).to_pydict()
     training = [row for row, split in enumerate(SPLITS) if split != "test"]
     assert names.to_pylist() == [table["image_id"][row] for row in training]
     votes = read_votes(path, names)

@@ -129,7 +129,7 @@ def dataset(tmp_path):
 
 
 def read(path):
-    return tables.read(path, tables.CAPTIONS).to_pydict()
+    return tables.read(path).to_pydict()
 
 
 def provenance(path):
@@ -238,7 +238,7 @@ class ScoredDataset(Dataset):
             shard=shard,
             threads=1,
         )
-        return tables.read(output or self.output, tables.CLASS_SCORES).to_pydict()
+        return tables.read(output or self.output).to_pydict()
 
 
 @pytest.fixture

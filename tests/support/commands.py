@@ -31,7 +31,7 @@ WRITTEN = ("id", "caption", "finish_reason", "error")
 
 
 def read(path):
-    columns = tables.read(path, tables.CAPTIONS).to_pydict()
+    columns = tables.read(path).to_pydict()
     return {name: columns[name] for name in WRITTEN}
 
 

@@ -41,7 +41,7 @@ def index(root, tmp_path, threads=1, limit=None, **settings):
         threads=threads,
         limit=limit,
     )
-    rows = tables.read(output, tables.IMAGES).to_pylist()
+    rows = tables.read(output).to_pylist()
     classnames = tables.read_metadata(output, IndexMetadata).classnames
     with corrupt.open(newline="") as file:
         return rows, classnames, list(csv.DictReader(file))

@@ -73,7 +73,7 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
     texts = class_embeddings(opened.clip, TEMPLATE, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
     assert tables.read_metadata(history, TrainingMetadata).flags == ["ours"]
-    table = tables.read(left_out, tables.TRAIN_PREDICTIONS)
+    table = tables.read(left_out)
     found = zip(table["image_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)
     assert list(found) == [row for each in results for row in left_out_by(each, images)]
     assert len({*table["prediction"].to_pylist()}) > 1
@@ -82,7 +82,7 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
 def left_out_by(result, images):
     """The images that a training left out, each with the class by its own model."""
     model = finetuned.load(result.model, CPU)
-    index = tables.read(images, tables.IMAGES, ["image_id", "path"])
+    index = tables.read(images, ["image_id", "path"])
     names = index["image_id"].to_pylist()
     for name, path, is_out in zip(
         names, index["path"].to_pylist(), holdout.left_out(names, result.fold), strict=True
@@ -99,7 +99,7 @@ def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path, images)
     model, history, left_out = average(tmp_path / "one", images, [collapsed, sound])
     scale = load_file(DEMO_CLIP / WEIGHTS)["logit_scale"].float()
     torch.testing.assert_close(load_file(f"{model}/{WEIGHTS}")["logit_scale"], scale)
-    found = tables.read(left_out, tables.TRAIN_PREDICTIONS)["image_id"].to_pylist()
+    found = tables.read(left_out)["image_id"].to_pylist()
     assert found == [name for name, _ in left_out_by(sound, images)]
     assert "collapsed" not in tables.read_metadata(history, TrainingMetadata).flags
     _, history, _ = average(tmp_path / "all", images, [collapsed])

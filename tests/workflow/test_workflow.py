@@ -311,7 +311,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
     before = learned(finished_copy)
     assert len(before[0]) >= 9
     index = finished_copy.root / RESULTS / "images.parquet"
-    columns = tables.read(index, tables.IMAGES).to_pydict()
+    columns = tables.read(index).to_pydict()
     metadata = tables.read_metadata(index, IndexMetadata)
     for name in ("label", "classname"):
         pairs = zip(columns[name], columns["split"], strict=True)

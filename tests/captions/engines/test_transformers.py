@@ -17,7 +17,7 @@ from latteclip.data.images import open_rgb
 
 
 def paths_of(index):
-    return tables.read(index, tables.IMAGES)["path"].to_pylist()
+    return tables.read(index)["path"].to_pylist()
 
 
 TOLERANCE = 1e-3
