@@ -21,11 +21,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 from latteclip import __version__
 from latteclip.cli.status import output_of
 from latteclip.config import layers
-from latteclip.config.labellers import askings
 from latteclip.config.resolve import Run
 from latteclip.core import gpus
 from latteclip.core.errors import GIB, UserError, first_line
-from latteclip.core.files import existing
+from latteclip.core.files import IMAGES, existing
 from latteclip.core.terminal import decisions_address, for_terminal
 
 NOT_READY = 1  # exit status
@@ -55,7 +54,7 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
         config: KEY=VALUE, as snakemake takes it: captioner={'engine':'openai'}
     """
     status = 0
-    asks = partial(captioner, config, configfile)
+    asks = partial(check_captioner, config, configfile)
     all_checks: dict[str, Check] = {**CHECKS, "captioner": asks}
     for name, check in all_checks.items():
         for level, text in findings(check):
@@ -126,14 +125,17 @@ def vllm() -> Iterator[Finding]:
         yield "ok", text
 
 
-def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
+def check_captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     """Report whether the captioner's server takes the key, or the cache has its model."""
-    dataset = Run(layers.defaults(), layers.given(pairs, files)).datasets[0]
-    if not askings(dataset):
+    from snakemake.cli import parse_config
+
+    given = layers.merge(*map(layers.read, files), parse_config(pairs))
+    dataset = Run(layers.defaults(), given).datasets[0]
+    if not dataset.answer_tables:
         return
-    asker = dataset.asker
-    engine = asker.engine
-    for names in filter(None, (model.names for model in asker.models)):
+    captioner = dataset.captioner(IMAGES)
+    engine = captioner.engine
+    for names in filter(None, (model.names for model in captioner.models)):
         yield _weights(str(names["model"]), names["revision"])
     if engine.address is None:
         return

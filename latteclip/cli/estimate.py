@@ -4,15 +4,17 @@
 """
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.config import layers
 from latteclip.config.keys import FinetuneSection
-from latteclip.config.labellers import Asking, askings
-from latteclip.config.resolve import Counts, Dataset, Run
+from latteclip.config.labellers import Captioner
+from latteclip.config.resolve import Dataset, Run
 from latteclip.core import run_options, tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
@@ -44,29 +46,50 @@ NOTE = """\
   Downloads, and stages that the limited run has not reached, do not count."""
 
 
+class Counts(NamedTuple):
+    """Images of a dataset."""
+
+    train: int
+    test: int
+
+
+def counts_of(dataset: Dataset) -> Counts | None:
+    """Return a dataset's images, by its index or else by its file; None: they are not known."""
+    index = Path(dataset.folder, "images.parquet")
+    if index.is_file():
+        splits = tables.read(index, ["split"])["split"].to_pylist()
+        test = splits.count("test")
+        return Counts(len(splits) - test, test)
+    stated = dataset.keys.split.counts
+    if not {"train", "test"} <= stated.keys():
+        return None
+    most = dataset.run.keys.limit or sys.maxsize
+    return Counts(min(stated["train"], most), min(stated["test"], most))
+
+
 def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     """Yield what a run that will write the pending files would ask about a dataset's images."""
-    images = dataset.counts
-    source = dataset.keys.source
-    if images is None and source and source.folder and dataset.keys.split.kind == "folders":
-        images = Counts(len(image_files(source.folder, deep=True)), 0)
-    asked = [asking for asking in askings(dataset) if asking.is_pending(pending)]
+    images = counts_of(dataset)
+    folder = dataset.keys.source.folder
+    if images is None and folder and dataset.keys.split.kind == "folders":
+        images = Counts(len(image_files(folder, deep=True)), 0)
+    asked = [each for each in dataset.captioners if each.is_pending(pending)]
+    asked = [each for each in asked if not each.engine.reads_file]
     if asked:
         yield f"{dataset.name}: to ask, where answers are not cached:"
-    for asking in asked:
-        yield f"  {_requests(asking, images)}"
+    for captioner in asked:
+        yield f"  {_requests(captioner, images)}"
 
 
-def _requests(asking: Asking, images: Counts | None) -> str:
+def _requests(captioner: Captioner, images: Counts | None) -> str:
     """Return the requests of a table and their tokens, as far as they are known, in words."""
-    asker = asking.asker
-    labeller = f" of the labeller {asker.name}" if asker.name else ""
-    name = f"{TITLES[asking.kind]}{labeller} by {asker.captioner.model}"
+    labeller = f" of the labeller {captioner.name}" if captioner.name else ""
+    name = f"{TITLES[captioner.kind]}{labeller} by {captioner.settings.model}"
     if images is None:
         return f"{name}: not known before the images are indexed"
-    n = n_requests(asking, images)
+    n = n_requests(captioner, images)
     requests = f"{name}: at most {n:,} requests"
-    known = _tokens(asking)
+    known = _tokens(captioner)
     if known is None:
         return f"{requests}, tokens not known before a limited run"
     read, written, folder = known
@@ -74,23 +97,23 @@ def _requests(asking: Asking, images: Counts | None) -> str:
     return f"{requests}, about {tokens} as in {folder}"
 
 
-def n_requests(asking: Asking, images: Counts) -> int:
+def n_requests(captioner: Captioner, images: Counts) -> int:
     """Return the requests of a table about so many images, if no answer is cached."""
-    most = asking.asker.max_images(asking.kind)
+    most = captioner.max_images
     return images.train if most is None else min(images.train, most)
 
 
-def _tokens(asking: Asking) -> tuple[float, float, Path] | None:
+def _tokens(captioner: Captioner) -> tuple[float, float, Path] | None:
     """Return the tokens that a request reads and writes, and the run that says so, if any.
 
     It is a run of this dataset, or a limited one of it.
     """
-    asker, dataset = asking.asker, asking.asker.dataset
+    dataset, table = captioner.dataset, captioner.table
     limited = RESULTS.glob(f"{dataset.whole}_*")
     for folder in (RESULTS / dataset.name, *sorted(limited, key=_limit, reverse=True)):
-        if (folder / asking.table).is_file():
-            used = tables.read_metadata(folder / asking.table, AnswersMetadata)
-            if (n := used.requests) and used.model == asker.captioner.model:
+        if (folder / table).is_file():
+            used = tables.read_metadata(folder / table, AnswersMetadata)
+            if (n := used.requests) and used.model == captioner.settings.model:
                 return used.tokens_read / n, used.tokens_written / n, folder
     return None
 
@@ -121,7 +144,7 @@ def _lines(name: str) -> Iterator[str]:
     )
     index = folder / "images.parquet"
     drawn_from = index.is_file() and tables.read_metadata(index, IndexMetadata).drawn_from
-    before, after = limited.counts, whole.counts
+    before, after = counts_of(limited), counts_of(whole)
     if before and drawn_from:
         test = drawn_from.get("test", 0)
         after = Counts(sum(drawn_from.values()) - test, test)
@@ -131,8 +154,9 @@ def _lines(name: str) -> Iterator[str]:
             f"There is no limited run of {name} to estimate hours and disk from; make one: "
             f"{run_options.run_command(RESULTS / name, limit=str(limit))}"
         )
-    for asking in askings(whole):
-        yield f"  {_requests(asking, after)}"
+    for captioner in whole.answer_tables:
+        if not captioner.engine.reads_file:
+            yield f"  {_requests(captioner, after)}"
 
 
 def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> Iterator[str]:
@@ -160,8 +184,8 @@ def _growth(
     """Return how many times as much a job has to do in the full run."""
     if cost.rule in ASKING:
         name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-        asking = Asking(dataset.asker_of(name), ASKING[cost.rule])
-        return n_requests(asking, after) / max(1, n_requests(asking, before))
+        captioner = dataset.captioner(ASKING[cost.rule], name)
+        return n_requests(captioner, after) / max(1, n_requests(captioner, before))
     if cost.rule in TRAINING:
         keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
         return samples(keys, after.train) / samples(keys, before.train)

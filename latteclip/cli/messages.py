@@ -22,7 +22,7 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from latteclip.cli import estimate, status
-from latteclip.cli.rules import Machine, workflow_errors
+from latteclip.cli.rules import Machine
 from latteclip.config import checks, jobs
 from latteclip.config.resolve import Run
 from latteclip.core import run_options
@@ -75,7 +75,7 @@ class Handlers:
     def start(self) -> None:
         """Stop a run that cannot work, note its options, and mark what is stale."""
         run, machine = self._run, self._machine
-        with workflow_errors():
+        with machine.errors():
             status.refuse_second_run()  # Snakemake's lock sees live runs only
             checks.refuse_unanswered(run, machine.pending, has_gpus=machine.has_gpus)
         self._link_folders()
@@ -89,7 +89,7 @@ class Handlers:
 
     def _link_folders(self) -> None:
         if self._machine.runs_jobs and not self._machine.is_module:
-            with workflow_errors():
+            with self._machine.errors():
                 self._machine.link_folders(self._run)
 
     def _print_plan(self) -> None:

@@ -21,22 +21,13 @@ from latteclip.config import checks, jobs, layers
 from latteclip.config.resolve import Dataset, Run, sections
 from latteclip.core import gpus
 from latteclip.core.errors import UserError, refused_by_system
+from latteclip.core.files import TABLES
 from latteclip.data import folder_files
 
 # MB of a process with its photographs and the parts of batches that it loads ahead.
 PROCESS = 240
 GPU_JOB = "gpu_job_"  # begins the name of a default resource
 OfJob = Callable[..., Any]  # a function of a job's wildcards, as Snakemake takes it
-
-
-@contextmanager
-def workflow_errors() -> Iterator[None]:
-    """Raise WorkflowError, which Snakemake prints as a sentence, for mistakes of a user."""
-    try:
-        yield
-    except (UserError, OSError) as error:
-        sys.tracebacklimit = 0  # Snakemake prints the sentence without the stack
-        raise WorkflowError(refused_by_system(error) or str(error)) from None
 
 
 class Machine:
@@ -56,7 +47,21 @@ class Machine:
         self.runs_one_job = bool(workflow.remote_exec)
         self.prints = workflow.is_main_process and not self.is_module
         self.prints_little = self.prints and not workflow.output_settings.verbose
-        self.is_quiet = Quietness.ALL in (workflow.output_settings.quiet or ())
+        # Snakemake prints no errors then, but for those of a dry run.
+        quiet = workflow.output_settings.quiet or ()
+        self.is_quiet = Quietness.ALL in quiet and not workflow.dryrun
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise WorkflowError, which Snakemake prints as a sentence, for mistakes of a user."""
+        try:
+            yield
+        except (UserError, OSError) as error:
+            sys.tracebacklimit = 0  # Snakemake prints the sentence without the stack
+            sentence = refused_by_system(error) or str(error)
+            if self.is_quiet:
+                print(sentence, file=sys.stderr)
+            raise WorkflowError(sentence) from None
 
     @property
     def is_cluster(self) -> bool:
@@ -152,32 +157,25 @@ class Machine:
 
         A module has no link: the handlers of the other workflow may not make it.
         """
-        if made := jobs.made_folder(dataset):
-            return made[0]
-        if self.is_module:
-            return _folder(dataset)
-        return jobs.FOLDER_LINK.format(dataset=dataset.name)
+        folder = dataset.keys.source.folder
+        if folder is None:
+            return jobs.made_folder(dataset)[0]
+        return folder if self.is_module else jobs.FOLDER_LINK.format(dataset=dataset.name)
 
     def link_folders(self, run: Run) -> None:
         """Let the links lead to the users' folders, one of which may have moved."""
         for dataset in run.datasets:
-            if not jobs.made_folder(dataset):
-                folder_files.link(_folder(dataset), self.image_folder(dataset))
+            if folder := dataset.keys.source.folder:
+                folder_files.link(folder, self.image_folder(dataset))
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
     def folder_state(self, dataset: Dataset) -> str:
         """Return a digest of the user's own files that an index reads."""
-        folder = None if jobs.made_folder(dataset) else _folder(dataset)
-        return folder_files.state(folder, dataset.keys.split)
+        return folder_files.state(dataset.keys.source.folder, dataset.keys.split)
 
 
 def _outputs(jobs_of_run: Iterable[Any]) -> set[str]:
     return {str(file) for job in jobs_of_run for file in job.output}
-
-
-def _folder(dataset: Dataset) -> str:
-    source = dataset.keys.source
-    return str(source.folder if source else "")
 
 
 def load(config: Mapping[str, Any], machine: Machine) -> Run:
@@ -185,7 +183,7 @@ def load(config: Mapping[str, Any], machine: Machine) -> Run:
 
     WorkflowError: the first mistake in it.
     """
-    with workflow_errors():
+    with machine.errors():
         # Snakemake takes the last of two equal keys of a file.
         for file in machine.config_files:
             layers.read(file)
@@ -205,20 +203,15 @@ def one_of(names: Iterable[str]) -> str:
 
 def options(*names: str) -> OfJob:
     """Return a parameter: inputs that may be absent, as options of the command."""
-    return lambda wildcards, input: _options(input, names)
 
+    def answer(wildcards: Any, input: Any) -> str:
+        words: list[str] = []
+        for name in names:
+            paths = [input[name]] if isinstance(input[name], str) else input[name]
+            words += (f"--{name.replace('_', '-')} {path}" for path in paths)
+        return " ".join(words)
 
-def output_options(*names: str) -> OfJob:
-    """Return a parameter: outputs as options of the command."""
-    return lambda wildcards, output: _options(output, names)
-
-
-def _options(files: Any, names: Iterable[str]) -> str:
-    words: list[str] = []
-    for name in names:
-        paths = [files[name]] if isinstance(files[name], str) else files[name]
-        words += (f"--{name.replace('_', '-')} {path}" for path in paths)
-    return " ".join(words)
+    return answer
 
 
 def part(wildcards: Any) -> str:
@@ -243,17 +236,21 @@ class Rules:
         self._machine = machine
 
     def of(self, function: Callable[..., Any], *names: str, **fixed: Any) -> OfJob:
-        """Return a function of what the names stand for: the dataset, a method, or a wildcard."""
+        """Return a function of what the names stand for.
+
+        These are the dataset, a method, a labeller, the captioner that is asked for a kind of
+        TABLES, or the value of a wildcard.
+        """
 
         def answer(wildcards: Any) -> Any:
-            with workflow_errors():
+            with self._machine.errors():
                 objects = [self._object(name, wildcards) for name in names or ("dataset",)]
                 return function(*objects, **fixed)
 
         return answer
 
     def _object(self, name: str, wildcards: Any) -> Any:
-        if name not in ("dataset", "method", "asker", "labeller"):
+        if name not in ("dataset", "method", "labeller", *TABLES):
             return wildcards[name]
         dataset = self._run.dataset(wildcards.dataset)
         if name == "dataset":
@@ -261,7 +258,11 @@ class Rules:
         if name == "method":
             return dataset.method(wildcards.method)
         labeller = wildcards.get("labeller", "")
-        return dataset.asker_of(labeller) if name == "asker" else dataset.labeller(labeller)
+        return (
+            dataset.captioner(name, labeller)
+            if name in TABLES
+            else dataset.labeller(labeller)
+        )
 
     def as_json(self, function: Callable[..., Any], *names: str, **fixed: Any) -> OfJob:
         """Return as JSON what `of` returns, with paths of results as a job finds them."""
@@ -278,13 +279,6 @@ class Rules:
     def settings(self, *names: str) -> OfJob:
         """Return sections of the dataset, or single keys such as clip.precision, as JSON."""
         return self.as_json(lambda dataset: sections(dataset.keys, *names))
-
-    def when(self, path: str, condition: Callable[..., Any], *names: str) -> OfJob:
-        """Return an input, a path with wildcards, that a condition decides as in `of`."""
-        wanted = self.of(condition, *names)
-        return lambda wildcards: (
-            [path.format(**dict(wildcards.items()))] if wanted(wildcards) else []
-        )
 
     def each(self, key: str, function: Callable[..., Any], *names: str) -> OfJob:
         """Return the values of one key of each of several mappings, as inputs, as in `of`."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from latteclip.config.labellers import Asker, Asking, answer_tables, askings
+from latteclip.config.labellers import Captioner
 from latteclip.config.registry import ENGINES, VOTES
 from latteclip.config.resolve import Dataset, Run
 from latteclip.core.errors import UserError
@@ -15,7 +15,6 @@ from latteclip.core.files import (
     GROUPS,
     SCORES,
     SPLITS,
-    TABLES,
     existing,
     folders_in,
 )
@@ -47,21 +46,20 @@ def _problems(dataset: Dataset) -> Iterator[str]:
     yield from _source(dataset)
     yield from _methods(dataset)
     yield from _labellers(dataset)
-    for asking in answer_tables(dataset):
-        whose = f"of the labeller {asking.asker.name}, " if asking.asker.name else ""
-        yield from (f"{whose}{problem}" for problem in _asked(asking))
+    for captioner in dataset.answer_tables:
+        whose = f"of the labeller {captioner.name}, " if captioner.name else ""
+        yield from (f"{whose}{problem}" for problem in _asked(captioner))
 
 
 def _source(dataset: Dataset) -> Iterator[str]:
     """Check the source of the images, and that a folder of images has classes."""
     source, split = dataset.keys.source, dataset.keys.split
-    if source is None:
+    folder, named = source.folder, dataset.keys.class_names
+    if not folder and not source.downloads:
         yield (
             "it has no source; name the folder of its images with --config "
             f"dataset={dataset.name} image_dir=..., or as source in its file."
         )
-        return
-    named = dataset.keys.class_names
     if named in (DISCOVER, FOLDERS) and split.kind != "folders":
         yield (
             f"class_names {named} is for images in folders, but split.kind is "
@@ -69,23 +67,22 @@ def _source(dataset: Dataset) -> Iterator[str]:
         )
     if split.examples and not os.path.isdir(split.examples):
         yield f"split.examples {split.examples} is not a folder; correct the path."
-    folder = source.folder
-    if folder is None:
+    if not folder:
         return
     if not os.path.isdir(folder):  # False, not an error, where barred
         key = "image_dir" if dataset.run.keys.image_dir else "source.folder"
         yield f"{key} {folder} is not a folder; correct the path."
     images = os.path.join(folder, split.images)
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
-    has_names = named in (DISCOVER, FOLDERS) or split.class_list
+    has_names = named in (DISCOVER, FOLDERS) or split.class_list or split.examples
     if split.kind == "folders" and not has_names and is_readable:
-        yield from _class_names(dataset, folder, images)
+        yield from _class_names(folder, images)
 
 
-def _class_names(dataset: Dataset, folder: str, images: str) -> Iterator[str]:
-    """Check that a list, examples or the folders of images name the classes of a dataset."""
+def _class_names(folder: str, images: str) -> Iterator[str]:
+    """Check that a list or the folders of images name the classes of a dataset."""
     file = os.path.join(folder, CLASSES)
-    if os.path.lexists(file) or dataset.keys.split.examples:
+    if os.path.lexists(file):
         return
     folders = sorted(folders_in(images))
     # Folders below train, val and test can be nothing else.
@@ -138,34 +135,23 @@ def _methods(dataset: Dataset) -> Iterator[str]:
             )
 
 
-def _asked(asking: Asking) -> Iterator[str]:
+def _asked(captioner: Captioner) -> Iterator[str]:
     """Check that a captioner can do what it is asked for: its engine, model and files."""
-    asker = asking.asker
-    name, engine = asker.captioner.engine, asker.engine
-    if asking.kind == SCORES:
-        yield from _scores(asker)
+    name, engine = captioner.settings.engine, captioner.engine
+    if captioner.kind == SCORES:
+        kind = captioner.scores.kind
+        if kind not in engine.scores:
+            able = [each for each, one in ENGINES.items() if kind in one.scores]
+            yield (
+                f"captioner.engine {name} gives no scores of scores.kind {kind}; set the engine to "
+                f"{' or '.join(able)}, or scores.kind to {' or '.join(engine.scores) or 'null'}. "
+                "Scores of your own are a labeller of kind file."
+            )
     elif not engine.writes_captions:
         yield f"captioner.engine {name} writes no captions; set another."
-    elif engine.reads_file:
-        key = "groups_file" if asking.kind == GROUPS else "images_file"
-        file = asker.file(asking.kind)
-        if not file:
-            yield f"captioner.engine file needs captioner.{key}; set it."
-        elif not os.path.isfile(file):
-            yield f"captioner.{key} {file} is not a file; correct the path."
-
-
-def _scores(asker: Asker) -> Iterator[str]:
-    """Check that the engine can score classes as the configuration wants them scored."""
-    name, kind = asker.captioner.engine, asker.scores.kind
-    if kind not in asker.engine.scores:
-        able = [each for each, engine in ENGINES.items() if kind in engine.scores]
-        kinds = " or ".join(asker.engine.scores) or "null"
-        yield (
-            f"captioner.engine {name} gives no scores of scores.kind {kind}; set the engine to "
-            f"{' or '.join(able)}, or scores.kind to {kinds}. Scores of your own are a labeller "
-            "of kind file."
-        )
+    elif engine.reads_file and not os.path.isfile(captioner.file or ""):
+        key = "groups_file" if captioner.kind == GROUPS else "images_file"
+        yield f"captioner.{key} must be a file of your captions, not {captioner.file}."
 
 
 def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> None:
@@ -176,17 +162,15 @@ def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> 
     """
     has_time = has_gpus or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     for dataset in run.datasets:
-        # All tables: a user may name one on the command line that no method needs.
-        asked = [*(Asking(dataset.asker, kind) for kind in TABLES), *askings(dataset)]
-        for asking in asked:
-            if not asking.is_pending(pending):
+        for captioner in dataset.captioners:
+            if not captioner.is_pending(pending):
                 continue
-            captioner, engine = asking.asker.captioner, asking.asker.engine
-            address, model = engine.address, captioner.model
+            engine, model = captioner.engine, captioner.settings.model
+            address = engine.address
             if address and not os.environ.get(address):
                 raise UserError(
-                    f"Dataset {dataset.name}: captioner.engine {captioner.engine} needs the "
-                    f"address of a server: export {address}=https://..., or set another engine."
+                    f"Dataset {dataset.name}: captioner.engine {captioner.settings.engine} needs "
+                    f"the address of a server: export {address}=https://..., or set another engine."
                 )
             if engine.loads_model and not has_time and not os.path.isdir(model):
                 raise UserError(

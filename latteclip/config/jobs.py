@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import layers, registry
-from latteclip.config.labellers import Asker, Labeller, answer_tables
+from latteclip.config.labellers import Captioner, Labeller
 from latteclip.config.registry import OBJECTIVES, Model
 from latteclip.config.resolve import Dataset, Method, Run, sections
-from latteclip.core.files import (
-    digest_of,
-    edited_classes,
-    fingerprint,
-    folders_in,
-)
+from latteclip.core.files import SCORES, digest_of, edited_classes, fingerprint, folders_in
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -71,11 +66,12 @@ def code_of(*modules: str) -> str:
     return f"code {modules[0].rpartition('.')[2]} {digest_of(f.read_bytes() for f in files)[:16]}"
 
 
-def engine_code(asker: Asker, stage: str) -> str:
+def engine_code(captioner: Captioner) -> str:
     """Return the digest of a stage that asks, and of its engine."""
+    stage = "score_classes" if captioner.kind == SCORES else "caption"
     modules = [f"latteclip.captions.{stage}"]
-    if not asker.engine.reads_file:
-        modules.append(f"latteclip.captions.engines.{asker.captioner.engine}")
+    if not captioner.engine.reads_file:
+        modules.append(f"latteclip.captions.engines.{captioner.settings.engine}")
     return code_of(*modules)
 
 
@@ -123,15 +119,13 @@ def index_images(dataset: Dataset) -> Settings:
 
 def made_folder(dataset: Dataset) -> Paths:
     """Return the folder of images, shared by all runs, if a rule makes it."""
-    source = dataset.keys.source
-    is_made = source is not None and source.folder is None
-    return [f"resources/{dataset.whole}/data"] if is_made else []
+    return [] if dataset.keys.source.folder else [f"resources/{dataset.whole}/data"]
 
 
 def download_dataset(dataset: Dataset) -> Settings:
     """Return the files to download, and their terms of use."""
     terms = sections(dataset.keys, "title", "licence", "citation", "split.kind")
-    return {**dict(dataset.keys.source or {}), **terms}
+    return {**dict(dataset.keys.source), **terms}
 
 
 def notes(models: Iterable[Model]) -> Paths:
@@ -158,13 +152,13 @@ def files_digest(path: str | None) -> str:
 # Captions and class scores.
 
 
-def person_answers(asker: Asker, kind: str) -> str:
+def person_answers(captioner: Captioner) -> str:
     """Return the option with a person's answers if a captioner is not asked about all images.
 
     They are no input: an answer after the questions reruns nothing, and asks nothing.
     """
-    path = f"{asker.dataset.folder}/answers.json"
-    return f"--answers {path}" if asker.max_images(kind) else ""
+    path = f"{captioner.dataset.folder}/answers.json"
+    return f"--answers {path}" if captioner.max_images else ""
 
 
 def shards(dataset: Dataset, table: str) -> Paths:
@@ -244,8 +238,8 @@ def labellers(dataset: Dataset) -> list[Settings]:
 
 def answers_of(labeller: Labeller) -> Paths:
     """Return the table of a captioner's answers."""
-    asking = labeller.asking
-    return [f"{labeller.dataset.results}/{asking.table}"] if asking else []
+    captioner = labeller.captioner
+    return [f"{labeller.dataset.results}/{captioner.table}"] if captioner else []
 
 
 def write_votes(labeller: Labeller) -> Settings:
@@ -357,8 +351,9 @@ def candidates(dataset: Dataset) -> list[Settings]:
 def candidacy(objective: str) -> Settings:
     """Return what select_model asks of the objective of a candidate."""
     record = OBJECTIVES[objective]
+    untrained = [name for name, each in OBJECTIVES.items() if each.classifier]
     return {
-        "complexity": registry.complexity(objective),
+        "complexity": untrained.index(objective) if objective in untrained else None,
         "is_default": record.is_default,
         "follows_answers": record.follows_answers,
         "is_average": record.averages,
@@ -400,7 +395,7 @@ def asked(run: Run) -> Paths:
     Snakemake makes a deleted one again for a target that lists it, not for results that were made
     of it.
     """
-    return [f"{d.results}/{each.table}" for d in run.datasets for each in answer_tables(d)]
+    return [f"{d.results}/{each.table}" for d in run.datasets for each in d.answer_tables]
 
 
 def all_runs(run: Run) -> Paths:
@@ -430,14 +425,13 @@ def report_dataset(dataset: Dataset) -> Settings:
 
 
 def _resolved(dataset: Dataset) -> Settings:
-    """Return the configuration of a dataset, resolved, in the order in which it is read."""
-    keys = dataset.keys
-    described = {"title", "licence", "citation", "source", "class_synonyms"}
+    """Return the configuration of a dataset, resolved, for its page."""
     return {
         "dataset": dataset.name,
         "limit": dataset.run.keys.limit,
         "seeds": dataset.run.seeds,
-        **keys.model_dump(include=described, exclude_unset=True),
-        **keys.model_dump(exclude={*described, "size", "methods", "finetune"}),
+        **dataset.keys.model_dump(
+            exclude={"size", "methods", "finetune"}, exclude_none=True
+        ),
         "methods": {m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods},
     }

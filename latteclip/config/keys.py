@@ -27,12 +27,12 @@ from latteclip.config.schema import (
     Auto,
     Checksum,
     Name,
-    Names,
     Natural,
     Pixels,
     Positive,
     Section,
     Seeds,
+    Several,
     Share,
     ShareAboveZero,
     Text,
@@ -417,7 +417,7 @@ class DatasetSection(Shared, TermsSection):
 
     size: str = ""
     """size of its downloads, in words"""
-    source: SourceSection | None = None
+    source: SourceSection = SourceSection()
     """where the images come from"""
     methods: dict[Name, MethodSection] = {}
     """what the dataset changes of a method"""
@@ -426,19 +426,19 @@ class DatasetSection(Shared, TermsSection):
 class Config(Shared):
     """The whole configuration."""
 
-    dataset: Names = Field(default="demo", validate_default=True, min_length=1)
+    dataset: Several[Name] = Field(default="demo", validate_default=True, min_length=1)
     """dataset keys, separated by commas, or all"""
     image_dir: Text | None = None
     """a folder of images for the one dataset that is run"""
     limit: Positive | None = None
     """images of each split that the run takes; null: all"""
-    method: Names | None = Field(default=None, min_length=1)
+    method: Several[Name] | None = Field(default=None, min_length=1)
     """method names, separated by commas; null: zero_shot, zero_shot_adapted and image_prototypes,
     and except on images in your own folder latteclip and recommended
     """
     seeds: Seeds = Field(default=3, validate_default=True)
     """a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2"""
-    image_encoders: Names = []
+    image_encoders: Several[Text] = []
     """image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>,
     local-dir:<folder> or open_clip:<model>/<tag>
     """

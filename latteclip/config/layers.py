@@ -4,7 +4,7 @@ A project is a folder in which the workflow runs. Its folder `config` may hold a
 files of datasets, which win over the shipped ones. In a clone both folders are the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +69,6 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
 def datasets() -> dict[str, dict[str, Any]]:
     """Return the content of the files of datasets, by key in alphabetical order."""
     return dict(sorted(defaults().get("datasets", {}).items()))
-
-
-def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration that a command line gives, read as snakemake reads it.
-
-    The pairs of --config win over the files of --configfile, and the later file over the earlier.
-    UserError: a file does not exist or is not valid, or a pair is not KEY=VALUE.
-    """
-    layers = [read(file) for file in files]
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise UserError(f"--config {one_line(pair)} is not KEY=VALUE; correct it.")
-        layers.append({key: parse_yaml(value, f"--config {one_line(pair)}")})
-    return merge(*layers)
 
 
 def read(path: str | Path) -> dict[str, Any]:

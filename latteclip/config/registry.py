@@ -116,19 +116,12 @@ OBJECTIVES = {
     ),
 }
 
-# Methods of config.yaml that run by default: on images in the user's own folder, and on other
-# datasets. Where there are image encoders beside CLIP, ENCODERS follows image_prototypes.
-FOLDER_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes")
-# For images of one's own, training is a decision that their page offers.
+# Methods of config.yaml that run by default. For images of one's own, training is a decision that
+# their page offers; on other datasets BENCHMARK_METHODS run as well.
+UNTRAINED_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes")
+ENCODERS = "image_prototypes_encoders"  # runs where there are image encoders beside CLIP
 RECOMMENDED = "recommended"
-BENCHMARK_METHODS = (*FOLDER_METHODS, "latteclip", RECOMMENDED)
-ENCODERS = "image_prototypes_encoders"
-
-
-def complexity(objective: str) -> int | None:
-    """Return the place of an objective among those without training; None: it trains."""
-    untrained = [name for name, record in OBJECTIVES.items() if record.classifier]
-    return untrained.index(objective) if objective in untrained else None
+BENCHMARK_METHODS = ("latteclip", RECOMMENDED)
 
 
 @dataclass(frozen=True, kw_only=True)

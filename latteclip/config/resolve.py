@@ -5,11 +5,10 @@ method, the method's keys in the dataset's file, the command line. A method that
 starts from all settings of the other, those of the dataset included.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from latteclip.config import registry
 from latteclip.config.keys import (
@@ -20,23 +19,16 @@ from latteclip.config.keys import (
     MethodSection,
     Section,
 )
-from latteclip.config.labellers import Asker, Labeller, labeller_of
+from latteclip.config.labellers import Captioner, Labeller, labeller_of
 from latteclip.config.layers import merge
 from latteclip.config.registry import COLUMNS, OBJECTIVES, Model
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
-from latteclip.core.files import DISCOVER, IMAGES, SCORES
+from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
 
 Layer = Mapping[str, Any]
 ALL = "all"
 MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
-
-
-class Counts(NamedTuple):
-    """Images of a dataset."""
-
-    train: int
-    test: int
 
 
 class Run:
@@ -65,45 +57,45 @@ class Run:
         self.image_encoders = {
             registry.slug({"model": name}): name for name in self.keys.image_encoders
         }
-        self.datasets = [self.dataset(name) for name in self._chosen()]
+        self.datasets = [
+            self.dataset(f"{name}{self.limit_suffix}") for name in self._chosen()
+        ]
         self._check_name(self.keys.table.baseline, " of table.baseline")
-        for name in self.keys.methods:
-            self._check_average(name)
         for name in self.keys.method or []:
             self._check_name(name)
+        for name in self.keys.methods:
+            self._check_average(name)
 
     def _chosen(self) -> list[str]:
-        """Return the names of the datasets, a limited run's with a suffix."""
-        known = self.layer.setdefault("datasets", {})
-        asked = self.keys.dataset
+        """Return the keys of the datasets."""
+        known = self.layer["datasets"]
+        names = self.downloadable if self.keys.dataset == [ALL] else self.keys.dataset
         if self.keys.image_dir:
-            self._take_folder(self.keys.image_dir, asked, known)
-        chosen = self.downloadable if asked == [ALL] else asked
-        for name in chosen:
+            self._take_folder(self.keys.image_dir, names, known)
+        for name in names:
             if name not in known:
                 sentence = unknown(f"Dataset {name!r}", name, known)
                 raise UserError(
                     f"{sentence} For your own images add image_dir=path/to/photos."
                 )
-        return [f"{name}{self.limit_suffix}" for name in chosen]
+        return names
 
-    def _take_folder(self, folder: str, asked: list[str], known: dict[str, Any]) -> None:
+    def _take_folder(self, folder: str, names: list[str], known: dict[str, Any]) -> None:
         """Make `image_dir` the source of the one dataset."""
-        if len(asked) != 1 or asked == [ALL]:
+        if len(names) != 1:
             raise UserError(
-                f"image_dir is the folder of one dataset, but dataset is {', '.join(asked)}; name "
+                f"image_dir is the folder of one dataset, but dataset is {', '.join(names)}; name "
                 "the folder of each as source.folder in config/datasets/<dataset>.yaml."
             )
-        values = known.setdefault(asked[0], {})
+        values = known.setdefault(names[0], {})
         file = values.get("split", {}).get("file")
         if "source" in values and not (file and Path(folder, file).is_file()):
             raise UserError(
-                f"image_dir {folder} would replace the source of dataset {asked[0]}, and it lacks "
+                f"image_dir {folder} would replace the source of dataset {names[0]}, and it lacks "
                 f"split.file ({file}); leave image_dir out, or name your images otherwise, such as "
                 "dataset=mine."
             )
         values["source"] = {"folder": folder}
-        self.keys = validate(Config, self.layer)
 
     @cache  # noqa: B019  a run lives as long as its process
     def dataset(self, name: str) -> "Dataset":
@@ -153,9 +145,9 @@ class Run:
         of = str(self.keys.methods[name].of)
         self._check_name(of, f" of methods.{name}.of")
         if not self.objective(of).has_text_classifier:
-            able = [each for each, one in OBJECTIVES.items() if one.has_text_classifier]
             raise UserError(
-                f"methods.{name}.of is {of}; its objective must be {' or '.join(able)}."
+                f"methods.{name}.of is {of}, which has no classifier of texts to average; name "
+                "a method like flyp."
             )
 
     @cached_property
@@ -163,8 +155,7 @@ class Run:
         """Models that come from the hub, by the names of their notes."""
         models = registry.encoder_models(self.image_encoders.values())
         for dataset in self.datasets:
-            askers = [each.asking.asker for each in dataset.labellers if each.asking]
-            users: list[Any] = [dataset, dataset.asker, *dataset.labellers, *askers]
+            users: list[Any] = [dataset, *dataset.captioners, *dataset.labellers]
             models += [model for user in users for model in user.models]
         return {registry.slug(model.names): model for model in models if model.names}
 
@@ -195,12 +186,10 @@ class Dataset:
         """Names of the methods that run on it."""
         if self.run.keys.method is not None:
             return self.run.keys.method
+        encoders = [registry.ENCODERS] if self.run.image_encoders else []
         is_benchmark = "train" in self.keys.split.counts
-        kinds = (registry.FOLDER_METHODS, registry.BENCHMARK_METHODS)
-        defaults = list(kinds[is_benchmark])
-        if self.run.image_encoders:
-            defaults.insert(defaults.index("image_prototypes") + 1, registry.ENCODERS)
-        return defaults
+        trained = registry.BENCHMARK_METHODS if is_benchmark else ()
+        return [*registry.UNTRAINED_METHODS, *encoders, *trained]
 
     @cached_property
     def methods(self) -> list["Method"]:
@@ -248,15 +237,31 @@ class Dataset:
 
     # Captions and labellers.
 
-    @cached_property
-    def asker(self) -> Asker:
-        """The captioner of the run."""
-        return Asker(self, self.keys.captioner, self.keys.scores, self.keys.prompts)
+    def captioner(self, kind: str, labeller: str = "") -> Captioner:
+        """Return who is asked for a kind of TABLES: a labeller's captioner, or that of the run."""
+        if labeller:
+            for each in self.labellers:
+                if each.name == labeller and each.captioner:
+                    return each.captioner
+        return Captioner(
+            self, kind, self.keys.captioner, self.keys.scores, self.keys.prompts
+        )
 
-    def asker_of(self, labeller: str) -> Asker:
-        """Return the captioner of a labeller by its name, and of the run for other names."""
-        askings = (each.asking for each in self.labellers if each.name == labeller)
-        return next((each.asker for each in askings if each), self.asker)
+    @property
+    def captioners(self) -> list[Captioner]:
+        """All that captioners can be asked for about its images: a table of each."""
+        of_labellers = (each.captioner for each in self.labellers if not each.column)
+        return [*map(self.captioner, TABLES), *filter(None, of_labellers)]
+
+    @property
+    def answer_tables(self) -> list[Captioner]:
+        """Captioners, or the user's files in their place, whose answers the run needs."""
+        kinds = {f"{kind}s" for kind in self.caption_kinds}
+        if self.keys.scores.kind is not None:
+            kinds.add(SCORES)
+        if self.discovers:
+            kinds.add(NAMES)
+        return [each for each in self.captioners if each.name or each.kind in kinds]
 
     @cached_property
     def labellers(self) -> list[Labeller]:
@@ -306,23 +311,7 @@ class Dataset:
 
         One job reads a user's file: with a part of the images it might find none of them there.
         """
-        return 1 if self.asker.engine.reads_file else self.keys.compute.shards
-
-    @property
-    def counts(self) -> Counts | None:
-        """Its images, by its index or else by its file; None: they are not known."""
-        index = Path(self.folder, "images.parquet")
-        if index.is_file():
-            from latteclip.core import tables
-
-            splits = tables.read(index, ["split"])["split"].to_pylist()
-            test = splits.count("test")
-            return Counts(len(splits) - test, test)
-        stated = self.keys.split.counts
-        if not {"train", "test"} <= stated.keys():
-            return None
-        most = self.run.keys.limit or sys.maxsize
-        return Counts(min(stated["train"], most), min(stated["test"], most))
+        return 1 if self.captioner(IMAGES).engine.reads_file else self.keys.compute.shards
 
 
 class Method:

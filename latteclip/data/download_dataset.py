@@ -279,7 +279,7 @@ def datasets() -> str:
     rows = []
     cited = []
     for key, dataset in validate(Config, {"datasets": layers.datasets()}).datasets.items():
-        source = dataset.source or SourceSection()
+        source = dataset.source
         folder = Path(source.folder or RESOURCES / key / "data")
         counts = dataset.split.counts
         rows.append(

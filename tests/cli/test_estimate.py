@@ -8,7 +8,6 @@ from support import records
 
 from latteclip.cli import estimate, main
 from latteclip.config import layers
-from latteclip.config.labellers import askings
 from latteclip.config.resolve import Run
 from latteclip.core import run_options, tables
 from latteclip.core.tables import IndexMetadata
@@ -38,7 +37,7 @@ def write(path, schema, metadata, **columns):
 def plan(pending=None, **given):
     """What the dry run prints below its headline."""
     [dataset] = Run(layers.defaults(project=None), {**ALONE, **given}).datasets
-    asked = [f"{dataset.results}/{each.table}" for each in askings(dataset)]
+    asked = [f"{dataset.results}/{each.table}" for each in dataset.answer_tables]
     head, *lines = estimate.lines(dataset, asked if pending is None else pending)
     assert dataset.name in head
     return [line.strip() for line in lines]

@@ -11,7 +11,7 @@ from latteclip.config.resolve import sections
 
 JOBS = {
     "pseudo_label_images": lambda d: jobs.pseudo_label_images(d),
-    "captioner": lambda d: d.asker.captioner,
+    "captioner": lambda d: d.captioner("images").settings,
     "scores": lambda d: sections(d.keys, "scores"),
     "finetune": lambda d: jobs.finetune(d.method("latteclip"), "0"),
     "evaluate": lambda d: jobs.evaluate(d.method("latteclip"), "0"),

@@ -29,7 +29,7 @@ LIKELIHOOD = {"scores": {"kind": "likelihood"}}
 )
 def test_a_labeller_that_asks_what_the_run_asks_has_its_table(configured, given, tables):
     dataset = configured(**given).dataset("demo")
-    found = {one.name: one.asking.table for one in dataset.labellers if one.asking}
+    found = {one.name: one.captioner.table for one in dataset.labellers if one.captioner}
     assert found == tables
 
 
@@ -43,13 +43,13 @@ def test_a_labeller_changes_what_it_names_and_shares_the_rest(configured):
         scores={"kind": "likelihood", "max_images": 7},
     )
     dataset = run.dataset("demo")
-    asker = dataset.asker_of("other")
-    assert (asker.captioner.model, asker.captioner.revision) == ("an/lmm", None)
-    assert asker.prompts.image == "What is it?"
-    asker = dataset.asker_of("letters")
-    assert (asker.scores.kind, asker.scores.max_images) == ("multiple_choice", 25)
-    assert (asker.captioner.dtype, asker.captioner.revision) == ("float32", "abc")
-    assert dataset.asker_of("decides").captioner.engine == "decisions"
+    captioner = dataset.captioner("images", "other")
+    assert (captioner.settings.model, captioner.settings.revision) == ("an/lmm", None)
+    assert captioner.prompt == "What is it?"
+    captioner = dataset.captioner("scores", "letters")
+    assert (captioner.scores.kind, captioner.max_images) == ("multiple_choice", 25)
+    assert (captioner.settings.dtype, captioner.settings.revision) == ("float32", "abc")
+    assert dataset.captioner("scores", "decides").settings.engine == "decisions"
     assert "an--lmm" in " ".join(run.hub_models)
 
 
@@ -66,11 +66,12 @@ def test_a_limited_asking_reads_a_classifier_and_the_answers_of_a_person(
     given = {} if labeller else {section: limit}
     limited = configured(labellers=[{**OTHER, **(limit if labeller else {})}], **given)
     unlimited = configured(labellers=[OTHER])
-    askers = [run.dataset("demo").asker_of(labeller) for run in (limited, unlimited)]
-    assert [asker.max_images(kind) for asker in askers] == [9, None]
+    runs = [run.dataset("demo") for run in (limited, unlimited)]
+    captioners = [dataset.captioner(kind, labeller) for dataset in runs]
+    assert [captioner.max_images for captioner in captioners] == [9, None]
     answers = "--answers results/demo/answers.json"
-    assert [jobs.person_answers(asker, kind) for asker in askers] == [answers, ""]
-    assert not askers[1].reads_pseudo_labels
+    assert [jobs.person_answers(captioner) for captioner in captioners] == [answers, ""]
+    assert not captioners[1].reads_pseudo_labels
 
 
 def test_a_file_and_another_clip_label_with_tables_of_their_own(configured):

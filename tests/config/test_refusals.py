@@ -81,7 +81,7 @@ MISTAKES = [
     ({"finetune": {"lr": -1}}, r"finetune\.lr "),
     ({"seeds": "1;2"}, r"seeds .*must be .*0,1,2"),
     *(
-        ({"dataset": name, "image_dir": "photos"}, r"key datasets\..*letters")
+        ({"dataset": name, "image_dir": "photos"}, r"key dataset .*letters")
         for name in ("a/b", "a\nb")
     ),
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
@@ -108,7 +108,7 @@ MISTAKES = [
     # A dataset in a folder.
     (folder(split={"kind": "csv"}, class_names="folders"), "class_names folders .*csv"),
     # Captioners.
-    (folder(captioner=OWN, method="latteclip"), r"captioner\.groups_file;"),
+    (folder(captioner=OWN, method="latteclip"), r"captioner\.groups_file "),
     (folder(captioner=OWN, scores=LETTERS), r"labeller of kind file"),
     (folder(captioner=DECIDES), r"captioner\.engine decisions writes no captions"),
     (folder(captioner=DECIDES, scores=LETTERS), r"scores\.kind to decisions"),

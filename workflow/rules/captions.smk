@@ -3,22 +3,19 @@
 
 UNSHARDED = datasets_with(lambda dataset: dataset.shards == 1)
 SHARDED = datasets_with(lambda dataset: dataset.shards > 1)
-ADAPTED = "results/{dataset}/classifiers/adapted.safetensors"
-CAPTIONER_GPUS = of(lambda asker: asker.gpus, "asker")
+GPUS = lambda asked: asked.gpus
 CAPTIONER_THREADS = threads_of(on_gpus=True)
 
 
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=when(
-            "results/{dataset}/pseudo_labels.parquet",
-            lambda asker: asker.reads_pseudo_labels,
-            "asker",
+        pseudo_labels=branch(
+            of(lambda asked: asked.reads_pseudo_labels, IMAGES), then=PSEUDO_LABELS
         ),
-        classifier=when(ADAPTED, lambda asker: asker.max_images("images"), "asker"),
-        own=users(of(lambda asker: asker.file("images") or [], "asker")),
-        models=notes("asker"),
+        classifier=branch(of(lambda asked: asked.max_images, IMAGES), then=ADAPTED),
+        own=users(of(lambda asked: asked.file or [], IMAGES)),
+        models=notes(IMAGES),
     output:
         IMAGE_CAPTIONS,
     log:
@@ -30,16 +27,16 @@ rule caption_images:
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
-        **on_gpus(CAPTIONER_GPUS),
+        **on_gpus(of(GPUS, IMAGES)),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=1),
     params:
-        code=of(engine_code, "asker", stage="caption"),
-        model_files=local_files("asker"),
-        captioner=as_json(lambda asker: asker.captioner, "asker"),
-        prompt=of(lambda asker: asker.prompts.image, "asker"),
+        code=of(engine_code, IMAGES),
+        model_files=local_files(IMAGES),
+        captioner=as_json(lambda asked: asked.settings, IMAGES),
+        prompt=of(lambda asked: asked.prompt, IMAGES),
         inputs=options("pseudo_labels", "classifier"),
-        answers=of(jobs.person_answers, "asker", kind="images"),
+        answers=of(jobs.person_answers, IMAGES),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store=of(jobs.shared, name="captions/images"),
         part=part,
@@ -75,12 +72,12 @@ use rule caption_images as caption_images_labeller with:
 rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        classifier=when(ADAPTED, lambda asker: asker.max_images("groups"), "asker"),
-        own=users(of(lambda asker: asker.file("groups") or [], "asker")),
-        models=notes("asker"),
+        pseudo_labels=PSEUDO_LABELS,
+        classifier=branch(of(lambda asked: asked.max_images, GROUPS), then=ADAPTED),
+        own=users(of(lambda asked: asked.file or [], GROUPS)),
+        models=notes(GROUPS),
     output:
-        "results/{dataset}/captions/groups.parquet",
+        GROUP_CAPTIONS,
     log:
         "results/{dataset}/logs/caption_groups.log",
     benchmark:
@@ -90,17 +87,17 @@ rule caption_groups:
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
-        **on_gpus(CAPTIONER_GPUS),
+        **on_gpus(of(GPUS, GROUPS)),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=1),
     params:
-        code=of(engine_code, "asker", stage="caption"),
-        model_files=local_files("asker"),
-        captioner=as_json(lambda asker: asker.captioner, "asker"),
+        code=of(engine_code, GROUPS),
+        model_files=local_files(GROUPS),
+        captioner=as_json(lambda asked: asked.settings, GROUPS),
         canvas=of(lambda dataset: dataset.keys.groups.canvas),
-        prompt=of(lambda dataset: dataset.keys.prompts.group),
+        prompt=of(lambda asked: asked.prompt, GROUPS),
         inputs=options("classifier"),
-        answers=of(jobs.person_answers, "asker", kind="groups"),
+        answers=of(jobs.person_answers, GROUPS),
         store=of(jobs.shared, name="captions/groups"),
         part=part,
     shell:
@@ -125,10 +122,10 @@ use rule caption_groups as caption_groups_shard with:
 rule score_classes:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        classifier=when(ADAPTED, lambda asker: asker.max_images("scores"), "asker"),
-        models=notes("asker"),
+        pseudo_labels=PSEUDO_LABELS,
+        class_embeddings=CLASS_EMBEDDINGS,
+        classifier=branch(of(lambda asked: asked.max_images, SCORES), then=ADAPTED),
+        models=notes(SCORES),
     output:
         CLASS_SCORES,
     log:
@@ -140,18 +137,18 @@ rule score_classes:
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
-        **on_gpus(CAPTIONER_GPUS),
+        **on_gpus(of(GPUS, SCORES)),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=0.5),  # options are asked about in two orders
     params:
-        code=of(engine_code, "asker", stage="score_classes"),
-        model_files=local_files("asker"),
-        captioner=as_json(lambda asker: asker.captioner, "asker"),
-        scores=as_json(lambda asker: asker.scores, "asker"),
+        code=of(engine_code, SCORES),
+        model_files=local_files(SCORES),
+        captioner=as_json(lambda asked: asked.settings, SCORES),
+        scores=as_json(lambda asked: asked.scores, SCORES),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
-        prompt=of(lambda asker: asker.score_prompt, "asker"),
+        prompt=of(lambda asked: asked.prompt, SCORES),
         inputs=options("classifier"),
-        answers=of(jobs.person_answers, "asker", kind="scores"),
+        answers=of(jobs.person_answers, SCORES),
         store=of(jobs.shared, name="captions/scores"),
         part=part,
     shell:

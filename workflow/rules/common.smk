@@ -19,12 +19,11 @@ from latteclip.cli.rules import (
     load,
     one_of,
     options,
-    output_options,
     part,
 )
 from latteclip.config import jobs, registry
 from latteclip.config.jobs import code_of, engine_code, training_code
-from latteclip.core.files import IMAGES, SCORES
+from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 
 machine = Machine(workflow)
 # No `configfile:`, which would mix config.yaml with the command line: the file of a dataset wins over
@@ -36,7 +35,6 @@ rule_functions = Rules(run, machine)
 of = rule_functions.of
 as_json = rule_functions.as_json
 settings = rule_functions.settings
-when = rule_functions.when
 each = rule_functions.each
 users = rule_functions.users
 # The models that jobs load: notes on those of the hub, and digests of those on this machine.
@@ -91,7 +89,15 @@ wildcard_constraints:
     shards=r"\d+",
 
 
+# Files that several rules name where a condition decides about them.
+PSEUDO_LABELS = "results/{dataset}/pseudo_labels.parquet"
+CLASS_EMBEDDINGS = "results/{dataset}/class_embeddings.safetensors"
+ADAPTED = "results/{dataset}/classifiers/adapted.safetensors"
 IMAGE_CAPTIONS = "results/{dataset}/captions/images.parquet"
+GROUP_CAPTIONS = "results/{dataset}/captions/groups.parquet"
+FUSED_LABELS = "results/{dataset}/fused_labels.parquet"
+FUSION_REPORT = "results/{dataset}/fused_labels.json"
+VOTES = "results/{dataset}/votes.parquet"
 CLASS_SCORES = "results/{dataset}/class_scores.parquet"
 # A person's answers, from which the labels learn.
 ANSWERS = users(of(lambda dataset: jobs.written(dataset, "answers.json")))

@@ -22,7 +22,9 @@ rule download_dataset:
 rule index_images:
     input:
         made=users(of(jobs.made_folder)),
-        classes=when("results/{dataset}/classes.txt", lambda dataset: dataset.discovers),
+        classes=branch(
+            of(lambda each: each.discovers), then="results/{dataset}/classes.txt"
+        ),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",

@@ -24,10 +24,10 @@ use rule index_images as index_unnamed_images with:
 use rule caption_images as name_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        own=users(of(lambda asker: asker.file("images") or [], "asker")),
+        own=users(of(lambda asked: asked.file or [], NAMES)),
         pseudo_labels=[],
         classifier=[],
-        models=notes("asker"),
+        models=notes(NAMES),
     output:
         "results/{dataset}/names.parquet",
     log:

@@ -7,7 +7,7 @@ rule evaluate:
         images="results/{dataset}/images.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=when(jobs.LEFT_OUT, lambda method: method.averaged, "method"),
+        left_out=branch(of(lambda each: each.averaged, "method"), then=jobs.LEFT_OUT),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -39,10 +39,10 @@ rule evaluate:
 rule evaluate_classifier:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        pseudo_labels=PSEUDO_LABELS,
         classifier=of(jobs.classifier, "method"),
         models=notes("method"),
-        votes=when("results/{dataset}/votes.parquet", READS_FUSED, "method"),
+        votes=branch(of(READS_FUSED, "method"), then=VOTES),
         image_encoders=of(
             lambda method: jobs.image_features(method.dataset, method.encoders),
             "method",
@@ -102,7 +102,7 @@ rule select_model:
         metrics=each("metrics", jobs.candidates),
         train_predictions=each("train_predictions", jobs.candidates),
         models=each("model", jobs.candidates),
-        votes=when("results/{dataset}/votes.parquet", lambda each: each.can_be_judged),
+        votes=branch(of(lambda each: each.can_be_judged), then=VOTES),
         audit=of(jobs.audit),
     output:
         selection=f"results/{{dataset}}/selection{SUFFIX}.json",

@@ -7,8 +7,8 @@ rule pseudo_label_images:
         images="results/{dataset}/images.parquet",
         models=notes(),
     output:
-        labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        labels=PSEUDO_LABELS,
+        class_embeddings=CLASS_EMBEDDINGS,
     log:
         "results/{dataset}/logs/pseudo_label_images.log",
     benchmark:
@@ -31,9 +31,9 @@ rule pseudo_label_images:
 rule score_unknown:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        class_scores=when(CLASS_SCORES, lambda dataset: dataset.keys.scores.kind),
+        pseudo_labels=PSEUDO_LABELS,
+        class_embeddings=CLASS_EMBEDDINGS,
+        class_scores=branch(of(lambda each: each.keys.scores.kind), then=CLASS_SCORES),
         answers=ANSWERS,
     output:
         scores="results/{dataset}/unknown.parquet",
@@ -58,15 +58,15 @@ rule score_unknown:
 # The files that labels are made of, by name.
 LABEL_FILES = {
     "images": "results/{dataset}/images.parquet",
-    "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
-    "class_embeddings": "results/{dataset}/class_embeddings.safetensors",
+    "pseudo_labels": PSEUDO_LABELS,
+    "class_embeddings": CLASS_EMBEDDINGS,
     "duplicates": "results/{dataset}/duplicates.parquet",
 }
 FUSED_LABEL_FILES = {
     **LABEL_FILES,
-    "adapted": "results/{dataset}/classifiers/adapted.safetensors",
+    "adapted": ADAPTED,
     "answers": ANSWERS,
-    "examples": when("results/{dataset}/examples.parquet", HAS_EXAMPLES),
+    "examples": branch(of(HAS_EXAMPLES), then="results/{dataset}/examples.parquet"),
 }
 
 
@@ -74,7 +74,7 @@ rule adapt_zero_shot:
     input:
         **LABEL_FILES,
     output:
-        "results/{dataset}/classifiers/adapted.safetensors",
+        ADAPTED,
     log:
         "results/{dataset}/logs/adapt_zero_shot.log",
     benchmark:
@@ -166,10 +166,8 @@ rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
         captions=of(jobs.answers_of, "labeller"),
-        class_embeddings=when(
-            "results/{dataset}/class_embeddings.safetensors",
-            lambda labeller: labeller.asks,
-            "labeller",
+        class_embeddings=branch(
+            of(lambda each: each.asks, "labeller"), then=CLASS_EMBEDDINGS
         ),
         own=users(of(lambda labeller: labeller.keys.file or [], "labeller")),
         models=notes("labeller"),
@@ -180,7 +178,7 @@ rule write_votes:
     benchmark:
         "results/{dataset}/benchmarks/write_votes-{labeller}.jsonl"
     wildcard_constraints:
-        labeller=labellers_with(lambda each: each.writes_votes),
+        labeller=labellers_with(lambda each: each.asks != SCORES),
     priority: EARLY
     threads: threads_of()
     resources:
@@ -197,10 +195,12 @@ rule write_votes:
 
 
 ENCODERS_CLASSIFIER = {}
+ENCODERS_OPTION = ""
 if run.image_encoders:
     ENCODERS_CLASSIFIER["encoders_prototypes"] = (
         "results/{dataset}/classifiers/image_prototypes_encoders.safetensors"
     )
+    ENCODERS_OPTION = " --encoders-prototypes {output.encoders_prototypes}"
 
 
 rule fuse_labels:
@@ -210,10 +210,10 @@ rule fuse_labels:
         image_encoders=of(jobs.image_features, encoders=run.image_encoders),
     output:
         **ENCODERS_CLASSIFIER,
-        labels="results/{dataset}/fused_labels.parquet",
-        report="results/{dataset}/fused_labels.json",
+        labels=FUSED_LABELS,
+        report=FUSION_REPORT,
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
-        votes="results/{dataset}/votes.parquet",
+        votes=VOTES,
     log:
         "results/{dataset}/logs/fuse_labels.log",
     benchmark:
@@ -228,9 +228,7 @@ rule fuse_labels:
         labellers=as_json(jobs.labellers),
         files=file_names(*FUSED_LABEL_FILES),
         image_encoders=options("image_encoders"),
-        encoders_prototypes=output_options(*ENCODERS_CLASSIFIER),
     shell:
         "latteclip fuse-labels --files {params.files:q} --labellers {params.labellers:q}"
-        " {params.image_encoders} {params.encoders_prototypes}"
-        " --output {output.labels} --report {output.report}"
-        " --prototypes {output.prototypes} --votes {output.votes} --log {log}"
+        " {params.image_encoders}" + ENCODERS_OPTION + " --output {output.labels}"
+        " --report {output.report} --prototypes {output.prototypes} --votes {output.votes} --log {log}"

@@ -4,13 +4,17 @@
 # The inputs of a page beside those of the runs, by name.
 PAGE_FILES = {
     "images": "results/{dataset}/images.parquet",
-    "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
-    "image_captions": when(IMAGE_CAPTIONS, lambda each: "image" in each.caption_kinds),
+    "pseudo_labels": PSEUDO_LABELS,
+    "image_captions": branch(
+        of(lambda each: "image" in each.caption_kinds), then=IMAGE_CAPTIONS
+    ),
     "selection": of(jobs.selection),
     "audit": of(jobs.audit),
-    "fused_labels": when("results/{dataset}/fused_labels.parquet", READS_FUSED),
-    "fusion_report": when("results/{dataset}/fused_labels.json", READS_FUSED),
-    "discovery": when("results/{dataset}/discovery.json", jobs.proposes_classes),
+    "fused_labels": branch(of(READS_FUSED), then=FUSED_LABELS),
+    "fusion_report": branch(of(READS_FUSED), then=FUSION_REPORT),
+    "discovery": branch(
+        of(jobs.proposes_classes), then="results/{dataset}/discovery.json"
+    ),
     "unknown": "results/{dataset}/unknown.parquet",
     "duplicates": "results/{dataset}/duplicates.parquet",
     "corrupt": "results/{dataset}/corrupt.csv",

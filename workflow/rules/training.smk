@@ -6,21 +6,18 @@ EPOCHS = of(lambda method: method.epochs, "method")
 # What a training learns from.
 TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
-    "pseudo_labels": "results/{dataset}/pseudo_labels.parquet",
-    "image_captions": when(
-        IMAGE_CAPTIONS, lambda method: method.reads_captions("image"), "method"
+    "pseudo_labels": PSEUDO_LABELS,
+    "image_captions": branch(
+        of(lambda each: each.reads_captions("image"), "method"), then=IMAGE_CAPTIONS
     ),
-    "group_captions": when(
-        "results/{dataset}/captions/groups.parquet",
-        lambda method: method.reads_captions("group"),
-        "method",
+    "group_captions": branch(
+        of(lambda each: each.reads_captions("group"), "method"), then=GROUP_CAPTIONS
     ),
-    "fused_labels": when(
-        "results/{dataset}/fused_labels.parquet", READS_FUSED, "method"
-    ),
-    "fusion_report": when("results/{dataset}/fused_labels.json", READS_FUSED, "method"),
-    "adapted": when(
-        ADAPTED, lambda method: method.pseudo_labels == "zero_shot_adapted", "method"
+    "fused_labels": branch(of(READS_FUSED, "method"), then=FUSED_LABELS),
+    "fusion_report": branch(of(READS_FUSED, "method"), then=FUSION_REPORT),
+    "adapted": branch(
+        of(lambda each: each.pseudo_labels == "zero_shot_adapted", "method"),
+        then=ADAPTED,
     ),
 }
 
@@ -58,10 +55,9 @@ rule find_learning_rate:
 rule finetune:
     input:
         **TRAINING_FILES,
-        learning_rate=when(
-            "results/{dataset}/{method}/learning_rate.json",
-            lambda method: method.keys.finetune.lr == "auto",
-            "method",
+        learning_rate=branch(
+            of(lambda each: each.keys.finetune.lr == "auto", "method"),
+            then="results/{dataset}/{method}/learning_rate.json",
         ),
         models=notes(),
     output:
