@@ -49,7 +49,7 @@ class Machine:
         self.prints_little = self.prints and not workflow.output_settings.verbose
         # Snakemake prints no errors then, but for those of a dry run.
         quiet = workflow.output_settings.quiet or ()
-        self.is_quiet = Quietness.ALL in quiet and not workflow.dryrun
+        self.is_quiet = Quietness.ALL in quiet and not workflow.output_settings.dryrun
 
     @contextmanager
     def errors(self) -> Iterator[None]:

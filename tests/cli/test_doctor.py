@@ -13,7 +13,9 @@ def levels(check):
 
 
 def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa: F811
-    asks = functools.partial(doctor.captioner, ["captioner={'engine': 'decisions'}"], [])
+    asks = functools.partial(
+        doctor.check_captioner, ["captioner={'engine': 'decisions'}"], []
+    )
     assert levels(asks) == ["ok"]
     monkeypatch.setenv("DECISIONS_API_KEY", "a wrong key")
     decisions.list_models = lambda: (401, {}, {})
@@ -32,11 +34,11 @@ def test_a_captioner_that_was_downloaded_is_found(tmp_path, monkeypatch):
     """In a hub cache as `download_model` leaves it: a part of the repo, by links to blobs."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     given = ["captioner={'engine': 'vllm', 'model': 'an/lmm'}"]
-    asks = functools.partial(doctor.captioner, given, [])
+    asks = functools.partial(doctor.check_captioner, given, [])
     assert levels(asks) == ["note"]
     mine = [*given, "dataset=mine", f"image_dir={tmp_path}"]
     for labellers, found in (("labellers=[]", []), ("labellers=null", ["note"])):
-        asks_of = functools.partial(doctor.captioner, [*mine, labellers], [])
+        asks_of = functools.partial(doctor.check_captioner, [*mine, labellers], [])
         assert levels(asks_of) == found
     repo = tmp_path / "models--an--lmm"
     for folder in ("blobs", "refs", "snapshots/abc"):

@@ -381,6 +381,12 @@ def test_a_plan_is_what_a_person_reads(checkout):
     assert len(plan.encode()) < 15_000
 
 
+def test_a_mistake_in_the_configuration_is_printed_whatever_is_quiet(checkout):
+    run = checkout.snakemake("--quiet", "all", "--config", "captionr=1")
+    assert run.returncode != 0
+    assert run.stdout.count("captionr is unknown") == 1
+
+
 def test_the_target_labels_stops_at_labels_and_a_classifier(checkout):
     """Whatever the methods read: zero-shot asks for no captions."""
     given = ["dataset=demo", "method=zero_shot"]
