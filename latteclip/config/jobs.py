@@ -171,11 +171,6 @@ def shards(dataset: Dataset, table: str) -> Paths:
 # Discovery.
 
 
-def name_images(dataset: Dataset) -> Settings:
-    """Return the captioner as it is asked for a name."""
-    return {**dict(dataset.keys.captioner), "max_new_tokens": registry.NAME_TOKENS}
-
-
 def proposes_classes(dataset: Dataset) -> bool:
     """Return whether a stage writes classes.txt. After an edit by hand, no stage does."""
     return dataset.discovers and edited_classes(dataset.folder) is None

@@ -22,7 +22,7 @@ from latteclip.config.registry import (
     Model,
 )
 from latteclip.core.class_templates import PLACE
-from latteclip.core.files import GROUPS, SCORES, TABLES, labeller_table
+from latteclip.core.files import GROUPS, NAMES, SCORES, TABLES, labeller_table
 
 if TYPE_CHECKING:
     from latteclip.config.resolve import Dataset
@@ -66,6 +66,8 @@ class Captioner:
     @property
     def prompt(self) -> str:
         """The question; a multiple choice of classes has questions of its own."""
+        if self.kind == NAMES:
+            return self.dataset.keys.discover.prompt
         if self.kind == SCORES and self.scores.kind != "likelihood":
             return ""
         return self.prompts.group if self.kind == GROUPS else self.prompts.image

@@ -34,12 +34,6 @@ class _Loader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def relative_to_cwd(path: str | Path) -> str:
-    """Return a path relative to the working folder if it is inside, and absolute otherwise."""
-    absolute, here = Path(path).resolve(), Path.cwd().resolve()
-    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
-
-
 def merge(*layers: Config | None) -> dict[str, Any]:
     """Return a copy of the first mapping with each later one laid over it, key by key."""
     result: dict[str, Any] = {}
@@ -72,25 +66,21 @@ def datasets() -> dict[str, dict[str, Any]]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Return the keys of a file. In a shipped file, {package} is the package."""
-    file = Path(path)
-    what = f"Configuration file {file}"
+    """Return the keys of a file, or raise UserError with its name and the line of a mistake.
+
+    In a shipped file, {package} is the package. Its path is relative if the package is below the
+    working folder: both may move together.
+    """
+    file, here = Path(path), Path.cwd().resolve()
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{what} cannot be read ({error.strerror}); correct it.") from None
-    if file.is_relative_to(CONFIG):
-        text = text.replace("{package}", relative_to_cwd(PACKAGE))
-    content = parse_yaml(text, what) or {}
-    if not isinstance(content, dict):
-        raise UserError(f"{what} must contain keys with values.")
-    return content
-
-
-def parse_yaml(text: str, what: str) -> Any:
-    """Return the value of a YAML text, or raise UserError with its name and line."""
-    try:
-        return yaml.load(text, _Loader)
-    # Also a date of no calendar.
+        if file.is_relative_to(CONFIG):
+            package = PACKAGE.relative_to(here) if PACKAGE.is_relative_to(here) else PACKAGE
+            text = text.replace("{package}", str(package))
+        content = yaml.load(text, _Loader) or {}
+    # Also a date of no calendar, and bytes that are not UTF-8.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{what} is not valid YAML: {one_line(error)}.") from None
+        raise UserError(f"{file} is not valid YAML: {one_line(error)}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must contain keys with values.")
+    return content

@@ -181,36 +181,29 @@ class Model:
 def clip_model(section: "ClipSection") -> Model:
     """Return a CLIP by its section."""
     model, pretrained = section.model, section.pretrained
-    if model.startswith(FOLDER):
-        return Model("clip", path=local_folder(model))
-    if model.startswith(HUB):
-        return Model("clip", {"model": model, "pretrained": None})
     if pretrained and os.path.isfile(pretrained):
         return Model("clip", path=pretrained)
-    # ViT-B/32 is ViT-B-32.
-    return Model("clip", {"model": model.replace("/", "-"), "pretrained": pretrained})
+    if not model.startswith(WHOLE):
+        model = model.replace("/", "-")  # ViT-B/32 is ViT-B-32
+    return _model("clip", model, pretrained=pretrained)
 
 
 def captioner_model(section: "CaptionerSection") -> Model:
     """Return a captioner by its section."""
-    model = section.model
-    if os.path.isdir(model):
-        return Model("captioner", path=model)
-    return Model("captioner", {"model": model, "revision": section.revision})
+    if os.path.isdir(section.model):
+        return Model("captioner", path=section.model)
+    return _model("captioner", section.model, revision=section.revision)
 
 
 def encoder_models(names: Iterable[str]) -> list[Model]:
     """Return image encoders beside CLIP by their names."""
-    paths = {name: local_folder(name) for name in names}
-    return [
-        Model("image_encoder", None if path else {"model": name}, path)
-        for name, path in paths.items()
-    ]
+    return [_model("image_encoder", name) for name in names]
 
 
-def local_folder(name: str) -> str | None:
-    """Return the folder that the name of a network gives; None: it is not in a folder."""
-    return name.removeprefix(FOLDER) if name.startswith(FOLDER) else None
+def _model(kind: str, name: str, **others: str | None) -> Model:
+    if name.startswith(FOLDER):
+        return Model(kind, path=name.removeprefix(FOLDER))
+    return Model(kind, {"model": name, **others})
 
 
 def slug(names: Names) -> str:

@@ -243,9 +243,10 @@ class Dataset:
             for each in self.labellers:
                 if each.name == labeller and each.captioner:
                     return each.captioner
-        return Captioner(
-            self, kind, self.keys.captioner, self.keys.scores, self.keys.prompts
-        )
+        settings = self.keys.captioner
+        if kind == NAMES:
+            settings = settings.model_copy(update={"max_new_tokens": registry.NAME_TOKENS})
+        return Captioner(self, kind, settings, self.keys.scores, self.keys.prompts)
 
     @property
     def captioners(self) -> list[Captioner]:

@@ -84,17 +84,17 @@ def _parts(value: Any) -> Any:
     return list(filter(None, map(str.strip, value.split(","))))
 
 
-def _once(values: list[str]) -> list[str]:
+def _once(values: list[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
 def _seeds(value: Any) -> list[int]:
     """Return the seeds of a number, a list, or a comma-separated text."""
-    each = range(value) if isinstance(value, int) else _parts(value)
-    texts = list(map(str, each)) if isinstance(each, list | range) else []
-    if not texts or not all(map(str.isdecimal, texts)):
-        raise PydanticCustomError("seeds", "It should be a number (3) or a list (0,1,2)")
-    return list(dict.fromkeys(map(int, texts)))
+    try:
+        return list(range(value) if isinstance(value, int) else map(int, _parts(value)))
+    except (TypeError, ValueError):
+        words = "It should be a number (3) or a list (0,1,2)"
+        raise PydanticCustomError("seeds", words) from None
 
 
 Item = TypeVar("Item")
@@ -104,7 +104,8 @@ Several = Annotated[  # a list, or a text with commas
     AfterValidator(_once),
 ]
 Seeds = Annotated[
-    list[int],
+    list[Natural],
+    AfterValidator(_once),
     BeforeValidator(_seeds, json_schema_input_type=Positive | list[Natural] | Text),
 ]
 

@@ -37,8 +37,8 @@ use rule caption_images as name_images with:
     wildcard_constraints:
         dataset=DISCOVERING,
     params:
-        captioner=as_json(jobs.name_images),
-        prompt=of(lambda dataset: dataset.keys.discover.prompt),
+        captioner=as_json(lambda asked: asked.settings, NAMES),
+        prompt=of(lambda asked: asked.prompt, NAMES),
         answers="",
         store=of(jobs.shared, name="captions/names"),
 
