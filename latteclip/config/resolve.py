@@ -57,14 +57,16 @@ class Run:
         self.image_encoders = {
             registry.slug({"model": name}): name for name in self.keys.image_encoders
         }
-        self.datasets = [
-            self.dataset(f"{name}{self.limit_suffix}") for name in self._chosen()
-        ]
+        self.objectives = {name: self._objective(name) for name in self.keys.methods}
         self._check_name(self.keys.table.baseline, " of table.baseline")
         for name in self.keys.method or []:
             self._check_name(name)
-        for name in self.keys.methods:
-            self._check_average(name)
+        for name, objective in self.objectives.items():
+            if objective.averages:
+                self._check_average(name, str(self.keys.methods[name].of))
+        self.datasets = [
+            self.dataset(f"{name}{self.limit_suffix}") for name in self._chosen()
+        ]
 
     def _chosen(self) -> list[str]:
         """Return the keys of the datasets."""
@@ -119,7 +121,7 @@ class Run:
             lineage.append(other)
         return lineage[::-1]
 
-    def objective(self, method: str) -> registry.ObjectiveRecord:
+    def _objective(self, method: str) -> registry.ObjectiveRecord:
         """Return the record of a method's objective, or raise UserError if it has none."""
         lineage = self.lineage(method)
         values = merge(*(self.layer["methods"][each] for each in lineage))
@@ -129,22 +131,15 @@ class Run:
             )
         return OBJECTIVES[values["objective"]]
 
-    def methods_with(self, has: Any) -> list[str]:
-        """Return the configured methods whose objective has something."""
-        return [name for name in self.keys.methods if has(self.objective(name))]
-
     def _check_name(self, method: str, where: str = "") -> None:
         """Raise UserError for a method that is not configured."""
         if method not in self.keys.methods:
             raise UserError(unknown(f"Method {method!r}{where}", method, self.keys.methods))
 
-    def _check_average(self, name: str) -> None:
+    def _check_average(self, name: str, of: str) -> None:
         """Raise UserError for a method that averages what cannot be averaged."""
-        if not self.objective(name).averages:
-            return
-        of = str(self.keys.methods[name].of)
         self._check_name(of, f" of methods.{name}.of")
-        if not self.objective(of).has_text_classifier:
+        if not self.objectives[of].has_text_classifier:
             raise UserError(
                 f"methods.{name}.of is {of}, which has no classifier of texts to average; name "
                 "a method like flyp."

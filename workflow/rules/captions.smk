@@ -1,8 +1,6 @@
 # Image and group descriptions of the training images, and the captioner's scores of their classes.
 # Answers are cached under resources/, so that no rule asks a question twice.
 
-UNSHARDED = datasets_with(lambda dataset: dataset.shards == 1)
-SHARDED = datasets_with(lambda dataset: dataset.shards > 1)
 GPUS = lambda asked: asked.gpus
 CAPTIONER_THREADS = threads_of(on_gpus=True)
 
@@ -22,8 +20,6 @@ rule caption_images:
         "results/{dataset}/logs/caption_images.log",
     benchmark:
         "results/{dataset}/benchmarks/caption_images.jsonl"
-    wildcard_constraints:
-        dataset=UNSHARDED,
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
@@ -53,8 +49,6 @@ use rule caption_images as caption_images_shard with:
         "results/{dataset}/logs/caption_images-{shard}-of-{shards}.log",
     benchmark:
         "results/{dataset}/benchmarks/caption_images-{shard}-of-{shards}.jsonl"
-    wildcard_constraints:
-        dataset=SHARDED,
 
 
 use rule caption_images as caption_images_labeller with:
@@ -65,7 +59,6 @@ use rule caption_images as caption_images_labeller with:
     benchmark:
         "results/{dataset}/benchmarks/caption_images-{labeller}.jsonl"
     wildcard_constraints:
-        dataset="[^/]+",
         labeller=labellers_with(lambda each: not each.column and each.asks == IMAGES),
 
 
@@ -82,8 +75,6 @@ rule caption_groups:
         "results/{dataset}/logs/caption_groups.log",
     benchmark:
         "results/{dataset}/benchmarks/caption_groups.jsonl"
-    wildcard_constraints:
-        dataset=UNSHARDED,
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
@@ -115,8 +106,6 @@ use rule caption_groups as caption_groups_shard with:
         "results/{dataset}/logs/caption_groups-{shard}-of-{shards}.log",
     benchmark:
         "results/{dataset}/benchmarks/caption_groups-{shard}-of-{shards}.jsonl"
-    wildcard_constraints:
-        dataset=SHARDED,
 
 
 rule score_classes:
@@ -132,8 +121,6 @@ rule score_classes:
         "results/{dataset}/logs/score_classes.log",
     benchmark:
         "results/{dataset}/benchmarks/score_classes.jsonl"
-    wildcard_constraints:
-        dataset=UNSHARDED,
     priority: EARLY
     threads: CAPTIONER_THREADS
     resources:
@@ -168,8 +155,6 @@ use rule score_classes as score_classes_shard with:
         "results/{dataset}/logs/score_classes-{shard}-of-{shards}.log",
     benchmark:
         "results/{dataset}/benchmarks/score_classes-{shard}-of-{shards}.jsonl"
-    wildcard_constraints:
-        dataset=SHARDED,
 
 
 use rule score_classes as score_classes_labeller with:
@@ -180,8 +165,11 @@ use rule score_classes as score_classes_labeller with:
     benchmark:
         "results/{dataset}/benchmarks/score_classes-{labeller}.jsonl"
     wildcard_constraints:
-        dataset="[^/]+",
         labeller=labellers_with(lambda each: not each.column and each.asks == SCORES),
+
+
+# Where it applies, the table is gathered.
+ruleorder: gather_captions > caption_images > caption_groups > score_classes
 
 
 rule gather_captions:
@@ -193,7 +181,7 @@ rule gather_captions:
     log:
         "results/{dataset}/logs/gather_captions/{table}.log",
     wildcard_constraints:
-        dataset=SHARDED,
+        dataset=datasets_with(lambda dataset: dataset.shards > 1),
         table="captions/images|captions/groups|class_scores",
     resources:
         **LIGHT,

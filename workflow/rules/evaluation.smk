@@ -57,7 +57,7 @@ rule evaluate_classifier:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_classifier.jsonl"
     wildcard_constraints:
-        method=one_of(run.methods_with(lambda objective: objective.classifier)),
+        method=one_of(name for name, each in run.objectives.items() if each.classifier),
     resources:
         mem_mb=memory(8_000, per_million=8_000),
         runtime=minutes(15, images_per_second=100),

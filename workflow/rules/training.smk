@@ -1,7 +1,7 @@
 # Models that are fine-tuned, by one job per dataset, method and seed, and their averages.
 
-TRAINED = one_of(run.methods_with(lambda objective: objective.module))
-AVERAGED = one_of(run.methods_with(lambda objective: objective.averages))
+TRAINED = one_of(name for name, each in run.objectives.items() if each.module)
+AVERAGED = one_of(name for name, each in run.objectives.items() if each.averages)
 EPOCHS = of(lambda method: method.epochs, "method")
 # What a training learns from.
 TRAINING_FILES = {
