@@ -83,7 +83,8 @@ class AuditSession(QuestionSession):
             "topk_labels",
             ids,
         )
-        predicted = sampling.candidates_of(self.folder, ids, names, split).values()
+        runs = sampling.runs_in(self.folder)
+        predicted = sampling.read_predictions(runs, ids, names, split).values()
         self.questions = []
         for number, image in enumerate(images.to_pylist()):
             votes = [classes[number] for classes in predicted]
@@ -95,8 +96,8 @@ class AuditSession(QuestionSession):
 
     def score(self, answers: Mapping[str, Answer]) -> Audit:
         """Score every run in the folder by answers, or raise UserError where no run can be."""
-        predictions = scoring.read_predictions(self.plan, sampling.runs_in(self.folder))
-        return scoring.score(self.schema.dataset, self.plan, predictions, answers)
+        predicted = scoring.predictions_of(self.plan, sampling.runs_in(self.folder))
+        return scoring.score(self.schema.dataset, self.plan, predicted, answers)
 
 
 def offered_classes(

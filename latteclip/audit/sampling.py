@@ -1,6 +1,6 @@
 """The images of an audit: those that may be drawn, what models predict of them, and their order.
 
-Every prefix of the order is a stratified sample. Letters: N images, K candidates, H strata.
+Every prefix of the order is a stratified sample. Letters: N images, K runs, H strata.
 """
 
 from collections.abc import Sequence
@@ -19,28 +19,23 @@ from latteclip.core.run_options import run_command
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import (
     MISSING,
+    Run,
     RunFiles,
     classes_of,
     pool_seeds,
+    read_metrics,
 )
 from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema
 
 Ints = npt.NDArray[np.int_]
-Floats = npt.NDArray[np.float64]
 BASELINES = ("zero_shot", "zero_shot_adapted")  # which need no model of their own
 SEED = 0
 TEST = "test"  # the split that no model learned from
 TRAIN = "train"
-# The strata, and how often an image of each is drawn in comparison with the last. Where candidates
-# agree, an answer says nothing about their difference, and less about their accuracies the surer
-# they are. After Neyman (1934), rates are proportional to standard deviations.
-RATES = np.array(
-    [
-        0.3,  # all agree, and CLIP is sure
-        0.45,  # all agree, and CLIP is not sure
-        1.0,  # some disagree
-    ]
-)  # [H]
+# How often an image is drawn on which all runs agree, and on which some disagree. Where they agree,
+# an answer says nothing about their difference. After Neyman (1934), rates are proportional to
+# standard deviations.
+RATES = np.array([0.3, 1.0])  # [H]
 
 
 @dataclass(frozen=True)
@@ -70,47 +65,39 @@ def runs_in(folder: Path) -> list[RunFiles]:
     """Return the evaluated runs of a dataset's results: baselines first, then by name."""
     names = ("metrics.json", "train_predictions.parquet", "predictions.parquet")
     runs = []
-    for place in folder.glob("*/seed*"):
-        seed = int(place.name.removeprefix("seed"))
-        files = [place / name for name in names]
-        if files[0].exists():
-            runs.append(RunFiles(place.parent.name, seed, *map(str, files)))
+    for metrics in folder.glob("*/seed*/metrics.json"):
+        place = metrics.parent
+        files = [str(place / name) for name in names]
+        runs.append(
+            RunFiles(place.parent.name, int(place.name.removeprefix("seed")), *files)
+        )
     return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 
-def predictions_of(
+def read_predictions(
     runs: Sequence[RunFiles],
     image_ids: pa.ChunkedArray,
     classnames: Sequence[str],
     split: str,
-) -> list[Ints]:
-    """Return what each run predicts [N], MISSING where all seeds of its method learned from it.
+) -> dict[Run, Ints]:
+    """Return what runs predict of images [N], MISSING where all seeds of a method learned from one.
 
-    A run with other classes predicts nothing.
+    Left out are runs that read labels, that have other classes, or that predict none of the images.
     """
-    predicted = []
+    predicted: dict[Run, Ints] = {}
     for run in runs:
         path = run.predictions if split == TEST else run.train_predictions
-        table = tables.read(path, ["image_id", "prediction"])
-        if tables.read_metadata(path, ClassesMetadata).classnames != list(classnames):
-            table = table.slice(0, 0)
-        predicted.append(classes_of(table, image_ids))
-    if split == TEST:
-        return predicted
-    return pool_seeds(predicted, [run.method for run in runs])
-
-
-def candidates_of(
-    folder: Path, image_ids: pa.ChunkedArray, classnames: Sequence[str], split: str
-) -> dict[str, Ints]:
-    """Return what the first run of each method predicts [N] that predicts anything."""
-    runs = runs_in(folder)
-    found: dict[str, Ints] = {}
-    predicted = predictions_of(runs, image_ids, classnames, split)
-    for run, classes in zip(runs, predicted, strict=True):
-        if (classes != MISSING).any():
-            found.setdefault(run.method, classes)
-    return found
+        has_classes = tables.read_metadata(path, ClassesMetadata).classnames == [
+            *classnames
+        ]
+        if has_classes and "supervised" not in read_metrics(run.metrics)["flags"]:
+            table = tables.read(path, ["image_id", "prediction"])
+            predicted[run.run] = classes_of(table, image_ids)
+    if split != TEST:
+        methods = [method for method, _ in predicted]
+        pooled = pool_seeds([*predicted.values()], methods)
+        predicted = dict(zip(predicted, pooled, strict=True))
+    return {run: row for run, row in predicted.items() if (row != MISSING).any()}
 
 
 def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: str) -> None:
@@ -120,27 +107,21 @@ def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: s
     teach.
     """
     image_ids = index["image_id"]
-    candidates = candidates_of(folder, image_ids, classnames, split)
+    predicted = read_predictions(runs_in(folder), image_ids, classnames, split)
     schema = teaching_schema(folder.absolute().name, classnames, index)
     saved = schema.read(folder / "answers.json")
     taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
     known = pc.invert(pc.is_in(image_ids, pa.array(taught, pa.string()))).to_numpy()
-    for classes in candidates.values():
+    for classes in predicted.values():
         known = known & (classes != MISSING)
-    if not (candidates and known.any()):
+    if not (predicted and known.any()):
         raise UserError(
             f"{folder} has no {split} images that all models predict and none learned from. Run "
             f"the workflow first: {run_command(folder)}. Trainings leave out images where "
             "selection.share is above 0 and there are at least 100 to leave out."
         )
     index = index.filter(pa.array(known))
-    predictions = np.stack([*candidates.values()], axis=1)[known]
-    confidence = tables.lookup_column(
-        folder / "pseudo_labels.parquet",
-        "confidence",
-        index["image_id"],
-    )
-    strata = stratify(predictions, confidence.to_numpy())
+    strata = stratify(np.stack([*predicted.values()])[:, known])
     columns = {
         "image_id": index["image_id"],
         "checksum": index["checksum"],
@@ -179,17 +160,9 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
     )
 
 
-def stratify(predictions: Ints, confidence: Floats) -> Ints:
-    """Return the stratum of each image [N]: whether candidates disagree, and how sure CLIP is.
-
-    Predictions [N, K] are those of the candidates.
-    """
-    agree = (predictions == predictions[:, :1]).all(axis=1)
-    strata: Ints = np.where(agree, 0, 2)
-    if agree.any():
-        sure = confidence >= np.median(confidence[agree])
-        strata[agree & ~sure] = 1
-    return strata
+def stratify(predictions: Ints) -> Ints:
+    """Return whether runs disagree on each image [N], 1 or 0, by their predictions [K, N]."""
+    return np.asarray((predictions != predictions[0]).any(axis=0), np.int_)
 
 
 def sampling_order(strata: Ints, rng: np.random.Generator) -> Ints:

@@ -6,7 +6,7 @@ Letters: N images, K runs, H strata, n answers.
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from latteclip.audit.sampling import (
     TEST,
     Ints,
     SamplingPlan,
-    predictions_of,
     read_plan,
+    read_predictions,
 )
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -31,14 +31,12 @@ from latteclip.evaluate.results import (
     AuditedRun,
     Run,
     RunFiles,
-    read_metrics,
 )
-from latteclip.labels.answers import NONE, UNSURE, Answer
+from latteclip.labels.answers import UNSURE, Answer
 from latteclip.labels.guarantees import (
     MANY,
     MIN_ANSWERS,
     Bools,
-    Floats,
     Interval,
     difference,
     share,
@@ -50,39 +48,26 @@ log = logging.getLogger(__name__)
 MAX_MISSING = 0.1
 
 
-@dataclass(frozen=True)
-class RunPredictions:
-    """What a run predicts of the images of a plan."""
-
-    run: Run
-    can_be_chosen: bool  # it reads no label, and it has a model
-    predictions: Ints  # [N]
-
-
-def read_predictions(plan: SamplingPlan, runs: Sequence[RunFiles]) -> list[RunPredictions]:
+def predictions_of(plan: SamplingPlan, runs: Sequence[RunFiles]) -> dict[Run, Ints]:
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
-    found = []
-    of_runs = predictions_of(runs, plan.images["image_id"], plan.classnames, plan.split)
-    for files, predictions in zip(runs, of_runs, strict=True):
-        if (predictions == MISSING).mean() > MAX_MISSING:
-            log.warning(
-                "%s predicts few images of the audit and is left out.", files.method
-            )
-            continue
-        reads_labels = "supervised" in read_metrics(files.metrics)["flags"]
-        found.append(RunPredictions(files.run, not reads_labels, predictions))
-    if not found:
+    ids = plan.images["image_id"]
+    predicted = read_predictions(runs, ids, plan.classnames, plan.split)
+    for run in list(predicted):
+        if (predicted[run] == MISSING).mean() > MAX_MISSING:
+            log.warning("%s predicts few images of the audit and is left out.", run[0])
+            del predicted[run]
+    if not predicted:
         raise UserError(
             "No model predicts the images of this audit. Run the workflow, or move the folder "
             f"audit/{plan.split} of the results away to begin a new one."
         )
-    return found
+    return predicted
 
 
 def score(
     dataset: str,
     plan: SamplingPlan,
-    runs: Sequence[RunPredictions],
+    predicted: Mapping[Run, Ints],
     answers: Mapping[str, Answer],
 ) -> Audit:
     """Estimate the accuracies of runs and all their differences from answers by image.
@@ -91,28 +76,25 @@ def score(
     answers after the first image without one, for the sample is a prefix of the order, and images
     that a run does not predict.
     """
-    is_predicted = np.all([run.predictions != MISSING for run in runs], axis=0)
-    prefix = answered_prefix(plan, answers).items()
-    asked = {row: answer for row, answer in prefix if is_predicted[row]}
-    known = {row: answer for row, answer in asked.items() if answer.kind != UNSURE}
-    audit = Audit(
-        dataset=dataset,
-        split=plan.split,
-        images=int(is_predicted.sum()),
-        answered=len(asked),
-        cannot_tell=len(asked) - len(known),
-        none_of_these=sum(answer.kind == NONE for answer in known.values()),
-        sentence=(
+    is_predicted = np.all([classes != MISSING for classes in predicted.values()], axis=0)
+    known = {
+        row: answer
+        for row, answer in answered_prefix(plan, answers).items()
+        if is_predicted[row] and answer.kind != UNSURE
+    }
+    n_images = int(is_predicted.sum())
+    if len(known) < MIN_ANSWERS:
+        sentence = (
             f"There are {len(known)} answers that name a class or none; give at least "
             f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
-        ),
-        runs=[],
-    )
-    if len(known) < MIN_ANSWERS:
-        return audit
+        )
+        return Audit(dataset, plan.split, n_images, len(known), sentence, [])
     rows = np.array([*known])
     label_of = {name: label for label, name in enumerate(plan.classnames)}
     labels = [label_of.get(answer.classname or "", MISSING) for answer in known.values()]
+    hits = {
+        run: (classes[rows] == labels).astype(float) for run, classes in predicted.items()
+    }
     strata = plan.strata[rows]
     # Training images stand for new ones: however many are asked about, others remain.
     scale = 1 if plan.split == TEST else MANY
@@ -121,26 +103,21 @@ def score(
         """Return the sizes [H] of the strata of a population."""
         return scale * np.bincount(plan.strata[is_counted], minlength=len(RATES))
 
-    def hits(run: RunPredictions) -> Floats:
-        return np.asarray(run.predictions[rows] == labels, np.float64)
-
-    def lead(run: RunPredictions, other: RunPredictions) -> Interval:
-        differ = is_predicted & (run.predictions != other.predictions)
+    def lead(run: Run, other: Run) -> Interval:
+        differ = is_predicted & (predicted[run] != predicted[other])
         is_asked = differ[rows]
-        leads = (hits(run) - hits(other))[is_asked]
-        apart = float(differ.sum() / is_predicted.sum())
-        return difference(leads, strata[is_asked], sizes(differ), apart)
+        leads = (hits[run] - hits[other])[is_asked]
+        return difference(leads, strata[is_asked], sizes(differ), differ.sum() / n_images)
 
     scored = [
         AuditedRun(
-            *run.run,
-            run.can_be_chosen,
-            share(hits(run), strata, sizes(is_predicted)),
-            [lead(run, other) for other in runs],
+            *run,
+            share(hits[run], strata, sizes(is_predicted)),
+            [lead(run, other) for other in predicted],
         )
-        for run in runs
+        for run in predicted
     ]
-    audit = replace(audit, runs=scored)
+    audit = Audit(dataset, plan.split, n_images, len(known), "", scored)
     return replace(audit, sentence=verdict(audit))
 
 
@@ -162,11 +139,12 @@ def verdict(audit: Audit) -> str:
     best = audit.best
     better, undecided = [], []
     for run, lead in _beside_best(audit):
-        if run.can_be_chosen and run.method != best.method:
-            if not lead.is_decided:
-                undecided.append(_name(run))
-            elif lead.value > 0:
-                better.append(_name(run))
+        if run.method == best.method:
+            continue
+        if not lead.is_decided:
+            undecided.append(_name(run))
+        elif lead.value > 0:
+            better.append(_name(run))
     start = "So far the best is" if undecided else "The best model is"
     sentence = f"{start} {_name(best)}, right on {best.accuracy.words()} of the images."
     if better:
@@ -192,7 +170,7 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     for run, lead in _beside_best(audit) if audit.runs else []:
         line = f"{_name(run)}: {run.accuracy.words()}"
         if run != audit.best:
-            line += f"; the best is better by {lead.words(' points')}"
+            line += f"; the best minus this: {lead.words(' points')}"
         lines.append(line)
     rerun = (
         "Run the workflow again as before: it chooses the model by these answers where they "
@@ -200,9 +178,8 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     )
     steps = [(rerun, run_command(folder))]
     if audit.answered < audit.images:
-        command = (
-            f"latteclip audit {shlex.quote(str(folder))} --budget {audit.answered + 100}"
-        )
+        budget = audit.answered + 100
+        command = f"latteclip audit {shlex.quote(str(folder))} --budget {budget}"
         steps.append(("To decide more, answer more:", command))
     return {"sentence": audit.sentence, "lines": lines, "steps": steps}
 
@@ -220,9 +197,9 @@ def score_audit(
         plan = read_plan(plan_path, *tables.read_unlabelled(images_path, training=False))
         saved = plan.schema(dataset).read(Path(answers_path))
         saved.warn(answers_path, Path(answers_path).parents[2])
-        audit = score(dataset, plan, read_predictions(plan, runs), saved.asked)
+        audit = score(dataset, plan, predictions_of(plan, runs), saved.asked)
     except UserError as error:  # answers about other images stop no run of the workflow
         log.warning("%s", error)
-        audit = Audit(dataset, "", 0, 0, 0, 0, str(error), [])
+        audit = Audit(dataset, "", 0, 0, str(error), [])
     write_record(output, audit)
     log.info("%s: %s", dataset, audit.sentence)

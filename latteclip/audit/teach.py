@@ -6,7 +6,7 @@ every moment. Letters: N training images, P images of the pool that is computed 
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -48,15 +48,11 @@ from latteclip.labels.label_inputs import (
     LabellerTable,
     answered_rows,
 )
-from latteclip.labels.label_model import LabelModel
 from latteclip.labels.votes import Answers, Floats
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
-MIN_POOL = 1024  # images that are computed with
-MAX_POOL = 4096
-# Entries of the table of images and classes: with more classes there are fewer images.
-POOL_ENTRIES = 2**18
+POOL = 2048  # images that are computed with
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
 ITERATIONS = 20  # iterations of k-means
 
@@ -111,9 +107,7 @@ class TeachingSession(QuestionSession):
         self.total = min(budget + imported, len(self.ids))
         self.n_taught = self.total - min(budget // 2, self.total)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
-        names = pa.array(list(answers), pa.string())
-        rows = pc.index_in(names, self.index["image_id"]).to_pylist()
-        self.pool = self._choose_pool(rows)  # [P] ascending rows
+        self.pool = self._choose_pool(answers)  # [P] ascending rows
         self.pool_images = self.index.take(pa.array(self.pool))
         self.inputs, self.has_votes = self._read_inputs()
         self._learn(answers)
@@ -122,14 +116,14 @@ class TeachingSession(QuestionSession):
     def open_questions(
         self, answers: Mapping[str, Answer], *, offline: bool = False
     ) -> list[Question]:
-        """Return the next questions. Offline, all are asked at once, and nothing is learned."""
-        asked = dict(answers)
-        questions = super().open_questions(asked)
+        """Return the next questions, offline all: their answers are not known beforehand."""
+        questions = super().open_questions(answers)
         while offline or not questions:
-            for question in questions:
-                answer = Answer(question.image_id, UNSURE, phase=question.phase)
-                asked[question.image_id] = answer
-            added = self._next_questions(asked, learn=not offline)
+            unknown = {
+                one.image_id: Answer(one.image_id, UNSURE, phase=one.phase)
+                for one in questions
+            }
+            added = self._next_questions({**answers, **unknown})
             if not added:
                 break
             questions += added
@@ -153,9 +147,8 @@ class TeachingSession(QuestionSession):
 
     def result(self) -> dict[str, Any]:
         answers = self.answers()
-        sentence = self.status(answers)
-        if right := self._labels_right(answers):
-            sentence = in_words(right)
+        right = self._labels_right(answers)
+        sentence = in_words(right) if right else self.status(answers)
         folder = shlex.quote(str(self.folder))
         steps = [
             (
@@ -169,22 +162,17 @@ class TeachingSession(QuestionSession):
         ]
         return {"sentence": sentence, "lines": [], "steps": steps}
 
-    def _choose_pool(self, answered: list[int]) -> np.ndarray:
+    def _choose_pool(self, answers: Mapping[str, Answer]) -> np.ndarray:
         """Return the rows of answered, random and the least certain images."""
         n = len(self.ids)
-        size = max(MIN_POOL, min(MAX_POOL, POOL_ENTRIES // len(self.classnames)))
-        if n <= size:
+        if n <= POOL:
             return np.arange(n)
-        confidence = tables.lookup_column(
-            self.labels,
-            column="fused_confidence",
-            ids=self.index["image_id"],
-        )
-        half = size // 2
-        drawn = self._order[: max(2 * self.total, half)]
-        doubtful = np.argpartition(confidence.to_numpy(), half)[:half]
-        rows = [np.array(answered, np.int64), drawn, doubtful]
-        return np.unique(np.concatenate(rows))
+        ids = self.index["image_id"]
+        confidence = tables.lookup_column(self.labels, "fused_confidence", ids)
+        answered = pc.index_in(pa.array([*answers], pa.string()), ids)
+        drawn = self._order[: max(2 * self.total, POOL // 2)]
+        doubtful = np.argsort(confidence.to_numpy(), kind="stable")[: POOL // 2]
+        return np.unique(np.concatenate([answered.to_numpy(), drawn, doubtful]))
 
     def _read_inputs(self) -> tuple[LabelInputs, bool]:
         """Read what the labels of the pool are made of, and whether images predict the votes."""
@@ -209,35 +197,28 @@ class TeachingSession(QuestionSession):
     def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
         taught = {key: answer for key, answer in answers.items() if answer.phase != CHECK}
-        self.model: LabelModel = self.inputs.fit(self._answered(taught))
-        self.posterior = self.model.probabilities(np.arange(len(self.pool)))  # [P, C]
+        model = self.inputs.fit(self._answered(taught))
+        self.posterior = model.probabilities(np.arange(len(self.pool)))  # [P, C]
 
-    def _next_questions(
-        self, answers: Mapping[str, Answer], *, learn: bool
-    ) -> list[Question]:
+    def _next_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Ask about doubtful images, then about drawn ones. Once these have begun, they go on."""
         n_checked = sum(answer.phase == CHECK for answer in answers.values())
         n_taught = len(answers) - n_checked
         if not n_checked and n_taught < self.n_taught:
-            if learn and n_taught:
+            if n_taught:
                 self._learn(answers)
             rows, phase = self._doubtful(), TEACH
             wanted = self.n_taught - n_taught
         else:
             rows, phase = self._order.tolist(), CHECK
             wanted = self.total - len(answers)
-        rest = (row for row in rows if self.ids[row] not in answers)
-        return self._ask(islice(rest, max(0, min(BATCH, wanted))), phase)
-
-    def _ask(self, rows: Iterable[int], phase: str) -> list[Question]:
-        """Return new questions about rows."""
+        unanswered = (row for row in rows if self.ids[row] not in answers)
+        chosen = [*islice(unanswered, max(0, min(BATCH, wanted)))]
+        places = np.searchsorted(self.pool, chosen)
+        likely = np.argsort(-self.posterior[places], axis=1, kind="stable")[:, :OFFERED]
+        images = self.index.take(pa.array(chosen, pa.int64())).to_pylist()
         start = len(self.questions)
-        rows = [*rows]
-        places = np.searchsorted(self.pool, np.array(rows, np.int64))
-        predicted = self.model.without_answers(places)
-        likely = np.argsort(-predicted, axis=1, kind="stable")[:, :OFFERED].tolist()
-        images = self.index.take(pa.array(rows, pa.int64())).to_pylist()
-        for image, labels in zip(images, likely, strict=True):
+        for image, labels in zip(images, likely.tolist(), strict=True):
             self.ask(image, in_class_order(self.classnames, labels), phase)
         return self.questions[start:]
 
@@ -262,8 +243,7 @@ class TeachingSession(QuestionSession):
         drawn = given.select(given.drawn)
         if len(drawn.rows) < MIN_ANSWERS:
             return None
-        model = self.inputs.fit(given)
-        labels = model.held_out_labels_
+        labels = self.inputs.fit(given).held_out_labels_
         right = drawn.shares[np.arange(len(labels)), labels] > 0
         return labels_right(len(self.ids), given, right)
 

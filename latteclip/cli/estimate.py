@@ -19,7 +19,7 @@ from latteclip.core import run_options, tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import image_files
-from latteclip.report.provenance import JobCost, job_costs
+from latteclip.report.provenance import job_costs
 from latteclip.train.settings import recipe_for, steps_per_epoch
 
 RESULTS = Path("results")
@@ -89,33 +89,24 @@ def _requests(captioner: Captioner, images: Counts | None) -> str:
         return f"{name}: not known before the images are indexed"
     n = n_requests(captioner, images)
     requests = f"{name}: at most {n:,} requests"
-    known = _tokens(captioner)
-    if known is None:
-        return f"{requests}, tokens not known before a limited run"
-    read, written, folder = known
-    tokens = f"{n * read:,.0f} tokens read and {n * written:,.0f} written"
-    return f"{requests}, about {tokens} as in {folder}"
+    # Runs of this dataset, and limited ones.
+    dataset = captioner.dataset
+    limited = sorted(RESULTS.glob(f"{dataset.whole}_*"), key=_limit, reverse=True)
+    for folder in (RESULTS / dataset.name, *limited):
+        if (folder / captioner.table).is_file():
+            used = tables.read_metadata(folder / captioner.table, AnswersMetadata)
+            if used.requests and used.model == captioner.settings.model:
+                read = n * used.tokens_read / used.requests
+                written = n * used.tokens_written / used.requests
+                tokens = f"{read:,.0f} tokens read and {written:,.0f} written"
+                return f"{requests}, about {tokens} as in {folder}"
+    return f"{requests}, tokens not known before a limited run"
 
 
 def n_requests(captioner: Captioner, images: Counts) -> int:
     """Return the requests of a table about so many images, if no answer is cached."""
     most = captioner.max_images
     return images.train if most is None else min(images.train, most)
-
-
-def _tokens(captioner: Captioner) -> tuple[float, float, Path] | None:
-    """Return the tokens that a request reads and writes, and the run that says so, if any.
-
-    It is a run of this dataset, or a limited one of it.
-    """
-    dataset, table = captioner.dataset, captioner.table
-    limited = RESULTS.glob(f"{dataset.whole}_*")
-    for folder in (RESULTS / dataset.name, *sorted(limited, key=_limit, reverse=True)):
-        if (folder / table).is_file():
-            used = tables.read_metadata(folder / table, AnswersMetadata)
-            if (n := used.requests) and used.model == captioner.settings.model:
-                return used.tokens_read / n, used.tokens_written / n, folder
-    return None
 
 
 def _limit(folder: Path) -> int:
@@ -163,44 +154,34 @@ def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> It
     """Yield the hours of each stage in the full run, and the disk."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
     loading = min((s for cost, s in costs if cost.rule == LOADS_ONLY), default=0.0)
-    factor = max(after.train / before.train, after.test / max(1, before.test))
+    images = max(after.train / before.train, after.test / max(1, before.test))
     hours: dict[str, float] = defaultdict(float)
     for cost, seconds in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
         found = WORK.search(log.read_text("utf-8", "replace")) if log.is_file() else None
         work = float(found[1]) if found else max(0.0, seconds - loading)
-        growth = _growth(dataset, cost, before, after, factor)
+        growth = images
+        if cost.rule in ASKING:
+            name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
+            captioner = dataset.captioner(ASKING[cost.rule], name)
+            growth = n_requests(captioner, after) / max(1, n_requests(captioner, before))
+        elif cost.rule in TRAINING:
+            keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
+            growth = samples(keys, after.train) / samples(keys, before.train)
         hours[cost.rule] += (seconds + (growth - 1) * work) / 3600
     yield f"{dataset.whole}, by {folder}: {after.train + after.test:,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"
-    yield f"  disk: {_disk(folder, factor) / 1e9:.1f} GB below {RESULTS / dataset.whole}"
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    # Models keep their size.
+    size = sum(
+        f.stat().st_size * (1 if f.suffix == ".safetensors" else images) for f in files
+    )
+    yield f"  disk: {size / 1e9:.1f} GB below {RESULTS / dataset.whole}"
     yield NOTE
-
-
-def _growth(
-    dataset: Dataset, cost: JobCost, before: Counts, after: Counts, factor: float
-) -> float:
-    """Return how many times as much a job has to do in the full run."""
-    if cost.rule in ASKING:
-        name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-        captioner = dataset.captioner(ASKING[cost.rule], name)
-        return n_requests(captioner, after) / max(1, n_requests(captioner, before))
-    if cost.rule in TRAINING:
-        keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
-        return samples(keys, after.train) / samples(keys, before.train)
-    return factor
 
 
 def samples(section: FinetuneSection, n: int) -> int:
     """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
     recipe = recipe_for(section, n, lr=1.0)
     return recipe.epochs * steps_per_epoch(n, recipe.batch_size) * min(recipe.batch_size, n)
-
-
-def _disk(folder: Path, factor: float) -> int:
-    """Return the bytes of the full run's results: models keep their size, the rest grows."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return round(
-        sum(f.stat().st_size * (1 if f.suffix == ".safetensors" else factor) for f in files)
-    )

@@ -108,8 +108,6 @@ PREDICTIONS = _schema(
     image_id=STRING,
     label=INT,  # null where unknown
     prediction=INT,
-    topk_labels=INTS,
-    topk_scores=FLOATS,
 )
 # An image may have two rows: a classifier made of votes predicts a held-out image without the vote
 # of the image, and an example with it.

@@ -22,7 +22,7 @@ from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.files import DISCOVER, SPLITS, replacing, sqlite_uri
+from latteclip.core.files import DISCOVER, SPLITS, read_object, replacing, sqlite_uri
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.data import find_duplicates, folder_files
@@ -70,13 +70,15 @@ def index_images(
     *,
     threads: int,
     classes_path: str | None = None,
+    discovery_path: str | None = None,
     limit: int | None = None,
 ) -> None:
     """Write the IMAGES table of a dataset.
 
     Paths lead through `folder` if it is a link (`folder_files.link`), and messages name its target.
-    `classes_path` lists the classes that a stage has proposed. Until then, where `class_names` is
-    "discover", the index has no classes, and all its images are training images without labels.
+    `classes_path` lists the classes that a stage has proposed, and `discovery_path` the images that
+    a person left out then. Until then, where `class_names` is "discover", the index has no classes,
+    and all its images are training images without labels.
 
     Images that cannot be decoded are left out and listed in a CSV file. Decoded images are cached
     beside the index, so that a killed run continues. Raises UserError where the split does not fit
@@ -87,6 +89,10 @@ def index_images(
         settings = settings.model_copy(update=proposed)
     place = folder_files.linked(folder)
     images, split = read_split(Path(place), settings)
+    if discovery_path is not None:
+        left_out = {*read_object(discovery_path)["left_out"]}
+        items = [item for item in split.items if item.image_id not in left_out]
+        split = replace(split, items=items)
     below = os.path.relpath(images, place)
     if not below.startswith(os.pardir):
         images = Path(folder, below)

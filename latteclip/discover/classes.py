@@ -36,7 +36,7 @@ NAMES = 4  # further names of a class
 
 
 def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
-    """Open a page to rename, merge and drop the proposed classes.
+    """Open a page to rename, merge, drop or leave out the proposed classes.
 
     What you do is saved in RESULTS/classes.json. Classes, labels, models and pages follow when you
     run the workflow again.

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.cluster.vq import kmeans2, vq
 from scipy.spatial.distance import squareform
 
@@ -45,6 +45,7 @@ MAX_ROUNDS = 32
 SHARPNESS = 10.0  # nats of a cosine
 NAMES = 0.7  # weight of names beside features, which have a mean length of 1
 MIN_IMAGES = 3
+MAX_GUESS = 500  # classes, where their number is not given
 MAX_GROUPS = 4_000  # merges have some tables [K, K] of float64
 ROWS = 2048  # images that are scored at once
 # How well features predict the names of images, at least, for names alone to form groups.
@@ -123,23 +124,18 @@ def k_means(features: Floats, n_groups: int) -> Ints:
 
 
 def best_number(features: Floats, labels: Ints, tree: Floats) -> int:
-    """Return the number of classes, two or more, whose mean silhouette is largest.
+    """Return the number of classes, from 2 to MAX_GUESS, whose mean silhouette is largest.
 
-    `tree` merges the groups [N] in the form of scipy. In the order of its leaves, the groups of a
-    class are neighbours.
+    `tree` merges the groups [N] in the form of scipy.
     """
-    leaves = leaves_list(tree)
-    place = np.argsort(leaves)[labels]
-    sums, sizes, place = _distances(features, place)
+    sums, sizes, labels = _distances(features, labels)
 
     def mean_silhouette(number: int) -> float:
-        of_leaf = fcluster(tree, number, "maxclust")[leaves]
-        starts = np.flatnonzero(np.diff(of_leaf, prepend=0))
-        label = np.searchsorted(starts, place, "right") - 1
-        of_class = np.add.reduceat(sums, starts, axis=1)
-        return _silhouette(of_class, np.add.reduceat(sizes, starts), label)
+        merged = fcluster(tree, number, "maxclust") - 1
+        belongs = members(merged)
+        return _silhouette(sums @ belongs, sizes @ belongs, merged[labels])
 
-    return max(range(2, len(leaves) + 1), key=mean_silhouette)
+    return max(range(2, min(len(sizes), MAX_GUESS) + 1), key=mean_silhouette)
 
 
 def _distances(features: Floats, labels: Ints) -> tuple[Floats, Floats, Ints]:

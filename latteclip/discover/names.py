@@ -29,7 +29,6 @@ QUERIES = 16_384  # images whose neighbours are searched, at most
 ROWS = 256  # images that are compared with all at once
 FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
 TINY = 1e-9
-PLURALS = (("ies", "y"), ("es", ""), ("s", ""))
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -78,31 +77,12 @@ def _without_opening(part: str) -> str:
     return _OPENING.sub("", _SENTENCE.sub("", plain))
 
 
-def without_plurals(listed: Sequence[list[str]]) -> list[list[str]]:
-    """Return names with their last words in the singular, where that is a word of the answers."""
-    known = {word for names in listed for phrase in names for word in phrase.split()}
-
-    def plain(phrase: str) -> str:
-        for ending, instead in PLURALS:
-            if phrase.endswith(ending):
-                without = phrase.removesuffix(ending) + instead
-                if without.rpartition(" ")[2] in known:
-                    return without
-        return phrase
-
-    return [list(map(plain, names)) for names in listed]
-
-
 def terms_of(phrase: str) -> Iterator[str]:
-    """Yield the terms of a name, each once, the longest first."""
+    """Yield the terms of a name, the longest first."""
     words = phrase.split()
-    seen = set()
     for length in range(min(MAX_WORDS, len(words)), 0, -1):
         for start in range(len(words) - length + 1):
-            term = " ".join(words[start : start + length])
-            if term not in seen:
-                seen.add(term)
-                yield term
+            yield " ".join(words[start : start + length])
 
 
 @dataclass(frozen=True)
@@ -120,22 +100,23 @@ class Names:
 
 def read_names(answers: Sequence[str]) -> Names:
     """Return the terms that at least MIN_IMAGES of the answers have, most frequent first."""
-    listed = without_plurals([phrases(answer) for answer in answers])
     terms_of_image = [
-        dict.fromkeys(itertools.chain.from_iterable(map(terms_of, names)))
-        for names in listed
+        {term for phrase in phrases(answer) for term in terms_of(phrase)}
+        for answer in answers
     ]
     images = Counter(itertools.chain.from_iterable(terms_of_image))
     often = [term for term, n in images.items() if n >= MIN_IMAGES]
     terms = sorted(often, key=lambda term: (-images[term], term))[:MAX_TERMS]
     number = {term: place for place, term in enumerate(terms)}
-    columns = [[number[term] for term in each if term in number] for each in terms_of_image]
-    ends = np.cumsum([0, *map(len, columns)])
-    flat = np.array([*itertools.chain.from_iterable(columns)], np.int64)
-    ones = np.ones(len(flat), np.float32)
-    has = scipy.sparse.csr_matrix((ones, flat, ends), (len(answers), len(terms)))
-    has.sort_indices()
-    return Names(terms, has)
+    pairs = [
+        (row, number[term])
+        for row, found in enumerate(terms_of_image)
+        for term in found & number.keys()
+    ]
+    rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+    shape = len(answers), len(terms)
+    ones = np.ones(len(pairs), np.float32)
+    return Names(terms, scipy.sparse.csr_matrix((ones, (rows, columns)), shape))
 
 
 def predictability(features: Floats, names: Names) -> Floats:
@@ -184,9 +165,7 @@ def _nearest(unit: Floats, rows: Ints) -> Ints:
     distances = -(unit[rows] @ unit.T)
     distances[np.arange(len(rows)), rows] = np.inf
     k = min(NEIGHBOURS, len(unit) - 1)
-    best = np.argpartition(distances, k - 1, axis=1)[:, :k]
-    order = np.take_along_axis(distances, best, axis=1).argsort(axis=1, kind="stable")
-    return np.take_along_axis(best, order, axis=1)
+    return np.argpartition(distances, range(k), axis=1)[:, :k]
 
 
 def weighted(names: Names, weights: Floats) -> tuple[scipy.sparse.csr_matrix, Floats, Ints]:

@@ -1,6 +1,7 @@
 """The stages that propose classes of images without class names, and write them after a person.
 
-Actions rename, merge or drop classes. They are replayed on the proposal in their order.
+Actions rename, merge or drop classes, or leave out their images as well. They are replayed on the
+proposal in their order.
 Letters: N images, C proposed classes, T terms.
 """
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 GUESS = "The number of classes, %d, is a guess. To propose another, change it in: %s"
 FILE = "proposed_classes.parquet"
 MAX_NAME = 100  # characters of a class name
-DROPPED = -1  # in place of the number of a class
+DROPPED, LEFT_OUT = -1, -2  # in place of the number of a class
 RUNNERS_UP = 4  # further names of a class
 BETA = 0.5  # weight of recall
 RARITY = 0.5  # exponent of inverse document frequency
@@ -88,7 +89,12 @@ def propose_classes(
             f"least {MIN_IMAGES} images must share a name that the others lack. Write the names of "
             "the classes into classes.txt in the folder of the images, or change discover.prompt."
         )
-    write_proposal(proposal, output)
+    columns = {
+        "image_id": proposal.image_ids,
+        "class": proposal.labels.astype(np.int32),
+        "confidence": proposal.confidence,
+    }
+    tables.write(output, columns, PROPOSED, proposal.about)
 
 
 def discover_classes(
@@ -97,19 +103,21 @@ def discover_classes(
     proposal_output: str,
     actions_path: str | None = None,
 ) -> None:
-    """Write class names, one per line, and as JSON with the number of a person's actions.
+    """Write class names, one per line, and as JSON with the actions and images that are left out.
 
     UserError: a person's actions leave fewer than two classes.
     """
     proposal = read_proposal(proposed_path)
     actions = read_actions(actions_path, proposal.about) if actions_path else []
-    classes, _ = replay(proposal.about, actions)
+    classes, owner = replay(proposal.about, actions)
     if len(classes) < 2:
         raise UserError(
             f"{actions_path} leaves fewer than two classes; undo some of its actions."
         )
     names = [*classes.values()]
-    write_json(proposal_output, {"actions": len(actions), "classes": names})
+    ids = np.array(proposal.image_ids)[owner[proposal.labels] == LEFT_OUT].tolist()
+    discovery = {"actions": len(actions), "classes": names, "left_out": ids}
+    write_json(proposal_output, discovery)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
     log.info("%d classes: %s.", len(names), one_line(", ".join(names)))
@@ -154,34 +162,22 @@ def name_classes(labels: Ints, names: Names) -> list[list[str]]:
     score = precise * rarity
     n_words = np.array([term.count(" ") for term in names.terms], np.int64)[t]
     order = np.lexsort((t, -n_words, -score))
-    terms = names.terms
     ranked: list[list[str]] = [[] for _ in sizes]
-    first: dict[str, int] = {}  # classes by their names
+    first: dict[int, str] = {}
     for number, term in zip(k[order].tolist(), t[order].tolist(), strict=True):
-        ranked[number].append(terms[term])
-        if number not in first.values():
-            first.setdefault(terms[term], number)
-    named = {number: name for name, number in first.items()}
+        name = names.terms[term]
+        ranked[number].append(name)
+        if number not in first and name not in first.values():
+            first[number] = name
     found = []
     for number, others in enumerate(ranked):
-        name = named.get(number, f"unnamed group {number + 1}")
-        rest = [other for other in others if other != name]
-        found.append([name, *rest[:RUNNERS_UP]])
+        best = first.get(number, f"unnamed group {number + 1}")
+        found.append([*dict.fromkeys([best, *others])][: 1 + RUNNERS_UP])
     return found
 
 
-def write_proposal(proposal: Proposal, path: str) -> None:
-    """Write PROPOSED."""
-    columns = {
-        "image_id": proposal.image_ids,
-        "class": proposal.labels.astype(np.int32),
-        "confidence": proposal.confidence,
-    }
-    tables.write(path, columns, PROPOSED, proposal.about)
-
-
 def read_proposal(path: str | Path) -> Proposal:
-    """Read what `write_proposal` wrote."""
+    """Read what `propose_classes` wrote."""
     table = tables.read(path)
     return Proposal(
         table["image_id"].to_pylist(),
@@ -195,7 +191,7 @@ def read_proposal(path: str | Path) -> Proposal:
 class Action:
     """What a person does to a class, which is known by its number."""
 
-    do: Literal["rename", "merge", "drop"]
+    do: Literal["rename", "merge", "drop", "leave_out"]
     of: int
     other: int = -1  # merge: the class that is taken into it
     name: str = ""  # rename
@@ -225,12 +221,12 @@ def replay(
             raise UserError(f"{where} is about a class that is not there; undo it.")
         if action.do == "rename":
             names[action.of] = _new_name(names, action, where)
-        elif action.do == "drop":
-            owner[owner == action.of] = DROPPED
-            del names[action.of]
-        else:
+        elif action.do == "merge":
             owner[owner == action.other] = action.of
-            names.pop(action.other)
+            del names[action.other]
+        else:
+            owner[owner == action.of] = DROPPED if action.do == "drop" else LEFT_OUT
+            del names[action.of]
     return names, owner
 
 

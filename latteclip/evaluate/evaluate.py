@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from pydantic import Field
 
 from latteclip.clip import finetuned
@@ -56,7 +56,7 @@ def evaluate(
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
     model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
-    tested = model.classify(tables.Strings(table["path"]), tables.TOPK, threads)
+    tested, _ = model.classify(tables.Strings(table["path"]), tables.TOPK, threads)
     predicted: npt.ArrayLike = []
     if left_out_path:
         left_out = tables.read(left_out_path)
@@ -69,7 +69,7 @@ def evaluate(
     write_run(
         table,
         names,
-        tested,
+        np.asarray(tested),
         (left_out["image_id"], predicted),
         history.flags,
         (dataset, method, seed),
@@ -96,14 +96,14 @@ def evaluate_classifier(
     table, names = read_evaluated_images(images_path)
     classifier, _ = load_classifier(classifier_path, classnames=names)
 
-    def rank(ids: pa.ChunkedArray, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def rank(ids: pa.ChunkedArray, k: int) -> npt.NDArray[np.int_]:
         features = read_all_features(pseudo_labels_path, image_encoders_paths, ids)
-        return classify(features, classifier, k)
+        return np.asarray(classify(features, classifier, k)[0])
 
     if votes_path is None:
         ids = tables.read_unlabelled(images_path, training=True)[0]["image_id"]
         held_out = ids.filter(pa.array(held_out_for_choice(tables.Strings(ids))))
-        predicted: npt.ArrayLike = rank(held_out, 1)[0][:, 0]
+        predicted: npt.ArrayLike = rank(held_out, 1)[:, 0]
     else:
         head = "joint_head" if image_encoders_paths else "head"
         votes = tables.read(votes_path, ["image_id", head])

@@ -66,7 +66,7 @@ def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
 def write_run(
     images: pa.Table,
     classnames: list[str],
-    tested: tuple[npt.ArrayLike, npt.ArrayLike],
+    ranked: npt.NDArray[np.int_],
     held_out: tuple[pa.ChunkedArray, npt.ArrayLike],
     flags: Sequence[str],
     run: tuple[str, str, int],
@@ -74,34 +74,32 @@ def write_run(
 ) -> None:
     """Write PREDICTIONS, metrics, and TRAIN_PREDICTIONS of a run: dataset, method and seed.
 
-    Images are those of `read_evaluated_images`, tested with their best classes, best first, and the
-    scores of these, both [N, K]. Training images that were held out come as ids and classes. Flags
-    are keys of `FLAGS`. Without labels of the images, the metrics have no figures.
+    Images are those of `read_evaluated_images`, with their best classes [N, K], best first.
+    Training images that were held out come as ids and classes. Flags are keys of `FLAGS`. Without
+    labels of the images, the metrics have no figures.
     """
     predictions_output, metrics_output, train_predictions_output = outputs
     classes = ClassesMetadata(classnames)
     ids, predicted = held_out
     columns = {"image_id": ids, "prediction": np.asarray(predicted, np.int32)}
     tables.write(train_predictions_output, columns, tables.TRAIN_PREDICTIONS, classes)
-    ranked = np.asarray(tested[0])
     columns = {
         "image_id": images["image_id"],
         "label": images["label"],
         "prediction": ranked[:, 0].astype(np.int32),
-        "topk_labels": tables.list_column(ranked.astype(np.int32)),
-        "topk_scores": tables.list_column(np.asarray(tested[1], np.float32)),
     }
     tables.write(predictions_output, columns, tables.PREDICTIONS, classes)
-    metrics: dict[str, object] = dict(zip(("dataset", "method", "seed"), run, strict=True))
-    metrics |= {"flags": list(flags), "images": len(images)}
-    metrics |= dict.fromkeys(FIGURES)
+    dataset, method, seed = run
+    metrics: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
+    metrics |= {"flags": [*flags], "images": len(images), **dict.fromkeys(FIGURES)}
     if images["label"].null_count:
-        log.warning("No labels to test with in %s: predictions only.", run[0])
+        log.warning("No labels to test with in %s: predictions only.", dataset)
     else:
         labels = images["label"].to_numpy()
         is_right = ranked == labels[:, None]
-        metrics |= {f"acc{k}": float(is_right[:, :k].any(axis=1).mean()) for k in (1, 5)}
         recalls = [is_right[labels == c, 0].mean() for c in np.unique(labels)]
+        metrics["acc1"] = float(is_right[:, 0].mean())
+        metrics["acc5"] = float(is_right[:, :5].any(axis=1).mean())
         metrics["mean_per_class_recall"] = float(np.mean(recalls))
         log.info("%s, %s, seed %d: acc1 %.4f", *run, metrics["acc1"])
     write_json(metrics_output, metrics)
@@ -164,11 +162,10 @@ def read_selection(path: str | Path) -> Selection:
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """The accuracy of a run by a person's answers, and its difference to each run."""
+    """The accuracy of a run that reads no label, by a person's answers, and its lead over each."""
 
     method: str
     seed: int
-    can_be_chosen: bool  # it reads no label
     accuracy: Interval
     leads: list[Interval]  # R: its accuracy minus that of each run of the audit
 
@@ -184,9 +181,7 @@ class Audit:
     dataset: str
     split: str
     images: int  # number of images in the split from which images were drawn
-    answered: int
-    cannot_tell: int  # answers without a class
-    none_of_these: int  # images of no class: every prediction is wrong there
+    answered: int  # images of which a person knew the class, or that it is none
     sentence: str  # the verdict: the best run, and the runs that it decidedly beats
     runs: list[AuditedRun]
 
@@ -201,9 +196,8 @@ class Audit:
 
     @property
     def best(self) -> AuditedRun:
-        """Return the most accurate of the runs that can be chosen, the first of equal ones."""
-        able = [each for each in self.runs if each.can_be_chosen]
-        return max(able or self.runs, key=lambda each: each.accuracy.value)
+        """Return the most accurate run, the first of equal ones."""
+        return max(self.runs, key=lambda each: each.accuracy.value)
 
 
 def read_audit(path: str | Path) -> Audit:

@@ -13,7 +13,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,11 +68,6 @@ class Candidate:
         return self.complexity is None
 
     @property
-    def images_needed(self) -> int:
-        """How many held-out images a comparison takes."""
-        return MIN_HELD_OUT if self.is_trained else MIN_IMAGES
-
-    @property
     def caution(self) -> tuple[bool, bool, int]:
         """The order in which candidates are taken where nothing votes: the smallest first."""
         return not self.is_default, self.is_trained, self.complexity or 0
@@ -101,21 +96,13 @@ class HeldOutVotes:
     predictions: npt.NDArray[np.int_]  # [K, n] classes, MISSING where not held out
     source: str = "captions"
 
-    def lead(self, i: int, j: int) -> Lead:
-        """Compare two candidates on the images that are held out for both."""
-        is_held_out = (self.predictions[[i, j]] != MISSING).all(axis=0)
-        rows = np.flatnonzero(is_held_out)
-        first, second = self.predictions[[i, j]][:, rows]
-        differences = self.shares[rows, first] - self.shares[rows, second]
+    def lead(self, one: npt.NDArray[np.int_], other: npt.NDArray[np.int_]) -> Lead:
+        """Compare two rows of predictions [n] on the images that are held out for both."""
+        rows = np.flatnonzero((one != MISSING) & (other != MISSING))
+        differences = self.shares[rows, one[rows]] - self.shares[rows, other[rows]]
         n = max(1, len(rows))
         error = math.sqrt((differences**2).sum()) / n
         return Lead(len(rows), float(differences.sum() / n), error)
-
-    def pooled(self, candidates: Sequence[Candidate]) -> "HeldOutVotes":
-        """Return the same where the seeds of a method fill up each other's predictions."""
-        methods = [candidate.method for candidate in candidates]
-        predictions = pool_seeds([*self.predictions], methods)
-        return replace(self, predictions=np.stack(predictions))
 
 
 @dataclass(frozen=True)
@@ -124,7 +111,8 @@ class Choice:
 
     candidate: Candidate
     reason: str
-    leads: Sequence[Lead]  # of all candidates over the best one without training
+    # By how much candidates lead the best one without training.
+    leads: dict[Run, Lead] = field(default_factory=dict)
 
 
 def select_model(
@@ -148,8 +136,7 @@ def select_model(
     with replacing(model_output) as folder:
         hidden = shutil.ignore_patterns(".*")  # files of Snakemake
         shutil.copytree(chosen.model, folder, copy_function=link_or_copy, ignore=hidden)
-    lead_of = dict(zip([each.run for each in able], choice.leads, strict=False))
-    rows = [_row(each, lead_of.get(each.run)) for each in flagged]
+    rows = [_row(each, choice.leads.get(each.run)) for each in flagged]
     selection = Selection(dataset, chosen.method, chosen.seed, choice.reason, rows)
     write_record(output, selection)
     log.info("%s: %s is chosen. %s", dataset, chosen.method, choice.reason)
@@ -193,8 +180,7 @@ def choose(
     """
     if isinstance(votes, str):
         default = min(candidates, key=lambda each: each.caution)
-        reason = f"{default.method} is the default without votes: {votes}."
-        choice = Choice(default, reason, [])
+        choice = Choice(default, f"{default.method} is the default without votes: {votes}.")
     else:
         choice = _by_votes(candidates, votes)
     return _by_answers(candidates, choice, audit) if audit else choice
@@ -207,20 +193,23 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
     clearly. A trained one that at least MIN_HELD_OUT images compare replaces it where its lead is
     clear: first the method, all seeds together, then its seed.
     """
-    pooled = votes.pooled(candidates)
-    n_images = (pooled.predictions != MISSING).sum(axis=1)
-    compared = [i for i, each in enumerate(candidates) if n_images[i] >= each.images_needed]
-    reference = _reference(candidates, compared, pooled)
-    leads = [pooled.lead(i, reference) for i in range(len(candidates))]
+    pooled = pool_seeds([*votes.predictions], [each.method for each in candidates])
+    compared = []
+    for i, each in enumerate(candidates):
+        needed = MIN_HELD_OUT if each.is_trained else MIN_IMAGES
+        if (pooled[i] != MISSING).sum() >= needed:
+            compared.append(i)
+    reference = _reference(candidates, compared, pooled, votes)
+    leads = [votes.lead(row, pooled[reference]) for row in pooled]
     method = candidates[reference].method
-    others = [i for i in compared if candidates[i].method != method]
-    trained = [i for i in others if candidates[i].is_trained]
 
     def rank(i: int) -> tuple[float, bool, float]:
-        """Order seeds of one method by their own lead, and an average before its trainings."""
-        alone = votes.lead(i, reference).difference
-        return leads[i].difference, candidates[i].is_average, alone
+        """Order seeds of one method by their lead, and an average before its trainings."""
+        alone = votes.lead(votes.predictions[i], votes.predictions[reference])
+        return leads[i].difference, candidates[i].is_average, alone.difference
 
+    others = [i for i in compared if candidates[i].method != method]
+    trained = [i for i in others if candidates[i].is_trained]
     best = max((i for i in trained if leads[i].is_clear), key=rank, default=reference)
     rival = best if best != reference else max(trained or others, key=rank, default=best)
     reason = (
@@ -231,23 +220,27 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
     )
     if rival == reference:
         reason = f"{method} is the only model that can be compared."
-    return Choice(candidates[best], reason, leads)
+    runs = [each.run for each in candidates]
+    return Choice(candidates[best], reason, dict(zip(runs, leads, strict=True)))
 
 
 def _reference(
-    candidates: Sequence[Candidate], compared: Sequence[int], pooled: HeldOutVotes
+    candidates: Sequence[Candidate],
+    compared: Sequence[int],
+    pooled: Sequence[npt.NDArray[np.int_]],
+    votes: HeldOutVotes,
 ) -> int:
     """Return the simplest candidate without training that the best one does not lead clearly.
 
-    Where all are trained it is the one that leads most, and where none is compared the default.
+    Where all are trained, it is the default.
     """
     untrained = [i for i in compared if not candidates[i].is_trained]
-    able = untrained or compared
-    if not able:
+    if not untrained:
         return min(range(len(candidates)), key=lambda i: candidates[i].caution)
-    best = max(able, key=lambda i: pooled.lead(i, able[0]).difference)
-    ties = [i for i in untrained if not pooled.lead(best, i).is_clear]
-    return min(ties, key=lambda i: candidates[i].complexity or 0, default=best)
+    first = pooled[untrained[0]]
+    best = max(untrained, key=lambda i: votes.lead(pooled[i], first).difference)
+    ties = [i for i in untrained if not votes.lead(pooled[best], pooled[i]).is_clear]
+    return min(ties, key=lambda i: candidates[i].complexity or 0)
 
 
 def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -> Choice:
@@ -257,16 +250,13 @@ def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -
     """
     chosen = choice.candidate
     leads = [
-        (lead, each)
-        for each in candidates
-        if each != chosen and (lead := audit.lead(each.run, chosen.run))
+        (audit.lead(each.run, chosen.run), each) for each in candidates if each != chosen
     ]
-    if not leads:
-        return choice
-    times = -ndtri(ALPHA / (2 * len(leads))) / NORMAL
+    known = [(lead, each) for lead, each in leads if lead]
+    times = -ndtri(ALPHA / (2 * max(1, len(known)))) / NORMAL
     better = [
         (lead, each)
-        for lead, each in leads
+        for lead, each in known
         if lead.is_decided and lead.value > times * (lead.high - lead.low) / 2
     ]
     if not better:

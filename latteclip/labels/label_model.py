@@ -383,11 +383,6 @@ class LabelModel:
         np.put_along_axis(table, classes, shares, axis=1)
         return table
 
-    def without_answers(self, rows: Any = slice(None)) -> Floats:
-        """Return the same, in which the answers about these rows themselves count for nothing."""
-        rows = np.arange(self.n)[rows]
-        return self._model.of(self._scores(self._model, rows), self._dense(rows)).r
-
     def vote_probabilities(self, rows: Any = slice(None)) -> Floats:
         """Return the probabilities [n, C] of classes by the votes alone, 0 where there is none."""
         model, rows = self._model, np.arange(self.n)[rows]

@@ -30,7 +30,6 @@ class Gallery:
     n_test: int
     classnames: list[str]
     has_truth: bool  # whether the labels of the training images are known
-    share_right: float | None  # of the fused labels, by the true ones; None: not known
     items: list[dict[str, Any]]  # from the most to the least certain label
 
 
@@ -45,46 +44,36 @@ def read_gallery(
     index = tables.read(images, ["image_id", "path", "split", "label"])
     classnames = tables.read_metadata(images, IndexMetadata).classnames
     train = index.filter(pc.not_equal(index["split"], "test"))
-    ids, truth = train["image_id"], train["label"]
-
-    def column(path: str, name: str) -> pa.ChunkedArray:
-        return tables.lookup_column(path, name, ids)
-
-    zero_shot = column(pseudo_labels, "pseudo_label")
-    share_right = None
+    label, confidence, source = "pseudo_label", "confidence", "zero-shot label"
+    path = pseudo_labels
     if fused_labels:
-        source = "fused label"
-        labels = column(fused_labels, "fused_label")
-        confidence = column(fused_labels, "fused_confidence")
-        if not truth.null_count:
-            share_right = pc.mean(pc.equal(labels, truth)).as_py()
-    else:
-        source, labels = "zero-shot label", zero_shot
-        confidence = column(pseudo_labels, "confidence")
-    names = pa.array(classnames)
-    columns = {
-        "image_id": ids,
-        "path": train["path"],
-        "label": names.take(labels.combine_chunks()),
-        "zero_shot": names.take(zero_shot.combine_chunks()),
-        "truth": names.take(truth.combine_chunks()),
-    }
-    order = np.argsort(-confidence.to_numpy(), kind="stable")
+        label, confidence, source = "fused_label", "fused_confidence", "fused label"
+        path = fused_labels
+    shares = tables.lookup_column(path, confidence, train["image_id"])
+    order = np.argsort(-shares.to_numpy(), kind="stable")
     some = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(int)
-    chosen = pa.table(columns).take(order[some])
+    chosen = train.take(order[some])
+    ids = chosen["image_id"]
+    columns = {
+        "label": tables.lookup_column(path, label, ids),
+        "zero_shot": tables.lookup_column(pseudo_labels, "pseudo_label", ids),
+        "truth": chosen["label"],
+    }
+    names = pa.array(classnames)
+    columns = {key: names.take(one.combine_chunks()) for key, one in columns.items()}
+    columns |= {"image_id": ids, "path": chosen["path"]}
     if captions:
         table = tables.read(captions, ["id", "caption"])
-        rows = pc.index_in(chosen["image_id"], table["id"])
-        chosen = chosen.append_column("caption", table["caption"].take(rows))
-    items = []
-    for item in chosen.to_pylist():
+        columns["caption"] = table["caption"].take(pc.index_in(ids, table["id"]))
+    items = pa.table(columns).to_pylist()
+    for item in items:
         item |= {"source": source, "picture": picture(item["path"], PICTURE)}
         if item["image_id"] in answers:
             item["label"] = answers[item["image_id"]] or "none of the classes"
             item["source"] = "a person's answer"
-        items.append(item)
-    n_test = len(index) - len(train)
-    return Gallery(len(train), n_test, classnames, not truth.null_count, share_right, items)
+    n_train = len(train)
+    has_truth = not train["label"].null_count
+    return Gallery(n_train, len(index) - n_train, classnames, has_truth, items)
 
 
 def webp(path: str, side: int, quality: int = QUALITY) -> bytes:
@@ -109,12 +98,10 @@ def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
     ids = likeliest["image_id"]
     paths = tables.lookup_column(images, "path", ids)
     labels = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
-    names = pa.array(described.classnames)
-    likeliest = likeliest.append_column("path", paths)
-    likeliest = likeliest.append_column("zero_shot", names.take(labels.combine_chunks()))
     items = likeliest.to_pylist()
-    for item in items:
-        item["picture"] = picture(item["path"], THUMBNAIL)
+    for item, file, label in zip(items, paths.to_pylist(), labels.to_pylist(), strict=True):
+        item["picture"] = picture(file, THUMBNAIL)
+        item["zero_shot"] = described.classnames[label]
     return {
         "answered": sum((described.answers or {}).values()),
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,

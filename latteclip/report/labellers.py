@@ -10,7 +10,7 @@ import pyarrow as pa
 from latteclip.core import tables
 from latteclip.core.terminal import counted
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.guarantees import MIN_ANSWERS, Interval
+from latteclip.labels.guarantees import Interval
 from latteclip.labels.votes import NO_VOTE, ZERO_SHOT
 
 FUSED = "fused"
@@ -48,10 +48,9 @@ def read_labellers(folder: Path) -> list[Labeller]:
         accuracy = _in_words(one.accuracy, one.answers_needed)
         right = _share_right(labels[one.name], truth)
         found.append(Labeller(one.name, one.kind, one.votes / len(ids), accuracy, right))
-    checked = report.answers.checked
-    interval = checked.right if checked and checked.right.n >= MIN_ANSWERS else None
+    accuracy = _in_words(report.answers.labels_right)
     right = _share_right(labels[FUSED], truth)
-    return [*found, Labeller(FUSED, FUSED, 1.0, _in_words(interval), right)]
+    return [*found, Labeller(FUSED, FUSED, 1.0, accuracy, right)]
 
 
 def _share_right(votes: npt.NDArray[np.int32], truth: pa.ChunkedArray) -> float | None:
@@ -68,6 +67,4 @@ def _in_words(accuracy: Interval | None, answers_needed: int = 0) -> str:
         return f"unknown; {needed} about random images would estimate it"
     if accuracy is None:
         return "unknown without answers"
-    value, low, high = (100 * x for x in (accuracy.value, accuracy.low, accuracy.high))
-    by = "answers" if accuracy.n else "votes and images"
-    return f"{value:.1f} % ({low:.1f} to {high:.1f}), by {by}"
+    return f"{accuracy.words()}, by {'answers' if accuracy.n else 'votes and images'}"

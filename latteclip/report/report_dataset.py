@@ -82,13 +82,11 @@ def report_dataset(
         files.image_captions,
         answers.images,
     )
-    metrics = [results.read_metrics(run.metrics) for run in runs_files]
     lead = _lead_run(runs_files, selection, settings.main)
     is_chosen = selection is not None and selection.run == lead.run
-    share = next(m["acc1"] for m in metrics if (m["method"], m["seed"]) == lead.run)
-    accuracy = None
-    if share is not None:
-        accuracy = share_of_new(round(share * images.n_test), images.n_test)
+    acc1 = results.read_metrics(lead.metrics)["acc1"]
+    n = images.n_test
+    accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
     is_tested = accuracy is not None or bool(audit and audit.runs)
     model_right, asking = results.accuracy_by_answers(lead, report, audit)
     steps = [*_next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)]
@@ -99,7 +97,6 @@ def report_dataset(
         images=images,
         lead=lead,
         lead_words=OBJECTIVES[settings.config["methods"][lead.method]["objective"]].words,
-        lead_seeds=sum(run.method == lead.method for run in runs_files),
         is_chosen=is_chosen,
         accuracy=accuracy,
         labels_right=answers.labels_right,
@@ -108,7 +105,7 @@ def report_dataset(
         report=report,
         unchecked=UNCHECKED if report and not report.is_checked else "",
         discovery=discovery,
-        rows=_method_rows(metrics, settings.baseline),
+        rows=_method_rows(runs_files, settings.baseline),
         audit=audit,
         meanings=FLAGS,
         steps=steps,
@@ -143,9 +140,9 @@ def _lead_run(
     return next(run for run in runs if run.method == main)
 
 
-def _method_rows(metrics: Sequence[Mapping[str, Any]], baseline: str) -> list[Any]:
+def _method_rows(runs: Sequence[results.RunFiles], baseline: str) -> list[Any]:
     """Return the rows of `summary`."""
-    table = summary(metrics, baseline)
+    table = summary([results.read_metrics(run.metrics) for run in runs], baseline)
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{**row, "flags": row["flags"].split()} for row in rows]
 

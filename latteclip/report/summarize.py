@@ -1,7 +1,6 @@
 """One table over datasets and methods, from the metrics of every run."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,10 +8,7 @@ import pandas as pd
 from latteclip.core.files import write_text
 from latteclip.core.tables import FLAGS
 from latteclip.evaluate.results import FIGURES, read_audit, read_metrics, read_selection
-from latteclip.labels.fusion_report import in_words, read_fusion_report
-from latteclip.report.provenance import asked
 
-AUDITED = ["audited", "audited_low", "audited_high"]
 HEADINGS = {  # of the table for people
     "acc1_mean": "acc1",
     "acc1_std": "spread",
@@ -29,40 +25,22 @@ def summarize(
     baseline: str,
     csv_output: str,
     markdown_output: str,
-    fusion_reports_paths: Sequence[str] = (),
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    Accuracies by a person's answers stand in columns of their own.
+    Below the table for people are the choices of models, and the verdicts of audits.
     """
-    metrics = [read_metrics(path) for path in metrics_paths]
+    table = summary([read_metrics(path) for path in metrics_paths], baseline)
     selections = [read_selection(path) for path in selections_paths]
-    audits = [read_audit(path) for path in audits_paths]
-    seeds = {(each.dataset, each.method): f"seed {each.seed}" for each in selections}
-    # The first run of a method stands for it.
-    audited = {
-        (each.dataset, run.method): run for each in audits for run in reversed(each.runs)
-    }
-    table = summary(metrics, baseline)
-    rows = []
-    for dataset, method in table[["dataset", "method"]].itertuples(index=False):
-        ends: list[float | None] = [None] * 3
-        if run := audited.get((dataset, method)):
-            ends = [run.accuracy.value, run.accuracy.low, run.accuracy.high]
-        rows.append([seeds.get((dataset, method), ""), *ends])
-    table[["chosen", *AUDITED]] = rows
-    table[AUDITED] = 100 * table[AUDITED].astype(float)
+    chosen = {(each.dataset, each.method): f"seed {each.seed}" for each in selections}
+    runs = zip(table["dataset"], table["method"], strict=True)
+    table["chosen"] = [chosen.get(run, "") for run in runs]
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
     lines = [f"- chosen: {each.dataset}: {each.reason}" for each in selections]
+    audits = [read_audit(path) for path in audits_paths]
     lines += [f"- audited: {each.dataset}: {each.sentence}" for each in audits]
-    for path in fusion_reports_paths:
-        if right := read_fusion_report(path).answers.labels_right:
-            lines.append(f"- labels of {Path(path).parent.name}: {in_words(right)}")
-    for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
-        for name, used in asked(folder):
-            lines.append(f"- asked for {folder.name}/{name}: {used.in_words}.")
-    parts = [accuracy_table(table), "\n".join(lines)]
-    write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
+    text = "\n".join([accuracy_table(table), "", *lines])
+    write_text(markdown_output, f"{text.rstrip()}\n")
 
 
 def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
@@ -94,11 +72,10 @@ def union(flags: Iterable[Sequence[str]]) -> str:
 
 def accuracy_table(table: pd.DataFrame) -> str:
     """Return the table as Markdown, with notes on its flags."""
-    table = (
-        table.rename(columns=HEADINGS).drop(columns="baseline").dropna(axis=1, how="all")
+    known = table.rename(columns=HEADINGS).drop(columns="baseline")
+    known = known.dropna(axis=1, how="all").astype(object)
+    text = known.where(known.notna(), None).to_markdown(
+        index=False, floatfmt=".1f", missingval="-"
     )
-    known = table.astype(object).where(table.notna(), None)
-    text = known.to_markdown(index=False, floatfmt=".1f", missingval="-")
     used = union(table["flags"].str.split()).split()
-    notes = "\n".join(f"- {mark}: {FLAGS[mark]}." for mark in used)
-    return f"{text}\n\n{notes}".rstrip()
+    return "\n".join([text, "", *(f"- {mark}: {FLAGS[mark]}." for mark in used)])

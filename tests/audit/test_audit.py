@@ -123,10 +123,10 @@ def test_the_verdict_names_the_best_model_and_then_those_that_it_beats(decided):
     accuracies = {"image_prototypes": 0.6, "recommended": 0.35, "zero_shot": 0.25}
     lead = Interval(0.2, 0.1 if decided else -0.1, 0.3, 60)
     runs = [
-        AuditedRun(name, 0, True, Interval(value, 0.2, 0.8, 60), [lead] * 3)
+        AuditedRun(name, 0, Interval(value, 0.2, 0.8, 60), [lead] * 3)
         for name, value in accuracies.items()
     ]
-    verdict = score.verdict(Audit("made", "test", 120, 60, 0, 0, "", runs))
+    verdict = score.verdict(Audit("made", "test", 120, 60, "", runs))
     places = [verdict.index(name) for name in accuracies]
     assert places == sorted(places) and ("So far" in verdict) != decided
 

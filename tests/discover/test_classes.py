@@ -41,7 +41,7 @@ def test_classes_and_members_are_written_and_their_number_is_called_a_guess(
     assert len(names) == 3
     assert {"cup", "dog"} < set(names)
     described = json.loads((results / "discovery.json").read_text())
-    assert described == {"actions": 0, "classes": names}
+    assert described == {"actions": 0, "classes": names, "left_out": []}
     labels = read_proposal(results / FILE).labels.tolist()
     assert labels == labels[:3] * (N_UNNAMED // 3)
     before = (results / "discovery.json").read_bytes()

@@ -97,10 +97,11 @@ def test_actions_are_replayed_in_their_order(proposed):
         Action(do="merge", of=0, other=1),
         Action(do="rename", of=0, name="  My\nclass  "),
         Action(do="drop", of=2),
+        Action(do="leave_out", of=3),
     ]
     names, owner = replay(proposed.about, actions)
-    assert (names[0], sorted(names)) == ("My class", [0, 3, 4, 5])
-    assert owner.tolist() == [0, 0, -1, 3, 4, 5]
+    assert (names[0], sorted(names)) == ("My class", [0, 4, 5])
+    assert owner.tolist() == [0, 0, -1, -2, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def test_checks_of_labels_are_checks_of_a_model_that_did_not_learn_from_them(pre
 
 def test_an_audit_of_the_run_comes_first(predictions):
     accuracy = Interval(0.6, 0.5, 0.7, 80)
-    run = AuditedRun(*RUN, can_be_chosen=True, accuracy=accuracy, leads=[])
-    audit = Audit("d", "test", 500, 90, 10, 0, "", [run])
+    run = AuditedRun(*RUN, accuracy, [])
+    audit = Audit("d", "test", 500, 90, "", [run])
     found = accuracy_by_answers(predictions, report(30), audit)
     assert found == (accuracy, "audit")
     other, asking = accuracy_by_answers(replace(predictions, seed=1), report(30), audit)

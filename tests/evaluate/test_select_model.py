@@ -174,7 +174,7 @@ def test_a_lead_counts_what_plain_loops_count():
         ]
         n_both = max(1, len(leads))
         wanted = sum(leads) / n_both, sum(lead**2 for lead in leads) ** 0.5 / n_both
-        assert HeldOutVotes(shares, predictions).lead(0, 1) == (len(leads), *wanted)
+        assert HeldOutVotes(shares, predictions).lead(*predictions) == (len(leads), *wanted)
 
 
 # --- by votes ------------------------------------------------------------------------------------
@@ -251,8 +251,8 @@ def audit(named, accuracies, decided=True):
         gaps = [accuracies[one.method] - accuracies[other.method] for other in named]
         leads = [Interval(gap, gap - reach, gap + reach, 100) for gap in gaps]
         accuracy = Interval(accuracies[one.method], 0.0, 1.0, 100)
-        runs.append(AuditedRun(one.method, one.seed, True, accuracy, leads))
-    return Audit("set", "test", 500, 100, 0, 0, "A verdict.", runs)
+        runs.append(AuditedRun(one.method, one.seed, accuracy, leads))
+    return Audit("set", "test", 500, 100, "A verdict.", runs)
 
 
 def test_answers_that_decide_win_over_votes():

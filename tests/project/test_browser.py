@@ -350,7 +350,7 @@ def test_classes_are_renamed_merged_and_dropped_by_the_keyboard(visit, axe, tmp_
         expect(cards).to_have_count(2)
         page.keyboard.press("Backspace")
         expect(cards).to_have_count(3)
-        other.get_by_role("button", name="Drop").first.click()
+        other.get_by_role("button", name="Leave out").first.click()
         expect(other.locator("article")).to_have_count(2)
     actions = json.loads((results / "classes.json").read_text())["actions"]
-    assert [one["do"] for one in actions] == ["rename", "drop"]
+    assert [one["do"] for one in actions] == ["rename", "leave_out"]

@@ -113,8 +113,8 @@ def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_
     known = records.checked(["a"], answers=50, value=0.796, low=0.534, high=0.828)
     files = fused(results, labels, [{"a": "b"}, known])
     stated = tmp_path / "audit.json"
-    run = AuditedRun("flyp", 0, True, Interval(0.713, 0.601, 0.802, 47), [])
-    write_record(stated, Audit("made", "train", 90, 47, 0, 0, "", [run]))
+    run = AuditedRun("flyp", 0, Interval(0.713, 0.601, 0.802, 47), [])
+    write_record(stated, Audit("made", "train", 90, 47, "", [run]))
     page, _ = write(results, audit=str(stated), selection=chosen, **files)
     first = " ".join(page.sections["accuracy"].split())
     assert "79.6 % (95 % interval: 53.4 to 82.8)" in first

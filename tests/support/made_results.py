@@ -98,7 +98,6 @@ class Results:
         test = slice(self.n_train if self.n_test else 0, None)  # what is evaluated
         c = len(self.classnames)
         ranked = np.stack([(after[test] + k) % c for k in range(5)], axis=1)
-        scores = np.sort(self.rng.random(ranked.shape))[:, ::-1]
         names = ("metrics.json", "predictions.parquet", "train_predictions.parquet")
         metrics, tested, held_out = (str(folder / name) for name in names)
         run = MadeRun(method, seed, metrics, tested, held_out)
@@ -106,7 +105,7 @@ class Results:
         stage.write_run(
             index,
             self.classnames,
-            (ranked, scores),
+            ranked,
             (index["image_id"][:0], []),
             ["ours"] if method.endswith("_fused") else [],
             (self.dataset, method, seed),

@@ -90,11 +90,11 @@ def write(
 def write_audit(folder, dataset, methods, sentence="It <i>helped</i>."):
     """What a person's answers say of one run of each of some methods; the path."""
     runs = [
-        AuditedRun(method, number, True, Interval(0.41 + 0.1 * number, 0.3, 0.62, 37), [])
+        AuditedRun(method, number, Interval(0.41 + 0.1 * number, 0.3, 0.62, 37), [])
         for number, method in enumerate(methods)
     ]
     path = folder / "audit.json"
-    audit = Audit(dataset, "test", 53, 40, 3, 2, sentence, runs)
+    audit = Audit(dataset, "test", 53, 40, sentence, runs)
     path.write_text(json.dumps(asdict(audit)))
     return str(path)
 

@@ -59,13 +59,15 @@ def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
 
     proposal = read_proposal(results / FILE).about.digest
     renamed = {"do": "rename", "of": classes.index("dog"), "name": "hound"}
-    actions = {"proposal": proposal, "actions": [renamed]}
+    left_out = {"do": "leave_out", "of": classes.index("car")}
+    actions = {"proposal": proposal, "actions": [renamed, left_out]}
     (results / "classes.json").write_text(json.dumps(actions))
     run = checkout.snakemake(LABELS, *configured)
     assert run.returncode == 0, run.stdout
     assert "rule name_images:" not in checkout.log()
     known = tables.read_metadata(checkout.root / LABELS, ClassesMetadata).classnames
-    assert sorted(known) == ["car", "cup", "hound"]
+    assert sorted(known) == ["cup", "hound"]
+    assert len(pq.read_table(checkout.root / LABELS)) == N - N // len(NAMES)
 
 
 def test_classes_edited_by_hand_are_an_input_that_nothing_overwrites(checkout, configured):

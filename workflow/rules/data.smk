@@ -25,6 +25,9 @@ rule index_images:
         classes=branch(
             of(lambda each: each.discovers), then="results/{dataset}/classes.txt"
         ),
+        discovery=branch(
+            of(jobs.proposes_classes), then="results/{dataset}/discovery.json"
+        ),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -41,7 +44,7 @@ rule index_images:
         folder=of(machine.image_folder),
         state=of(machine.folder_state),
         settings=as_json(jobs.index_images),
-        classes=options("classes"),
+        classes=options("classes", "discovery"),
         limit="" if run.keys.limit is None else f"--limit {run.keys.limit}",
         examples=of(jobs.example_classes),
     shell:

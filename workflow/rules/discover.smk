@@ -10,6 +10,7 @@ use rule index_images as index_unnamed_images with:
     input:
         made=users(of(jobs.made_folder)),
         classes=[],
+        discovery=[],
     output:
         images="results/{dataset}/unnamed_images.parquet",
         corrupt="results/{dataset}/unnamed_corrupt.csv",

@@ -51,11 +51,6 @@ rule summarize:
         metrics=jobs.all_runs(run),
         selections=[jobs.selection(dataset) for dataset in run.datasets],
         audits=[jobs.audit(dataset) for dataset in run.datasets],
-        fusion_reports=[
-            f"{each.results}/fused_labels.json"
-            for each in run.datasets
-            if each.reads_fused_labels
-        ],
         asked=jobs.asked(run),
     output:
         csv=report(
@@ -70,8 +65,7 @@ rule summarize:
     params:
         code=code_of("latteclip.report.summarize"),
         baseline=run.keys.table.baseline,
-        labels=options("fusion_reports"),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline:q}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
-        " --markdown {output.markdown} {params.labels} --log {log}"
+        " --markdown {output.markdown} --log {log}"

@@ -31,12 +31,13 @@ function card(one) {
     r: () => rename(one, title),
     m: () => merge(one.number),
     d: () => change({ do: "drop", of: one.number }),
+    x: () => change({ do: "leave_out", of: one.number }),
   };
   if (merging !== null && merging !== one.number) {
     const into = state.classes.find((other) => other.number === merging);
     tools.append(button([`Merge into ${into.name}`], act.m));
   } else {
-    tools.append(button(["Rename"], act.r), button([merging === null ? "Merge" : "Cancel"], act.m), button(["Drop"], act.d));
+    tools.append(button(["Rename"], act.r), button([merging === null ? "Merge" : "Cancel"], act.m), button(["Drop"], act.d), button(["Leave out"], act.x));
   }
   node.append(title, pictures, element("p", others, { class: "others" }), tools);
   node.classList.toggle("chosen", merging === one.number);
