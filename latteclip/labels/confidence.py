@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latteclip.labels.posterior import PRIOR_RIGHT, Posterior, Tables
+from latteclip.labels.labellers import MIN_DRAWN
+from latteclip.labels.posterior import PRIOR_TEXTS, Posterior, Tables
 from latteclip.labels.votes import Floats, Ints
-
-# Trust in images, and votes of a class, that check a confidence, or answers in their place.
-MIN_FITS, MIN_SIZE, MIN_ANSWERS = 0.3, 3.0, 20
 
 
 class Confidence:
@@ -23,14 +21,14 @@ class Confidence:
         self.factor = 1.0
         self.share = 0.5
         rows, classes = model.known
-        is_taught = len(rows) >= MIN_ANSWERS
-        self.by_images = (model.fits >= MIN_FITS and model.size >= MIN_SIZE) or is_taught
+        is_taught = len(rows) >= MIN_DRAWN
+        self.by_images = model.trust >= 0.5 or is_taught
         self.is_checked = bool(self.by_images and (is_taught or not model.texts_alone))
         if model.texts_alone:
             known = model.tables.r[rows]
             right = (known.argmax(axis=1) == classes).sum()
-            right += PRIOR_RIGHT * (1 + model.labellers[0].accuracy) / 2
-            sure = known.max(axis=1).sum() + PRIOR_RIGHT
+            right += PRIOR_TEXTS * (1 + model.labellers[0].accuracy) / 2
+            sure = known.max(axis=1).sum() + PRIOR_TEXTS
             self.factor = min(1.0, float(right / sure))
             self.share = 1.0
             return

@@ -11,8 +11,7 @@ from latteclip.labels.votes import Floats, Ints, log, softmax
 
 TINY = 1e-12
 FOLDS, HEAD_FOLDS = 20, 5
-SHRINKAGE = 0.4  # of the covariance of all images, at least
-HEAD_SHRINKAGE = 0.5  # of the covariance within classes
+SHRINKAGE = 0.5  # of covariances towards the identity, at least
 ROWS = 2**16  # images from which covariances are estimated
 SCALE = 100.0  # of CLIP's cosines
 LEAN_STEPS = 10  # until the classes that texts name hardly change
@@ -234,6 +233,6 @@ class Heads:
         mean = sums.sum(axis=0) / n.sum()
         about = sums - n[:, None] * mean
         within = self.squares[used].sum(axis=0) - sums.T @ (sums / n[:, None])
-        weights = np.linalg.solve(shrunken(within / n.sum(), HEAD_SHRINKAGE), about.T).T
+        weights = np.linalg.solve(shrunken(within / n.sum(), SHRINKAGE), about.T).T
         weights /= np.sqrt(np.maximum((weights * about).sum(axis=1), 1e-9))[:, None]
         return weights, -weights @ mean

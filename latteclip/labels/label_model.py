@@ -24,7 +24,7 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
 - A person's answer replaces r, and exponents of all sources have a normal prior at 1, worth 200
-  answers. Where texts alone name classes it is worth 4, an answered image counts as three in S_c,
+  answers. Where texts alone name classes it is worth 5, an answered image counts as three in S_c,
   and scores are directions from ten answers on: texts may be wrong, and nothing else says so.
 
 **How right a labeller is** cannot be read off the likelihood: where images predict votes well,
@@ -60,7 +60,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from latteclip.labels.confidence import MIN_SIZE, Confidence
+from latteclip.labels.confidence import Confidence
 from latteclip.labels.guarantees import Interval
 from latteclip.labels.image_classes import (
     HEAD_FOLDS,
@@ -299,7 +299,7 @@ class LabelModel:
                 why = "there are no image features, and no other labeller changes them"
             elif one.gain == 0:
                 why = "similar images do not have similar labels by it"
-            elif model.trust < 0.5 and model.size < MIN_SIZE:
+            elif model.trust < 0.5 <= model.fits:
                 why = "there are too few images of a class to learn from"
             elif model.trust < 0.5:
                 why = f"the images name only {one.named_share:.0%} of what it names"

@@ -33,11 +33,9 @@ ROUNDS, STEPS = 6, 3  # of learning images, and of learning the rest in between
 PRIOR = 6.0  # prior votes of each class
 SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
-# Answers that the prior of the exponents is worth, and without votes beside class texts.
-PRIOR_ANSWERS, PRIOR_ANSWERS_TEXTS = 200.0, 4.0
-PRIOR_RIGHT = 5.0  # answers that a share of right labels without answers is worth
+PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
+PRIOR_TEXTS = 5.0  # answers that what is known without them is worth where texts are alone
 ANSWERED = 3.0  # images that an answered one is worth there
-TAUGHT = 2  # answers of a class, on average, from which images learn without any vote
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
 EVIDENCE = 8.0  # nats by which images make votes likelier, at least, to count
@@ -167,7 +165,7 @@ class Posterior:
             texts.replaced = 1 - texts.accuracy**2
         seen = seen or believed
         if not seen:  # images predict no votes, and may learn from answers alone
-            self.is_blind = len(self.answers.rows) < TAUGHT * self.n_classes
+            self.is_blind = len(self.answers.rows) < self.n_classes
             self.size = 0.0 if self.is_blind else _size(self.answers.shares)
             self.trust = self.size / (self.size + 2)
             self.fits = float(not self.is_blind)
@@ -187,8 +185,8 @@ class Posterior:
         texts, named, right = self.labellers[0], 0.0, 0.0
         if not seen:
             rows, classes = self.known
-            right = PRIOR_RIGHT * texts.accuracy + (texts.named[rows] == classes).sum()
-            return float(right / (PRIOR_RIGHT + len(rows)))
+            right = PRIOR_TEXTS * texts.accuracy + (texts.named[rows] == classes).sum()
+            return float(right / (PRIOR_TEXTS + len(rows)))
         for one in seen:
             named += agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
             right += one.accuracy * one.has.sum()
@@ -337,7 +335,7 @@ class Posterior:
                 0.0,
                 self.exponents,
                 centre=1.0,
-                precision=PRIOR_ANSWERS_TEXTS if self.texts_alone else PRIOR_ANSWERS,
+                precision=PRIOR_TEXTS if self.texts_alone else PRIOR_ANSWERS,
             )
             self.tables = self._tables(scores, self.given)
         self.r = self.put(self.tables.r)
