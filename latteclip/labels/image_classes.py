@@ -11,7 +11,7 @@ from latteclip.labels.votes import Floats, Ints, log, softmax
 
 TINY = 1e-12
 FOLDS, HEAD_FOLDS = 20, 5
-SHRINKAGE = 0.5  # of covariances towards the identity, at least
+SHRINKAGE = 0.4  # of covariances towards the identity, at least
 ROWS = 2**16  # images from which covariances are estimated
 SCALE = 100.0  # of CLIP's cosines
 LEAN_STEPS = 10  # until the classes that texts name hardly change
