@@ -3,7 +3,6 @@
 Only `Machine` reads attributes of Snakemake's workflow object for which there is no directive.
 """
 
-import errno
 import functools
 import json
 import math
@@ -77,8 +76,7 @@ class Machine:
     @property
     def is_dry_run(self) -> bool:
         """Whether this is a dry run that came to its plan."""
-        is_run = self._workflow.execution_settings is not None
-        return is_run and self._workflow.dryrun and self._workflow.dag is not None
+        return self._workflow.output_settings.dryrun and self._workflow.dag is not None
 
     @property
     def pending(self) -> set[str]:
@@ -135,17 +133,12 @@ class Machine:
         return self.runs_jobs and bool(gpus.visible())
 
     @functools.cached_property
-    def free_gpus(self) -> int:
-        """The number of free GPUs of this machine, but at least one, on which jobs take turns."""
-        return max(1, gpus.free())
-
-    @property
     def gpus(self) -> int | None:
-        """The GPUs that jobs may use; None: there is none."""
+        """The GPUs that jobs may use: the free ones, or one in turns; None: there is none."""
         if not self.has_gpus:
             return None
         limit = self._workflow.global_resources.get("gpu")
-        return limit.value if limit else self.free_gpus
+        return limit.value if limit else max(1, gpus.free())
 
     @property
     def default_resources(self) -> Mapping[str, Any]:
@@ -389,6 +382,5 @@ class Rules:
 
         stored = self._machine.provider is not None
         index = input.images.storage_object.query if stored else str(input.images)
-        if not os.path.isfile(index):  # Snakemake asks again later
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), index)
+        os.stat(index)  # where it is absent, Snakemake asks again later
         return int(read_metadata(index).num_rows)

@@ -343,8 +343,8 @@ class FinetuneSection(Section):
     """learning rate after the warm-up; auto: find_learning_rate finds it"""
 
 
-class TrainingSection(Section):
-    """The objective of a training, and its labels."""
+class MethodSection(Section):
+    """A method: its objective, its labels, and how it trains."""
 
     objective: Literal[*OBJECTIVES] = "zero_shot"  # type: ignore[valid-type]
     """what is optimised, if anything"""
@@ -353,11 +353,6 @@ class TrainingSection(Section):
     switches: SwitchesSection = SwitchesSection()
     finetune: FinetuneSection = FinetuneSection()
     """keys of `finetune` for this method"""
-
-
-class MethodSection(TrainingSection):
-    """A method."""
-
     of: Text | None = None
     """average_weights: the method whose seeds are averaged"""
     like: Text | None = None

@@ -12,8 +12,8 @@ from latteclip.config.keys import (
     ClipSection,
     ComputeSection,
     FinetuneSection,
+    MethodSection,
     Section,
-    TrainingSection,
 )
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
@@ -82,7 +82,7 @@ class FinetuneSettings(Section):
 
     clip: ClipSection
     class_texts: ClassTextsSection
-    method: TrainingSection
+    method: MethodSection
     module: str  # of latteclip/train/objectives
     compute: ComputeSection
     flags: list[str] = pydantic.Field(default_factory=list)  # keys of `core.tables.FLAGS`

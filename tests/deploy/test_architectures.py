@@ -21,7 +21,7 @@ from latteclip.config.keys import (
     ClipSection,
     ComputeSection,
     FinetuneSection,
-    TrainingSection,
+    MethodSection,
 )
 from latteclip.deploy.export import export
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
@@ -127,7 +127,7 @@ def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
     settings = FinetuneSettings(
         clip=clip,
         class_texts=class_texts,
-        method=TrainingSection(objective="flyp", finetune=section),
+        method=MethodSection(objective="flyp", finetune=section),
         module="flyp",
         compute=ComputeSection(),
     )

@@ -24,7 +24,7 @@ from latteclip.config.keys import (
     ClipSection,
     ComputeSection,
     FinetuneSection,
-    TrainingSection,
+    MethodSection,
 )
 from latteclip.core.holdout import NO_FOLD
 from latteclip.train.settings import FinetuneSettings
@@ -73,7 +73,7 @@ def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None
     return FinetuneSettings(
         clip=ClipSection(model=model, pretrained=None),
         class_texts=ClassTextsSection(**words),
-        method=TrainingSection(
+        method=MethodSection(
             objective=objective, finetune=FinetuneSection(**section), **given
         ),
         module="flyp" if objective.startswith("flyp") else objective,
