@@ -124,7 +124,8 @@ def guarantee(data: Data, drawings: int) -> None:
         model, answers = data.fit(taught, drawn)
         by_head = model.heads_[0].held_out
         hits = model.held_out_labels_ == data.named[drawn]
-        found = labels_right(n, answers, hits)
+        found = labels_right(n, answers, model.held_out_labels_)
+        assert found is not None
         final = model.labels_ == data.classes
         holds.append(found.low <= final.mean() <= found.high)
         best = by_head.argmax(axis=1) == data.named[drawn]

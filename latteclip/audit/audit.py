@@ -22,7 +22,7 @@ from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.tables import IndexMetadata
 from latteclip.evaluate.results import MISSING, Audit
-from latteclip.labels.answers import Answer, read_document, rename_in_answers
+from latteclip.labels.answers import Answer, read_answer_file, rename_in_answers
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class AuditSession(QuestionSession):
         if not plan_file.exists():
             sampling.draw_plan(self.folder, sampling.of_split(index, split), names, split)
         self.plan = sampling.read_plan(plan_file, index, names)
-        self.schema = self.plan.schema(self.folder.absolute().name)
+        self.schema = self.plan.schema()
         images = self.schema.images[:budget]
         if not len(images):
             raise UserError(
@@ -97,7 +97,7 @@ class AuditSession(QuestionSession):
     def score(self, answers: Mapping[str, Answer]) -> Audit:
         """Score every run in the folder by answers, or raise UserError where no run can be."""
         predicted = scoring.predictions_of(self.plan, sampling.runs_in(self.folder))
-        return scoring.score(self.schema.dataset, self.plan, predicted, answers)
+        return scoring.score(self.folder.absolute().name, self.plan, predicted, answers)
 
 
 def offered_classes(
@@ -128,7 +128,8 @@ def rename_class(results: str, old: str, new: str, /) -> None:
     clean = {written: name for name, written in metadata.written_names.items()}
     replaced = SplitSection().classname_replace
     old, new = (clean.get(name) or clean_classname(name, replaced) for name in (old, new))
-    known = {name for path in files for name in read_document(path).classes}
+    entries = [one for path in files for one in read_answer_file(path).entries]
+    known = {name for one in entries for name in (one.classname, *one.offered) if name}
     if old not in known:
         raise UserError(
             f"No answer of {folder} knows the class {old!r}; {suggestion(old, known)}"

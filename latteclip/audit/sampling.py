@@ -25,7 +25,7 @@ from latteclip.evaluate.results import (
     pool_seeds,
     read_metrics,
 )
-from latteclip.labels.answers import CHECK, AnswerSchema, locate, teaching_schema
+from latteclip.labels.answers import CHECK, AnswerSchema, locate
 
 Ints = npt.NDArray[np.int_]
 BASELINES = ("zero_shot", "zero_shot_adapted")  # which need no model of their own
@@ -49,10 +49,10 @@ class SamplingPlan:
     order: Ints  # [N]: rows of the images by position
     digest: str  # digest of the plan's file
 
-    def schema(self, dataset: str) -> AnswerSchema:
+    def schema(self) -> AnswerSchema:
         """Return what answers to this plan may name. Of equal images the first is found first."""
         images = self.images.take(pa.array(self.order))
-        return AnswerSchema(self.digest, dataset, images, tuple(self.classnames))
+        return AnswerSchema(images, self.classnames, self.digest)
 
 
 def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
@@ -108,8 +108,7 @@ def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: s
     """
     image_ids = index["image_id"]
     predicted = read_predictions(runs_in(folder), image_ids, classnames, split)
-    schema = teaching_schema(folder.absolute().name, classnames, index)
-    saved = schema.read(folder / "answers.json")
+    saved = AnswerSchema(index, classnames).read(folder / "answers.json")
     taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
     known = pc.invert(pc.is_in(image_ids, pa.array(taught, pa.string()))).to_numpy()
     for classes in predicted.values():
@@ -147,8 +146,7 @@ def read_plan(path: str | Path, index: pa.Table, classnames: Sequence[str]) -> S
     table = tables.read(path)
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     index = of_split(index, split)
-    found = locate(list(zip(table["image_id"].to_pylist(), contents, strict=True)), index)
-    rows = pa.array(found, pa.int64())
+    rows = locate(list(zip(table["image_id"].to_pylist(), contents, strict=True)), index)
     table = table.filter(pc.is_valid(rows))
     return SamplingPlan(
         split=split,

@@ -195,7 +195,7 @@ def score_audit(
     """Write an `Audit` as JSON. Without enough answers, `sentence` gives the reason."""
     try:
         plan = read_plan(plan_path, *tables.read_unlabelled(images_path, training=False))
-        saved = plan.schema(dataset).read(Path(answers_path))
+        saved = plan.schema().read(Path(answers_path))
         saved.warn(answers_path, Path(answers_path).parents[2])
         audit = score(dataset, plan, predictions_of(plan, runs), saved.asked)
     except UserError as error:  # answers about other images stop no run of the workflow

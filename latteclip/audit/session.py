@@ -17,8 +17,7 @@ from latteclip.core.files import write_text
 from latteclip.labels.answers import (
     Answer,
     AnswerSchema,
-    Saved,
-    as_json,
+    SavedAnswers,
     read_whole,
 )
 from latteclip.report.gallery import picture
@@ -76,7 +75,7 @@ class QuestionSession:
     def answers(self) -> dict[str, Answer]:
         return self.saved().answers
 
-    def saved(self) -> Saved:
+    def saved(self) -> SavedAnswers:
         return self.schema.read(self.path)
 
     def open_questions(
@@ -85,7 +84,7 @@ class QuestionSession:
         """Return the next questions without an answer, and offline all of them."""
         return [question for question in self.questions if question.image_id not in answers]
 
-    def read_file(self, path: str) -> Saved:
+    def read_file(self, path: str) -> SavedAnswers:
         """Return the answers of a file that the page exported, or raise UserError."""
         return self.schema.parse(read_whole(path), path)
 
@@ -146,7 +145,7 @@ class QuestionSession:
             session=self,
             classnames=names,
             all_offered=len(names) <= ALL_OFFERED,
-            values={**as_json(self.schema.document()), **values},
+            values={**self.schema.document().as_json(), **values},
         )
 
 

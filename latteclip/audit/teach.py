@@ -36,8 +36,8 @@ from latteclip.labels.answers import (
     TEACH,
     UNSURE,
     Answer,
-    Saved,
-    teaching_schema,
+    AnswerSchema,
+    SavedAnswers,
 )
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, in_words, read_fusion_report
@@ -94,12 +94,11 @@ class TeachingSession(QuestionSession):
         """Begin, or go on with saved answers. Half of the budget check labels."""
         self.folder = Path(folder)
         self.labels = labels_path(self.folder)
-        dataset = self.folder.absolute().name
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
         self.ids = tables.Strings(self.index["image_id"])
         self.path = self.folder / "answers.json"
-        self.schema = teaching_schema(dataset, self.classnames, self.index)
+        self.schema = AnswerSchema(self.index, self.classnames)
         saved = self.saved()
         saved.warn(self.path, self.folder)
         answers = saved.answers
@@ -129,12 +128,13 @@ class TeachingSession(QuestionSession):
             questions += added
         return questions
 
-    def read_file(self, path: str) -> Saved:
+    def read_file(self, path: str) -> SavedAnswers:
         """Return the answers that the page exported, or labels from another tool."""
         if is_foreign(path):
             index = self.folder / "images.parquet"
             written = tables.read_metadata(index, IndexMetadata).written_names
-            return Saved(read_foreign(path, list(self.ids), self.classnames, written))
+            found = read_foreign(path, list(self.ids), self.classnames, written)
+            return self.schema.document(found.values())
         return super().read_file(path)
 
     def status(self, answers: Mapping[str, Answer]) -> str:
@@ -240,12 +240,8 @@ class TeachingSession(QuestionSession):
         None: too few answers check the labels.
         """
         given = self._answered(answers)
-        drawn = given.select(given.drawn)
-        if len(drawn.rows) < MIN_ANSWERS:
-            return None
-        labels = self.inputs.fit(given).held_out_labels_
-        right = drawn.shares[np.arange(len(labels)), labels] > 0
-        return labels_right(len(self.ids), given, right)
+        held_out = self.inputs.fit(given).held_out_labels_
+        return labels_right(len(self.ids), given, held_out)
 
 
 def medoids(x: Floats, k: int) -> list[int]:

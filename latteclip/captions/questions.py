@@ -168,9 +168,9 @@ def _answered(
     """Return which of the N images a person answered: bool [N]."""
     if answers_path is None:
         return np.zeros(len(table), bool)
-    from latteclip.labels.answers import UNSURE, teaching_schema
+    from latteclip.labels.answers import UNSURE, AnswerSchema
 
-    saved = teaching_schema("the dataset", classnames, table).read(Path(answers_path))
+    saved = AnswerSchema(table, classnames).read(Path(answers_path))
     known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
     found: np.ndarray = pc.is_in(table["image_id"], pa.array(known, pa.string())).to_numpy()
     return found

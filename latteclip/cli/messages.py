@@ -136,7 +136,7 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
         if f"{results}/fused_labels.parquet" in outputs:
             yield f"{dataset.name}: the labels are in {results}/fused_labels.parquet."
             report = Path(results, fusion_report.NAME)
-            right = fusion_report.read_fusion_report(report).answers.labels_right
+            right = fusion_report.read_fusion_report(report).labels_right
             if right:
                 yield f"{dataset.name}: {fusion_report.in_words(right)}"
             yield f"Next, to improve and check them: latteclip teach {shlex.quote(results)}"

@@ -123,7 +123,7 @@ UNKNOWN = _schema(
     image_id=STRING,
     score=FLOAT,  # the higher, the likelier; see latteclip.clip.classifier
     captioner_score=FLOAT,  # the same by class scores; null where there are none
-    is_unknown=pa.bool_(),  # above its threshold in the metadata, the captioner's if any
+    is_unknown=pa.bool_(),  # above the threshold of the captioner's score if any, or else CLIP's
 )
 TOPK = 5  # best classes of an image that PSEUDO_LABELS and PREDICTIONS have
 CAPTION_ROWS = 10_000  # rows in a row group of CAPTIONS
@@ -178,7 +178,6 @@ class VotesMetadata:
     """The metadata of VOTES."""
 
     classnames: list[str]
-    votes: str  # in words: captions, class scores, or votes of several labellers
     unfit: str  # why they cannot compare classifiers; "": they can
     is_taught: bool = False  # whether a person's answers or examples changed the labels
 
@@ -202,23 +201,11 @@ class EncoderMetadata:
 
 
 @dataclass
-class ExamplesMetadata:
-    """The metadata of EXAMPLES."""
-
-    models: list[str]  # CLIP, and image encoders as the key `image_encoders` names them
-    widths: list[int]  # of their features
-
-
-@dataclass
 class UnknownMetadata:
     """The metadata of UNKNOWN."""
 
     classnames: list[str]
-    threshold: float  # threshold of the scores by CLIP
-    share: float  # as `unknown.share`
-    captioner_threshold: float | None = None  # None: the captioner gave no scores
-    # Number of a person's answers: "none" of the classes, or "classes".
-    answers: dict[str, int] | None = None
+    answers: int = 0  # of a person, if any is "none of these"
 
 
 def write(

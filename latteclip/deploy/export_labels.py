@@ -59,7 +59,7 @@ def export_labels(
     table, described = label_table.read(results)
     notes = []
     if max_error is not None:
-        accepted, promise = label_table.accepted(results, max_error)
+        accepted, promise = label_table.accepted(results, table["answered"], max_error)
         table = table.append_column("accepted", accepted)
         notes.append(promise)
         if form == "imagefolder":  # whose folders do not say which labels are accepted

@@ -18,8 +18,13 @@ from latteclip.clip.finetuned import MODEL, FinetunedModel
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
-from latteclip.labels import fusion_report
-from latteclip.labels.fusion_report import Check, PersonAnswers
+from latteclip.labels.fusion_report import (
+    LABELS,
+    NAME,
+    Check,
+    FusionReport,
+    read_fusion_report,
+)
 from latteclip.labels.guarantees import fewest_answers, pac_threshold
 from latteclip.train.settings import TrainingMetadata
 
@@ -66,15 +71,13 @@ def abstention_threshold(
     With 95 % probability, at most the share `max_error` of all predictions is wrong and not
     abstained from. Raises UserError if too few answers check the model.
     """
-    path = result_file(fusion_report.NAME, model.folder, "--abstain")
-    answers = fusion_report.read_fusion_report(path).answers
-    check = _check_by_folds(model, answers, path.parent)
+    path = result_file(NAME, model.folder, "--abstain")
+    report = read_fusion_report(path)
+    check = _check_by_folds(model, report, path.parent)
     if check is None:
-        check = _check_unseen(model, answers, path.parent, classify)
+        check = _check_unseen(model, report, path.parent, classify)
     threshold = threshold_of(check, max_error, path.parent)
-    log.info(
-        "%s It rests on %d answers.", guarantee(threshold, max_error), len(check.right)
-    )
+    log.info("%s It rests on %d answers.", guarantee(threshold, max_error), len(check))
     return threshold
 
 
@@ -84,62 +87,55 @@ def threshold_of(check: Check, max_error: float, folder: Path) -> float:
     With 95 % probability, at most the share `max_error` of all is wrong and above it. UserError:
     too few answers check the results in the folder.
     """
-    n, needed = len(check.right), fewest_answers(max_error)
+    n, needed = len(check), fewest_answers(max_error)
     if n < needed:
         raise UserError(
             f"A guarantee of {max_error:g} takes {needed:,} answers about images that were drawn "
             f"at random and that the model did not learn from, and there are {n}: latteclip teach "
             f"{folder} --budget {2 * needed}, then run the workflow again."
         )
-    wrong = ~np.array(check.right, dtype=bool)
-    return pac_threshold(np.array(check.confidence), wrong, max_error)
+    confidence, right = map(np.array, zip(*check, strict=True))
+    return pac_threshold(confidence, ~right, max_error)
 
 
 def _check_by_folds(
-    model: FinetunedModel, answers: PersonAnswers, folder: Path
+    model: FinetunedModel, report: FusionReport, folder: Path
 ) -> Check | None:
     """Return the check of a classifier that `fuse_labels` made. None: another stage made it.
 
     It learned from answers, but what checks it are classifiers without the answer, of five folds.
     """
-    checks = answers.checked.classifiers if answers.checked else {}
-    for name, check in checks.items():
-        path = folder / "classifiers" / f"{name}.safetensors"
-        classifier, _ = load_classifier(path)
+    for name in report.checks.keys() - {LABELS}:
+        classifier, _ = load_classifier(folder / "classifiers" / f"{name}.safetensors")
         if torch.equal(classifier.weights, model.classifier.weights):
-            return check
+            return report.checks[name]
     return None
 
 
 def _check_unseen(
-    model: FinetunedModel, answers: PersonAnswers, folder: Path, classify: Classify
+    model: FinetunedModel, report: FusionReport, folder: Path, classify: Classify
 ) -> Check:
     """Return a check by the answers about images that a run did not learn from."""
-    ids = _unseen(model, answers.checking)
+    ids = _unseen(model, report.checking)
     index, wanted = folder / "images.parquet", pa.chunked_array([ids], pa.string())
     column = tables.lookup_column(index, "path", wanted)
-    paths = column.to_pylist()
-    id_of = dict(zip(paths, ids, strict=True))
-    check = Check([], [])
-    for prediction in classify(paths):
-        [label] = prediction.topk_labels
-        check.confidence.append(prediction.probability)
-        check.right.append(
-            model.classnames[label] == answers.images[id_of[prediction.path]]
-        )
-    return check
+    class_of = dict(zip(column.to_pylist(), map(report.answers.get, ids), strict=True))
+    predictions = classify(list(class_of))
+    return [
+        (one.probability, model.classnames[one.topk_labels[0]] == class_of[one.path])
+        for one in predictions
+    ]
 
 
-def _unseen(model: FinetunedModel, ids: Sequence[str]) -> list[str]:
+def _unseen(model: FinetunedModel, ids: Sequence[str]) -> Sequence[str]:
     """Return which answered images a run did not learn from."""
     run, _ = run_of(model.folder)
     history = run / "history.parquet"
     if not history.is_file():  # nothing was trained
-        return list(ids)
+        return ids
     training = tables.read_metadata(history, TrainingMetadata)
     unseen = set(training.drawn)
     if not unseen and training.labels != "fused" and training.averaged is None:
-        predictions = str(run / "train_predictions.parquet")
-        table = tables.read(predictions)
-        unseen = set(table["image_id"].to_pylist())
+        path = run / "train_predictions.parquet"
+        unseen |= {*tables.read(path)["image_id"].to_pylist()}
     return [image for image in ids if image in unseen]

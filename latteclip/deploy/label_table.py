@@ -25,7 +25,7 @@ from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import threshold_of
 from latteclip.labels.answers import NONE, WORDS
-from latteclip.labels.fusion_report import NAME, Check, CheckedLabels, read_fusion_report
+from latteclip.labels.fusion_report import LABELS, NAME, Check, read_fusion_report
 from latteclip.labels.guarantees import Floats
 
 MIN_ANSWERS = 50  # that calibrate
@@ -65,8 +65,8 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     classnames = of_index.classnames
     written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
-    calibration = _calibration(report.answers.checked)
-    answers = report.answers.images
+    calibration = calibrate(report.checks.get(LABELS, []))
+    answers = report.answers
     rows = pc.index_in(ids, pa.array(list(answers), pa.string()))  # null: no answer
     number: dict[str | None, int] = {name: n for n, name in enumerate(classnames)}
     classes = pa.array([number.get(name) for name in answers.values()], pa.int32())
@@ -124,15 +124,13 @@ def _duplicates(
     """Return the first image of the set for the others of each set. Answered ones come first."""
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
-    table = tables.read(path)
-    table = table.filter(pc.is_in(table["image_id"], ids.combine_chunks()))
-    images = table.to_pandas()
+    images = tables.read(path).to_pandas()
+    images = images[images["image_id"].isin(ids.to_pandas())]
     images["is_answered"] = images["image_id"].isin(answers)
-    images = images.sort_values("is_answered", ascending=False, kind="stable")
-    images["first"] = images.groupby("set")["image_id"].transform("first")
-    others = images[images["image_id"] != images["first"]]
-    rows = pc.index_in(ids, pa.array(others["image_id"], pa.string()))
-    return pa.array(others["first"], pa.string()).take(rows)
+    ordered = images.sort_values("is_answered", ascending=False, kind="stable")
+    images["first"] = ordered.groupby("set")["image_id"].transform("first")
+    others = images[images["image_id"] != images["first"]].set_index("image_id")["first"]
+    return pa.array(others.reindex(ids.to_pandas()), pa.string(), from_pandas=True)
 
 
 @dataclass(frozen=True)
@@ -152,13 +150,14 @@ def _log_odds(probabilities: Floats) -> Floats:
     return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
 
 
-def calibrate(probabilities: Floats, right: Floats) -> Calibration:
-    """Fit a calibration to n answers. Few answers leave the slope near 1, the intercept near 0.
+def calibrate(check: Check) -> Calibration | None:
+    """Fit a calibration to the answers that check labels. None: they are too few.
 
-    Args:
-        probabilities: [n] of the labels that were answered about.
-        right: [n] 1 where the label is right, else 0.
+    Few answers leave the slope near 1 and the intercept near 0.
     """
+    if len(check) < MIN_ANSWERS:
+        return None
+    probabilities, right = np.array(check, np.float64).T
     odds = _log_odds(probabilities)
     signs = 2 * right - 1
 
@@ -170,32 +169,22 @@ def calibrate(probabilities: Floats, right: Floats) -> Calibration:
 
     bounds = [(0, None), (None, None)]
     slope, intercept = minimize(loss, [1.0, 0.0], bounds=bounds).x
-    return Calibration(float(slope), float(intercept), len(right))
+    return Calibration(float(slope), float(intercept), len(check))
 
 
-def _calibration(checked: CheckedLabels | None) -> Calibration | None:
-    """Return the calibration by the answers that check the labels, if they are enough."""
-    if checked is None:
-        return None
-    right = np.array(checked.labels.right, np.float64)
-    if len(right) < MIN_ANSWERS:
-        return None
-    return calibrate(np.array(checked.labels.confidence), right)
-
-
-def accepted(folder: Path, max_error: float) -> tuple[pa.Array, str]:
+def accepted(
+    folder: Path, answered: pa.ChunkedArray, max_error: float
+) -> tuple[pa.Array, str]:
     """Return which labels are accepted, and the guarantee in words.
 
     With 95 % probability, at most a share of all labels is wrong and accepted. Labels by answers
     are accepted. UserError: there are too few answers about images that were drawn at random.
     """
     labels = tables.read(folder / "fused_labels.parquet")
-    answers = read_fusion_report(folder / NAME).answers
-    check = answers.checked.labels if answers.checked else Check([], [])
+    check = read_fusion_report(folder / NAME).checks.get(LABELS, [])
     threshold = threshold_of(check, max_error, folder)
     is_sure = labels["fused_confidence"].to_numpy().astype(np.float64) >= threshold
-    answered = pa.array(list(answers.images), pa.string())
-    taken = is_sure | pc.is_in(labels["image_id"], answered).to_numpy()
+    taken = is_sure | answered.is_valid().to_numpy()
     promise = (
         f"{taken.sum():,} of {len(taken):,} labels are accepted. With 95 % confidence, at most "
         f"{100 * max_error:g} % of all labels are wrong and accepted."

@@ -217,12 +217,11 @@ def accuracy_by_answers(
         return scored.accuracy, "audit"
     if report is None:
         return None, "teach"
-    answers = report.answers
-    ids = pa.chunked_array([answers.checking], pa.string())
+    ids = pa.chunked_array([report.checking], pa.string())
     predicted = held_out_predictions(run.train_predictions, ids)
     hits = [
-        report.classnames[label] == answers.images[name]
-        for name, label in zip(answers.checking, predicted, strict=True)
+        report.classnames[label] == report.answers[name]
+        for name, label in zip(report.checking, predicted, strict=True)
         if label != MISSING
     ]
     enough = len(hits) >= MIN_ANSWERS

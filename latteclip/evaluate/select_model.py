@@ -94,7 +94,6 @@ class HeldOutVotes:
     # [n, C] probability of each class by the caption alone
     shares: npt.NDArray[np.floating]
     predictions: npt.NDArray[np.int_]  # [K, n] classes, MISSING where not held out
-    source: str = "captions"
 
     def lead(self, one: npt.NDArray[np.int_], other: npt.NDArray[np.int_]) -> Lead:
         """Compare two rows of predictions [n] on the images that are held out for both."""
@@ -167,7 +166,7 @@ def read_votes(
     ids = table["image_id"]
     predictions = [held_out_predictions(each.train_predictions, ids) for each in candidates]
     shares = tables.from_list_column(table["vote"])  # [n, C]
-    return HeldOutVotes(shares, np.stack(predictions), described.votes)
+    return HeldOutVotes(shares, np.stack(predictions))
 
 
 def choose(
@@ -213,7 +212,7 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
     best = max((i for i in trained if leads[i].is_clear), key=rank, default=reference)
     rival = best if best != reference else max(trained or others, key=rank, default=best)
     reason = (
-        f"By the {votes.source} of {leads[rival].images:,} held-out images, the accuracy of "
+        f"By the votes of {leads[rival].images:,} held-out images, the accuracy of "
         f"{candidates[rival].method} differs from that of {method} by "
         f"{100 * leads[rival].difference:+.1f} points, with a standard error of "
         f"{100 * leads[rival].standard_error:.1f}."

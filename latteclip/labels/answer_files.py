@@ -18,7 +18,7 @@ from latteclip.core.user_tables import (
     numbers_of_classes,
     read_table,
 )
-from latteclip.labels.answers import CLASS, WORDS, Answer, by_image, read_whole
+from latteclip.labels.answers import CLASS, WORDS, Answer, read_whole
 
 log = logging.getLogger(__name__)
 IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
@@ -49,51 +49,48 @@ def read_foreign(
     numbers = numbers_of_classes(classnames, written_names)
     kind_of = {word: kind for kind, word in WORDS.items()}
     names = ImageNames(image_ids)
-    answers = []
+    answers: dict[str, Answer] = {}
     missing = []
     rows = _table_rows(path) if Path(path).suffix.lower() in READERS else _tasks(path)
     for image, label in rows:
         number = class_of(label, numbers)
-        kind = CLASS if number is not None else kind_of.get(str(label))
+        kind = kind_of.get(str(label)) if number is None else CLASS
         if kind is None:
-            likely = one_line(suggestion(str(label), classnames))
             raise UserError(
                 f"{path}, image {one_line(image, 80)!r}, names the unknown class "
-                f"{one_line(label, 80)!r}; {likely}"
+                f"{one_line(label, 80)!r}; {one_line(suggestion(str(label), classnames))}"
             )
         image_id = names.find(image)
         if image_id is None:
             missing.append(image)
-        else:
-            classname = None if number is None else classnames[number]
-            answers.append(Answer(image_id, kind, classname))
+            continue
+        answer = Answer(image_id, kind, None if number is None else classnames[number])
+        if answers.setdefault(image_id, answer) != answer:
+            raise UserError(f"{path} gives {one_line(image_id, 120)!r} two classes.")
     if missing:
         first = one_line(missing[0], 80)
         log.warning("%s: %d images are not here, such as %s.", path, len(missing), first)
     if not answers:
         raise UserError(f"{path} names no training image of this dataset.")
-    return by_image(dict.fromkeys(answers), path)  # equal ones once
+    return answers
 
 
 def _table_rows(path: str) -> Iterator[tuple[str, Any]]:
     """Yield the images of a table that have a class."""
     table = read_table(path, "The file")
-    found = [
+    columns = [
         next((name for name in names if name in table.columns), None)
         for names in (IMAGE, LABEL)
     ]
-    if None in found:
+    if None in columns:
         raise UserError(
             f"{path} needs a column of images, called {' or '.join(IMAGE)}, and one of classes, "
             f"called {' or '.join(LABEL)}."
         )
-    for image, label in table[found].itertuples(index=False):
+    for image, label in table[columns].itertuples(index=False):
         if not is_empty(label):
-            yield str(from_csv_cell(str(image))), _plain(label)
-
-
-def _plain(label: Any) -> Any:
-    return from_csv_cell(label) if isinstance(label, str) else label
+            is_text = isinstance(label, str)
+            yield from_csv_cell(str(image)), from_csv_cell(label) if is_text else label
 
 
 def _tasks(path: str) -> Iterator[tuple[str, str]]:

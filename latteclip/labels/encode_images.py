@@ -15,7 +15,6 @@ from latteclip.clip.image_encoders import ImageEncoder
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.tables import ExamplesMetadata
 from latteclip.core.terminal import counted
 from latteclip.data.folder_files import find_examples
 
@@ -42,14 +41,12 @@ def encode_images(
     ) as add:
         for rows in parts(len(features), ROWS):
             part = features[rows]
-            ids = table["image_id"].slice(rows.start, ROWS)
-            broken = (~part.isfinite().all(dim=1)).nonzero()
-            if len(broken):
+            if not part.isfinite().all():
                 raise UserError(
                     f"Image encoder {model.name!r} gives features that are not finite "
-                    f"numbers for the image {ids[int(broken[0])].as_py()!r}; take it out of "
-                    "image_encoders."
+                    "numbers; take it out of image_encoders."
                 )
+            ids = table["image_id"].slice(rows.start, ROWS)
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
     n = counted(len(table), "image")
     log.info("Encoded %s by %s, width %d.", n, model.name, model.width)
@@ -80,18 +77,16 @@ def encode_examples(
     examples = find_examples(settings.examples_folder, classnames, settings.replacements)
     paths = [path for path, _ in examples]
     picked = devices.pick(device, threads)
-    features = []
-    for name in (None, *settings.encoders):
-        model = _encoder(name, settings.clip, picked)
-        features.append(encode_files(model, paths, threads)[:])
-    names = [settings.clip.model, *settings.encoders]
-    widths = [table.shape[1] for table in features]
+    features = [
+        encode_files(_encoder(name, settings.clip, picked), paths, threads)[:]
+        for name in (None, *settings.encoders)
+    ]
     columns = {
         "path": paths,
         "classname": [classname for _, classname in examples],
         "image_features": tables.list_column(torch.cat(features, dim=1).numpy()),
     }
-    tables.write(output, columns, tables.EXAMPLES, ExamplesMetadata(names, widths))
+    tables.write(output, columns, tables.EXAMPLES)
     log.info(
         "Encoded %d examples of %d classes.", len(examples), len({*columns["classname"]})
     )

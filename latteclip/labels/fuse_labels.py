@@ -14,21 +14,15 @@ from latteclip.clip.classifier import Classifier, classify, load_classifier, sav
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
-from latteclip.core.tables import (
-    ClassesMetadata,
-    IndexMetadata,
-    VotesMetadata,
-    VotesTableMetadata,
-)
+from latteclip.core.tables import ClassesMetadata, VotesMetadata, VotesTableMetadata
 from latteclip.labels.fusion_report import (
+    LABELS,
     Check,
-    CheckedLabels,
     FusionReport,
     LabellerReport,
-    PersonAnswers,
     write_fusion_report,
 )
-from latteclip.labels.guarantees import Bools, Interval, share_right
+from latteclip.labels.guarantees import MIN_ANSWERS, Bools, Interval, share_right
 from latteclip.labels.label_inputs import (
     LabelFiles,
     LabelInputs,
@@ -43,14 +37,15 @@ MIN_WEIGHT = 0.05  # of votes that compare classifiers
 ENOUGH_TO_TEACH = 10  # answers and examples, for the choice of a model
 SILENT = Labeller(accuracy=None, weight=0.0, answers_needed=0)
 LEAKED = "the captioner was given the zero-shot labels"
+# The classifiers of the label model, of CLIP's features and of those of all encoders.
+CLASSIFIERS = ("image_prototypes", "image_prototypes_encoders")
 
 
 def adapt_zero_shot(files: LabelFiles, output: str) -> None:
     """Write the zero-shot classifier, adapted to the training images by `LabelModel`."""
     table, classnames = _training_images(files.images)
     known = LabelInputs.read(files, table["image_id"], classnames)
-    model = known.fit()
-    _save(output, known, model.heads_[0])
+    _save(output, known, known.fit().heads_[0])
     log.info("Adapted %d classes to %d images.", len(classnames), len(table))
 
 
@@ -80,61 +75,34 @@ def fuse_labels(
     if encoders_prototypes_output is not None:
         joint = model.heads_[-1]
         _save(encoders_prototypes_output, known, joint, image_encoders=known.encoders)
-    labels = {name: one.first.astype(np.int32) for name, one in known.votes.items()}
-    adapted, _ = load_classifier(str(files.adapted), classnames=classnames)
-    features = torch.from_numpy(known.features[0][: known.n])
-    adapted_labels = classify(features, adapted, 1)[0][:, 0].numpy()
-    has_vote = np.zeros(known.n, dtype=bool)
-    for voted in known.votes.values():
-        has_vote |= voted.has
-    fused = model.labels_[: known.n]
-    columns: dict[str, Any] = {
-        field.name: pa.nulls(known.n, field.type) for field in tables.FUSED_LABELS
-    }
-    columns |= {
-        "image_id": known.image_ids,
-        "adapted_label": adapted_labels,
-        "image_label": model.heads_[0].labels[: known.n],
-        "fused_label": fused,
-        "fused_confidence": model.confidence_[: known.n],
-        "labeller_labels": tables.list_column(
-            np.array([*labels.values()], np.int32).reshape(len(labels), known.n).T
-        ),
-    }
-    for one in labellers_files:
-        if one.column is not None:
-            has = labels[one.name] != NO_VOTE
-            columns[f"{one.column}_label"] = np.where(has, labels[one.name], adapted_labels)
-            columns[f"{one.column}_confidence"] = known.votes[one.name].shares.max(axis=1)
-    tables.write(output, columns, tables.FUSED_LABELS, ClassesMetadata(classnames))
-    texts = LabellerTable(ZERO_SHOT, ZERO_SHOT, "")
+    labels = _label_columns(files, labellers_files, known, model)
+    tables.write(output, labels, tables.FUSED_LABELS, ClassesMetadata(classnames))
+
+    def worth(one: LabellerTable, votes: int) -> LabellerReport:
+        learned = model.labellers_.get(one.name, SILENT)
+        folder = Path(report_output).parent
+        path = os.path.relpath(one.table, folder) if one.table else None
+        return LabellerReport(one.name, one.kind, path, votes, **vars(learned))
+
     report = FusionReport(
         classnames=classnames,
-        written_names=tables.read_metadata(files.images, IndexMetadata).written_names,
-        model=known.described["model"],
-        pretrained=known.described.get("pretrained"),
         labellers=[
-            _labeller(one, known.votes[one.name].has, model, report_output)
-            for one in labellers_files
+            worth(one, int(known.votes[one.name].has.sum())) for one in labellers_files
         ],
-        zero_shot=_labeller(texts, np.ones(known.n, bool), model, report_output),
-        votes=_title(labellers_files),
-        voting=int(has_vote.sum()),
+        zero_shot=worth(LabellerTable(ZERO_SHOT, ZERO_SHOT, ""), known.n),
         reason=model.reason_,
         is_checked=model.is_checked_,
-        changed=int((fused != adapted_labels).sum()),
         image_encoders=known.encoders,
-        answers=_person_answers(known, model, answers),
         examples=len(known.examples),
         without_evidence=[classnames[label] for label in model.without_evidence_],
+        **_checks(known, model, answers),
     )
     write_fusion_report(report_output, report)
-    for sentence in report.sentences(known.n):
+    changed = (labels["fused_label"] != labels["adapted_label"]).sum()
+    log.info("%d of %d labels differ from the adapted zero-shot ones.", changed, len(table))
+    for sentence in report.sentences():
         log.info("%s", sentence)
-    reason = _why_unfit(labellers_files, report)
-    is_taught = len(report.answers.images) + report.examples >= ENOUGH_TO_TEACH
-    about = VotesMetadata(classnames, report.votes, reason, is_taught)
-    _write_votes(votes_output, known, model, has_vote, about)
+    _write_votes(votes_output, known, model, _unfit(labellers_files, report), report)
 
 
 def _training_images(images_path: str) -> tuple[pa.Table, list[str]]:
@@ -153,14 +121,46 @@ def _save(output: str, known: LabelInputs, head: LinearHead, **described: Any) -
     save_classifier(output, Classifier.of(*parts), known.described | described)
 
 
-def _write_votes(
-    output: str,
+def _label_columns(
+    files: LabelFiles,
+    labellers: Sequence[LabellerTable],
     known: LabelInputs,
     model: LabelModel,
-    has_vote: Bools,
-    metadata: VotesMetadata,
+) -> dict[str, Any]:
+    """Return the columns of FUSED_LABELS."""
+    n = known.n
+    adapted, _ = load_classifier(str(files.adapted))
+    features = torch.from_numpy(known.features[0][:n])
+    adapted_labels = classify(features, adapted, 1)[0][:, 0].numpy()
+    labels = [known.votes[one.name].first.astype(np.int32) for one in labellers]
+    columns: dict[str, Any] = {
+        field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS
+    }
+    for one, voted in zip(labellers, labels, strict=True):
+        if one.column is not None:
+            by_one = np.where(voted != NO_VOTE, voted, adapted_labels)
+            columns[f"{one.column}_label"] = by_one
+            columns[f"{one.column}_confidence"] = known.votes[one.name].shares.max(axis=1)
+    return columns | {
+        "image_id": known.image_ids,
+        "adapted_label": adapted_labels,
+        "image_label": model.heads_[0].labels[:n],
+        "fused_label": model.labels_[:n],
+        "fused_confidence": model.confidence_[:n],
+        "labeller_labels": tables.list_column(
+            np.array(labels, np.int32).reshape(len(labels), n).T
+        ),
+    }
+
+
+def _write_votes(
+    output: str, known: LabelInputs, model: LabelModel, unfit: str, report: FusionReport
 ) -> None:
     """Write what the labellers say of images that compare classifiers, and what these say."""
+    has_vote = np.zeros(known.n, dtype=bool)
+    for voted in known.votes.values():
+        has_vote |= voted.has
+    log.info("%d of %d images have votes.", has_vote.sum(), known.n)
     rows = np.flatnonzero(held_out_for_choice(tables.Strings(known.image_ids)) & has_vote)
     columns = {
         "image_id": known.image_ids.take(pa.array(rows)),
@@ -168,97 +168,68 @@ def _write_votes(
         "head": model.heads_[0].labels[rows],
         "joint_head": model.heads_[-1].labels[rows],
     }
+    is_taught = len(report.answers) + report.examples >= ENOUGH_TO_TEACH
+    metadata = VotesMetadata(report.classnames, unfit, is_taught)
     tables.write(output, columns, tables.VOTES, metadata)
 
 
-def _why_unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
+def _unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
     """Return why votes cannot compare classifiers, "" where they can."""
     if not labellers:
         return "there is no labeller beside CLIP"
-    for one in labellers:
-        if one.kind != "captions":
-            continue
-        if tables.read_metadata(one.table, VotesTableMetadata).leaked:
-            return LEAKED
-    if not any(one.weight > MIN_WEIGHT for one in report.labellers):
-        return f"the images do not predict the {report.votes}"
+    captions = [one.table for one in labellers if one.kind == "captions"]
+    if any(tables.read_metadata(path, VotesTableMetadata).leaked for path in captions):
+        return LEAKED
+    if all(one.weight <= MIN_WEIGHT for one in report.labellers):
+        return "the images do not predict the votes"
     return ""
 
 
-def _title(labellers: Sequence[LabellerTable]) -> str:
-    """Return what messages call the votes."""
-    if not labellers:
-        return "votes"
-    if len(labellers) > 1:
-        return f"votes of {len(labellers)} labellers"
-    one = labellers[0]
-    if one.kind == "captions":
-        return "captions"
-    return "class scores" if one.column else f"votes of {one.name}"
-
-
-def _labeller(
-    one: LabellerTable, has_vote: Bools, model: LabelModel, report_output: str
-) -> LabellerReport:
-    """Return what the votes of a labeller are worth, given which images [N] it has them about."""
-    learned = model.labellers_.get(one.name, SILENT)
-    folder = Path(report_output).parent
-    return LabellerReport(
-        name=one.name,
-        kind=one.kind,
-        table=os.path.relpath(one.table, folder) if one.table else None,
-        votes=int(has_vote.sum()),
-        weight=learned.weight,
-        accuracy=learned.accuracy,
-        answers_needed=learned.answers_needed,
-    )
-
-
-def _person_answers(
-    known: LabelInputs, model: LabelModel, answers: Answers
-) -> PersonAnswers:
-    """Return the answers, and the accuracy of the labels by those about drawn images."""
+def _checks(known: LabelInputs, model: LabelModel, answers: Answers) -> dict[str, Any]:
+    """Return the answers, and how right labels and classifiers are by those about drawn images."""
     ids = known.image_ids.take(pa.array(answers.rows)).to_pylist()
-    images = {
-        image_id: known.classnames[shares.argmax()] if shares.any() else None
-        for image_id, shares in zip(ids, answers.shares, strict=True)
-    }
-    if not answers.drawn.any():
-        return PersonAnswers(images)
     drawn = answers.select(answers.drawn)
-    labels = _check(drawn, model.held_out_labels_, model.held_out_confidence_)
-    methods = ("image_prototypes", "image_prototypes_encoders")
-    checked = CheckedLabels(
-        right=labels_right(known.n, answers, np.array(labels.right)),
-        image_id=known.image_ids.take(pa.array(drawn.rows)).to_pylist(),
-        labels=labels,
-        classifiers={
-            name: _check(drawn, head.held_out.argmax(axis=1), head.held_out.max(axis=1))
-            for name, head in zip(methods, model.heads_, strict=False)
+
+    def check(labels: Ints, confidence: Floats) -> Check:
+        right = drawn.shares[np.arange(len(labels)), labels] > 0
+        return list(zip(confidence.tolist(), right.tolist(), strict=True))
+
+    heads = zip(CLASSIFIERS, model.heads_, strict=False)
+    by_heads = {
+        name: check(head.held_out.argmax(axis=1), head.held_out.max(axis=1))
+        for name, head in heads
+    }
+    return {
+        "answers": {
+            image_id: known.classnames[shares.argmax()] if shares.any() else None
+            for image_id, shares in zip(ids, answers.shares, strict=True)
         },
-    )
-    return PersonAnswers(images, checked)
+        "checking": known.image_ids.take(pa.array(drawn.rows)).to_pylist(),
+        "checks": {
+            LABELS: check(model.held_out_labels_, model.held_out_confidence_),
+            **by_heads,
+        },
+        "labels_right": labels_right(known.n, answers, model.held_out_labels_),
+    }
 
 
-def _check(drawn: Answers, labels: Ints, confidence: Floats) -> Check:
-    right = drawn.shares[np.arange(len(labels)), labels] > 0
-    return Check(confidence.tolist(), right.tolist())
-
-
-def labels_right(n: int, answers: Answers, right: Bools) -> Interval:
+def labels_right(n: int, answers: Answers, held_out: Ints) -> Interval | None:
     """Return the share of right labels of N images, once answers have replaced labels.
 
-    `right` [J]: whether the labels of the drawn images were right without their answers.
+    `held_out` [J] are the labels of the drawn images without their answers. None: they are too few.
     """
+    drawn = answers.select(answers.drawn)
+    if len(drawn.rows) < MIN_ANSWERS:
+        return None
+    is_right = drawn.shares[np.arange(len(held_out)), held_out] > 0
     of_class: Bools = np.asarray(answers.shares.any(axis=1))
-    taught = ~answers.drawn
     return share_right(
         n,
-        len(right),
-        int(right.sum()),
-        right=int((of_class & taught).sum()),
-        wrong=int((~of_class & taught).sum()),
+        len(is_right),
+        int(is_right.sum()),
+        right=int((of_class & ~answers.drawn).sum()),
+        wrong=int((~of_class & ~answers.drawn).sum()),
         unsure=answers.unsure_chosen,
         drawn_unsure=answers.unsure_drawn,
-        corrected=int((~right & of_class[answers.drawn]).sum()),
+        corrected=int((~is_right & of_class[answers.drawn]).sum()),
     )

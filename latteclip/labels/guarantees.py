@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, stdtrit
+from scipy.special import bdtr, stdtrit
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -172,13 +172,6 @@ def difference(leads: Floats, strata: Ints, sizes: Ints, apart: float) -> Interv
     return Interval(apart * value, apart * low, apart * high, n)
 
 
-def upper_bound(wrong: int, answers: int, alpha: float = ALPHA) -> float:
-    """Return the upper end of Clopper and Pearson's exact one-sided interval for a share."""
-    if wrong >= answers:
-        return 1.0
-    return float(betaincinv(wrong + 1, answers - wrong, 1 - alpha))
-
-
 def fewest_answers(share: float) -> int:
     """Return how many answers promise this share of errors if no label among them is wrong."""
     return math.ceil(math.log(ALPHA) / math.log1p(-share))
@@ -187,15 +180,15 @@ def fewest_answers(share: float) -> int:
 def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
     """Return the confidence from which labels may be taken without a look; inf: none may.
 
-    With 95 % probability, at most `max_error` of ALL labels are wrong and taken. Sets of the surest
-    labels are nested, so the exact bound of the largest set needs no correction for the search
-    (Candes, Ilyas and Zrnic, arXiv 2506.10908). Confidences [m] are of images drawn uniformly, of
-    which some labels are wrong [m].
+    With 95 % probability, at most `max_error` of ALL labels are wrong and taken, by Clopper and
+    Pearson's exact bound. Sets of the surest labels are nested, so that of the largest set needs no
+    correction for the search (Candes, Ilyas and Zrnic, arXiv 2506.10908). Confidences [m] are of
+    images drawn uniformly, of which some labels are wrong [m].
     """
-    if upper_bound(0, len(wrong)) > max_error:
-        return float("inf")
-    answers = len(wrong)
-    allowed = max(n for n in range(answers + 1) if upper_bound(n, answers) <= max_error)
+    m = len(wrong)
+    allowed = np.count_nonzero(bdtr(np.arange(m + 1), m, max_error) <= ALPHA) - 1
+    if allowed < 0:
+        return math.inf
     errors = np.sort(confidence[wrong])[::-1]
     if allowed >= len(errors):
         return 0.0

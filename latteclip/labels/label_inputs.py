@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
-from latteclip.core.errors import DELETE_AND_RERUN, UserError
-from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
-from latteclip.labels.answers import CHECK, CLASS, UNSURE, Answer, teaching_schema
+from latteclip.core.tables import EncoderMetadata
+from latteclip.labels.answers import CHECK, UNSURE, Answer, AnswerSchema
 from latteclip.labels.features import read_features
 from latteclip.labels.label_model import SCALE, LabelModel
 from latteclip.labels.votes import NO_VOTE, Answers, Floats, Ints, Votes
@@ -88,22 +88,22 @@ class LabelInputs:
     ) -> "LabelInputs":
         """Read the features of N images, and the votes of each labeller."""
         classes, described = load_classifier(files.class_embeddings, classnames=classnames)
-        features = [read_features(files.pseudo_labels, image_ids)]
-        features += [read_features(path, image_ids) for path in image_encoders_paths]
-        arrays = [one[:].numpy() for one in features]
-        encoders = [
-            tables.read_metadata(path, EncoderMetadata).model
-            for path in image_encoders_paths
+        features = [
+            read_features(path, image_ids)[:].numpy()
+            for path in (files.pseudo_labels, *image_encoders_paths)
         ]
         examples = np.zeros(0, np.int64)
         if files.examples is not None:
-            models = [described["model"], *encoders]
-            added, examples = read_examples(files.examples, classnames, models)
-            arrays = [np.concatenate(pair) for pair in zip(arrays, added, strict=True)]
+            table = tables.read(files.examples)
+            examples = pc.index_in(table["classname"], pa.array(classnames)).to_numpy()
+            side_by_side = tables.from_list_column(table["image_features"])
+            ends = np.cumsum([one.shape[1] for one in features])
+            added = np.split(side_by_side, ends[:-1], axis=1)
+            features = [np.concatenate(pair) for pair in zip(features, added, strict=True)]
         return cls(
             image_ids=image_ids,
             classnames=classnames,
-            features=arrays,
+            features=features,
             texts=classes.weights.numpy() * (described["logit_scale"] / SCALE),
             votes={
                 one.name: read_votes(
@@ -112,9 +112,12 @@ class LabelInputs:
                 for one in labellers
             },
             examples=examples,
-            groups=_groups(files.duplicates, image_ids, len(image_ids) + len(examples)),
+            groups=_groups(files.duplicates, image_ids, len(features[0])),
             described=described,
-            encoders=encoders,
+            encoders=[
+                tables.read_metadata(path, EncoderMetadata).model
+                for path in image_encoders_paths
+            ],
         )
 
     @property
@@ -128,20 +131,13 @@ class LabelInputs:
         Labellers without a vote have no part in the model.
         """
         n_classes = len(self.classnames)
-        given = answers or Answers.of(None, n_classes)
-        n_examples = len(self.examples)
-        if n_examples:
-            rows = np.arange(self.n, self.n + n_examples)
-            given = Answers(
-                np.concatenate([given.rows, rows]),
-                np.concatenate([given.shares, np.eye(n_classes)[self.examples]]),
-                np.concatenate([given.drawn, np.zeros(n_examples, bool)]),
-            )
-        added = ((0, n_examples), (0, 0))
+        given = Answers.of(answers, n_classes)
+        shown = Answers.of(dict(enumerate(self.examples, self.n)), n_classes)
+        rows = ((0, len(self.examples)), (0, 0))
         votes = {
             name: Votes(
-                np.pad(one.options, added, constant_values=NO_VOTE),
-                np.pad(one.shares, added),
+                np.pad(one.options, rows, constant_values=NO_VOTE),
+                np.pad(one.shares, rows),
             )
             for name, one in self.votes.items()
             if one.has.any()
@@ -150,41 +146,24 @@ class LabelInputs:
             self.features,
             votes,
             self.texts,
-            given,
+            Answers(
+                np.concatenate([given.rows, shown.rows]),
+                np.concatenate([given.shares, shown.shares]),
+                np.concatenate([given.drawn, shown.drawn]),
+            ),
             n_classes=n_classes,
             groups=self.groups,
         )
 
 
 def _groups(path: str | None, image_ids: pa.ChunkedArray, n: int) -> Ints:
-    """Return the group [n] of each row: near-duplicates are in that of one of them."""
-    groups = np.arange(n)
+    """Return the group [n] of each row: near-duplicates are in that of the first of them."""
+    rows = pd.Series(np.arange(n))
     if path is None:
-        return groups
-    table = tables.read(path)
-    rows = pc.index_in(table["image_id"], image_ids)  # null for other images
-    sets = table["set"].filter(pc.is_valid(rows)).to_numpy()
-    rows = rows.drop_null().to_numpy()
-    _, first, of = np.unique(sets, return_index=True, return_inverse=True)
-    groups[rows] = rows[first][of]
-    return groups
-
-
-def read_examples(
-    path: str, classnames: Sequence[str], models: Sequence[str]
-) -> tuple[list[Floats], Ints]:
-    """Return features [E, D] of examples by each model, and their classes [E].
-
-    UserError: they are of other classes or models.
-    """
-    table = tables.read(path)
-    metadata = tables.read_metadata(path, ExamplesMetadata)
-    labels = pc.index_in(table["classname"], pa.array(classnames, pa.string()))
-    if labels.null_count or metadata.models != list(models):
-        raise UserError(f"{path} belongs to other classes or models; {DELETE_AND_RERUN}.")
-    features = tables.from_list_column(table["image_features"])
-    ends = np.cumsum(metadata.widths)[:-1]
-    return np.split(features, ends, axis=1), labels.to_numpy()
+        return rows.to_numpy()
+    sets = tables.read(path).to_pandas().set_index("image_id")["set"]
+    set_of = sets.reindex(image_ids.to_pandas()).reset_index(drop=True)  # NaN: of no set
+    return rows.groupby(set_of).transform("first").fillna(rows).to_numpy(np.int64)
 
 
 # --- votes ---------------------------------------------------------------------------------------
@@ -201,7 +180,6 @@ def read_votes(
     options, scores = read_class_scores(path, image_ids)
     if without_bias:
         scores = scores - _class_means(options, scores)[options]
-    scores = np.where(options >= 0, scores, -np.inf)
     best = scores.max(axis=1, keepdims=True)
     best[~np.isfinite(best)] = 0
     return Votes.of((options, np.exp(scores - best)))
@@ -233,19 +211,21 @@ def _class_means(options: Ints, scores: Floats) -> Floats:
     They are alternating means: where images have different options, the mean scores of a class
     alone would contain how good the other options were.
     """
-    given = (options >= 0) & np.isfinite(scores)
-    owners, _ = given.nonzero()
-    classes = options[given]
-    values = scores[given].astype(np.float64)
+    images, _ = np.isfinite(scores).nonzero()
+    classes = options[np.isfinite(scores)]
+    left = scores[np.isfinite(scores)].astype(np.float64)
     n_classes = int(options.max(initial=0)) + 1
-    per_class = np.bincount(classes, minlength=n_classes).clip(min=1)
-    per_image = given.sum(axis=1).clip(min=1)
+
+    def means_of(groups: Ints, n: int) -> Floats:
+        counts = np.bincount(groups, minlength=n).clip(min=1)
+        return np.asarray(np.bincount(groups, left, n) / counts)
+
     means = np.zeros(n_classes)
     for _ in range(ITERATIONS):
-        values -= (np.bincount(owners, values, len(scores)) / per_image)[owners]
-        step = np.bincount(classes, values, n_classes) / per_class
+        left = left - means_of(images, len(scores))[images]
+        step = means_of(classes, n_classes)
         means += step
-        values -= step[classes]
+        left = left - step[classes]
     return means.astype(np.float32)
 
 
@@ -256,7 +236,7 @@ def read_answers(path: str | None, images: pa.Table, classnames: Sequence[str]) 
     """Return the answers of `latteclip teach`, if any, about images of a table IMAGES."""
     if path is None:
         return Answers.of(None, len(classnames))
-    saved = teaching_schema("the dataset", classnames, images).read(Path(path))
+    saved = AnswerSchema(images, classnames).read(Path(path))
     saved.warn(path, Path(path).parent)
     return answered_rows(saved.answers, images, classnames)
 
@@ -265,24 +245,18 @@ def answered_rows(
     answers: Mapping[str, Answer], images: pa.Table, classnames: Sequence[str]
 ) -> Answers:
     """Return answers about images of a table."""
-    label_of = {name: label for label, name in enumerate(classnames)}
     names = pa.array(list(answers), pa.string())
     rows = pc.index_in(names, images["image_id"]).to_pylist()
-    answer_of_row = {
-        row: answer
-        for row, answer in zip(rows, answers.values(), strict=True)
-        if row is not None
-    }
-    known = sorted(row for row, one in answer_of_row.items() if one.kind != UNSURE)
-    shares = np.zeros((len(known), len(classnames)))
-    for place, row in enumerate(known):
-        if answer_of_row[row].kind == CLASS:
-            shares[place, label_of[str(answer_of_row[row].classname)]] = 1
-    unsure = [one.phase == CHECK for one in answer_of_row.values() if one.kind == UNSURE]
+    pairs = zip(rows, answers.values(), strict=True)
+    here = sorted((pair for pair in pairs if pair[0] is not None), key=lambda pair: pair[0])
+    known = [(row, one) for row, one in here if one.kind != UNSURE]
+    label_of = {name: label for label, name in enumerate(classnames)}
+    labels = np.array([label_of.get(str(one.classname), NO_VOTE) for _, one in known], int)
+    unsure = [one.phase == CHECK for _, one in here if one.kind == UNSURE]
     return Answers(
-        rows=np.array(known, np.int64),
-        shares=shares,
-        drawn=np.array([answer_of_row[row].phase == CHECK for row in known], bool),
+        rows=np.array([row for row, _ in known], np.int64),
+        shares=(labels[:, None] == np.arange(len(classnames))).astype(np.float64),
+        drawn=np.array([one.phase == CHECK for _, one in known], bool),
         unsure_chosen=unsure.count(False),
         unsure_drawn=unsure.count(True),
     )

@@ -5,8 +5,7 @@ captioner that scores classes writes its own. C classes, K options of an image.
 """
 
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import (
     ROWS,
     FeatureMemmap,
+    Features,
     best_classes,
     load_classifier,
     parts,
@@ -41,7 +41,7 @@ from latteclip.labels.pseudo_label_images import ZeroShotSettings, encode_zero_s
 
 log = logging.getLogger(__name__)
 OPTIONS = 16  # likeliest classes of an image that are written
-TOLERANCE = 0.01  # largest error of a sum of probabilities
+TOLERANCE = 0.01  # by which the logarithm of a probability may be above 0
 # Columns of a user's file, of which it has one kind or another.
 COLUMNS = (
     ("class",),
@@ -50,8 +50,8 @@ COLUMNS = (
     ("probabilities",),
 )
 FORMS = "class; or options and probabilities, or log_probabilities; or probabilities of all classes"
-Vote = tuple[list[int], list[float]]  # classes, and the log-probability of each
-Rows = tuple[Any, Sequence[Vote]]  # image ids, and the vote about each
+# Options of images [N] and their log-probabilities, both null where the labeller is silent.
+Votes = tuple[Any, Any]
 
 
 class VotesSettings(Section):
@@ -80,72 +80,58 @@ def write_votes(
     """
     index, classnames = tables.read_unlabelled(images_path, training=True)
     metadata = VotesTableMetadata(classnames)
-    rows: Iterator[Rows]
     if settings.captions is not None:
-        assert captions_path is not None
-        captions, metadata.leaked = read_captions(captions_path, index["image_id"])
+        captions, metadata.leaked = _read_captions(str(captions_path), index["image_id"])
         classes, about = load_classifier(str(class_embeddings_path), classnames=classnames)
         weights = about["logit_scale"] * classes.weights
         picked = devices.pick(device, threads)
-        section = settings.captions
-        rows = caption_votes(captions, index["image_id"], weights, section, picked)
+        options, scores = _caption_votes(captions, weights, settings.captions, picked)
     elif settings.zero_shot is not None:
-        rows = _zero_shot_votes(
-            images_path, index, settings.zero_shot, device=device, threads=threads
+        paths, section = index["path"].to_pylist(), settings.zero_shot
+        encoded = encode_zero_shot(
+            images_path, paths, section, device=device, threads=threads
         )
+        weights = encoded.scale * encoded.embeddings
+        options, scores = _best(encoded.features, weights)
     else:
         of_index = tables.read_metadata(images_path, IndexMetadata)
-        rows = iter([_file_votes(settings, index["image_id"].to_pylist(), of_index)])
-    n = 0
-    with tables.writing(output, tables.CLASS_SCORES, metadata) as add:
-        for ids, votes in rows:
-            n += sum(bool(options) for options, _ in votes)
-            add(
-                dict.fromkeys(tables.CLASS_SCORES.names, [None] * len(votes))
-                | {
-                    "image_id": ids,
-                    "options": [options for options, _ in votes],
-                    "log_probabilities": [values for _, values in votes],
-                }
-            )
+        options, scores = _file_votes(settings, index["image_id"].to_pylist(), of_index)
+    n = len(index) - options.null_count
     if not n:
         raise UserError(
             f"The labeller {settings.name} has no vote about any image; correct it, or remove it "
             "from labellers."
         )
+    columns = {
+        **dict.fromkeys(tables.CLASS_SCORES.names, pa.nulls(len(index))),
+        "image_id": index["image_id"],
+        "options": options,
+        "log_probabilities": scores,
+    }
+    tables.write(output, columns, tables.CLASS_SCORES, metadata)
     log.info("The labeller %s votes for %d of %d images.", settings.name, n, len(index))
 
 
-# --- another CLIP --------------------------------------------------------------------------------
+# --- CLIP and captions ---------------------------------------------------------------------------
 
 
-def _zero_shot_votes(
-    images_path: str,
-    index: pa.Table,
-    settings: ZeroShotSettings,
-    *,
-    device: str,
-    threads: int,
-) -> Iterator[Rows]:
-    """Yield the log-probabilities of the best classes of images by a CLIP model."""
-    paths = index["path"].to_pylist()
-    encoded = encode_zero_shot(images_path, paths, settings, device=device, threads=threads)
-    for some in parts(len(paths), ROWS):
-        cosines = encoded.features[some] @ encoded.embeddings.T
-        scores = (encoded.scale * cosines).log_softmax(dim=1)  # [rows, C]
-        yield index["image_id"].slice(some.start, len(scores)), _best(scores, OPTIONS)
+def _best(
+    features: Features, weights: torch.Tensor, mean: torch.Tensor | float = 0
+) -> Votes:
+    """Return the best classes by features [N, D], less their mean, and by weights [C, D]."""
+    options, values = [], []
+    for some in parts(len(features), ROWS):
+        scores = ((features[some] - mean) @ weights.T).log_softmax(dim=1)
+        classes, best = best_classes(scores, OPTIONS)
+        options.append(tables.list_column(classes.int().numpy()))
+        values.append(tables.list_column(best.numpy()))
+    return (
+        pa.chunked_array(options, pa.list_(pa.int32())),
+        pa.chunked_array(values, pa.list_(pa.float32())),
+    )
 
 
-def _best(scores: torch.Tensor, k: int) -> list[Vote]:
-    """Return the k best classes of each image by scores [n, C]."""
-    classes, values = best_classes(scores, k)
-    return list(zip(classes.tolist(), values.tolist(), strict=True))
-
-
-# --- captions ------------------------------------------------------------------------------------
-
-
-def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
+def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
     """Return the caption of each image, null without one, and whether prompts differ by image."""
     captions, prompts = (
         tables.lookup_column(path, column, image_ids) for column in ("caption", "prompt")
@@ -159,33 +145,25 @@ def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArra
     return pc.if_else(pc.equal(captions, ""), None, captions), leaked
 
 
-def caption_votes(
+def _caption_votes(
     captions: pa.ChunkedArray,
-    image_ids: pa.ChunkedArray,
-    classes: torch.Tensor,
+    weights: torch.Tensor,
     section: ClipSection,
     device: torch.device,
-) -> Iterator[Rows]:
-    """Yield log-probabilities of classes [C, D] by captions, which are scored like images.
+) -> Votes:
+    """Return the best classes by captions [N], which are scored like images by weights [C, D].
 
     The mean over all captions is subtracted first. The tokenizer cuts long captions.
     """
     clip = clips.load(section.model, section.pretrained, device, section.precision)
     encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
-    distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
-    row_of = torch.from_numpy(pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64))
-    texts = encode_captions(distinct, clip)
-    counts = torch.bincount(row_of[row_of >= 0], minlength=len(texts)).double()
+    texts = encode_captions(tables.Strings(pa.chunked_array([encoded.dictionary])), clip)
+    counts = np.bincount(encoded.indices.drop_null(), minlength=len(texts))
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
     for part in parts(len(texts), ROWS):
-        mean += counts[part] @ texts[part].double() / counts.sum()
-    for some in parts(len(row_of), ROWS):
-        rows = row_of[some]
-        has = rows >= 0
-        centred = texts[rows[has]] - mean.float()
-        found = iter(_best((centred @ classes.T).log_softmax(dim=1), OPTIONS))
-        votes = [next(found) if spoke else ([], []) for spoke in has.tolist()]
-        yield image_ids.slice(some.start, len(rows)), votes
+        mean += torch.from_numpy(counts[part] / counts.sum()) @ texts[part].double()
+    options, scores = _best(texts, weights, mean.float())
+    return options.take(encoded.indices), scores.take(encoded.indices)
 
 
 @torch.no_grad()
@@ -203,75 +181,66 @@ def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap
 # --- a user's file -------------------------------------------------------------------------------
 
 
-def _file_votes(settings: VotesSettings, ids: list[str], index: IndexMetadata) -> Rows:
-    """Return the votes of a file about images."""
+def _file_votes(settings: VotesSettings, ids: list[str], index: IndexMetadata) -> Votes:
+    """Return the votes of a file about images. UserError names the file and the image.
+
+    Classes are those of `numbers_of_classes`. An empty cell is no vote.
+    """
     path = settings.file
     key = f"Labeller {settings.name}: the file"
-    vote_of = by_image_id(read_votes_file(path, key, index), ids, path, key)
-    return ids, [vote_of.get(image_id, ([], [])) for image_id in ids]
-
-
-def read_votes_file(path: str | None, key: str, index: IndexMetadata) -> dict[str, Vote]:
-    """Return the votes of a file by image_id, without options where a cell is empty.
-
-    Classes are those of `numbers_of_classes`. UserError names the file and the image.
-    """
     table = read_table(path, key)
     columns = next((some for some in COLUMNS if {*some} <= {*table.columns}), None)
     if columns is None:
         raise UserError(f"{key} {path} has no votes; beside image_id it needs {FORMS}.")
     numbers = numbers_of_classes(index.classnames, index.written_names)
-    votes: dict[str, Vote] = {}
-    for image_id, *cells in rows_of(table, path, key, ["image_id", *columns]):
-        row = dict(zip(columns, cells, strict=True))
+    cells_of = {
+        image_id: dict(zip(columns, cells, strict=True))
+        for image_id, *cells in rows_of(table, path, key, ["image_id", *columns])
+    }
+    cells_of = by_image_id(cells_of, ids, path, key)
+    votes: list[tuple[Any, Any]] = []
+    for image_id in ids:
+        cells = cells_of.get(image_id, {})
         try:
-            votes[image_id] = _vote(row, numbers, len(index.classnames))
+            is_silent = all(map(is_empty, cells.values()))
+            vote = (
+                (None, None) if is_silent else _vote(cells, numbers, len(index.classnames))
+            )
         except (LookupError, TypeError, ValueError, RecursionError) as error:
-            reason = error if isinstance(error, _NoVoteError) else f"they are no {FORMS}"
             raise UserError(
-                f"{key} {path}, image {image_id!r}: {reason}; the columns {', '.join(columns)} are "
-                f"{one_line(', '.join(map(str, cells)), 120)}. Correct the file."
+                f"{key} {path}, image {image_id!r}: {one_line(error, 200)}; it needs {FORMS}."
             ) from None
-    return votes
+        votes.append(vote)
+    options, scores = zip(*votes, strict=True)
+    return pa.array(options, pa.list_(pa.int32())), pa.array(scores, pa.list_(pa.float32()))
 
 
-class _NoVoteError(ValueError):
-    """Cells that are no vote, with the reason."""
-
-
-def _vote(row: Mapping[str, Any], numbers: Mapping[Any, int], n_classes: int) -> Vote:
-    """Return the vote of a row of a user's file, without classes of probability 0."""
-    if all(map(is_empty, row.values())):
-        return [], []
-    if "class" in row:
-        return [_class(row["class"], numbers)], [0.0]
+def _vote(
+    cells: Mapping[str, Any], numbers: Mapping[Any, int], n_classes: int
+) -> tuple[list[int], Any]:
+    """Return the classes and log-probabilities of a row of a user's file."""
+    if "class" in cells:
+        return [_class(cells["class"], numbers)], [0.0]
     classes = list(range(n_classes))
-    if "options" in row:
-        classes = [_class(name, numbers) for name in list_of(row["options"])]
-    are_logs = "log_probabilities" in row
-    cell = row["log_probabilities" if are_logs else "probabilities"]
-    values = [float(value) for value in list_of(cell)]
-    if len(values) != len(classes):
-        raise _NoVoteError(f"there are {len(classes)} classes and {len(values)} numbers")
-    if len({*classes}) < len(classes):
-        raise _NoVoteError("a class is there twice")
-    if are_logs:
-        # NaN is not below any number.
-        are_numbers = all(value <= TOLERANCE for value in values)
-        if not are_numbers or max(values, default=-math.inf) == -math.inf:
-            raise _NoVoteError("log_probabilities are above 0, no numbers, or all -inf")
-        return classes, values
-    if not all(value >= 0 for value in values):
-        raise _NoVoteError("a probability is negative or no number")
-    if abs(sum(values) - 1) > TOLERANCE:
-        raise _NoVoteError(f"probabilities sum to {sum(values):.3g}, not to 1")
-    likely = [pair for pair in zip(classes, values, strict=True) if pair[1] > 0]
-    return [label for label, _ in likely], [math.log(value) for _, value in likely]
+    if "options" in cells:
+        classes = [_class(name, numbers) for name in list_of(cells["options"])]
+    *_, (name, cell) = cells.items()
+    values = np.array(list_of(cell), np.float64)
+    if name == "probabilities":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = np.log(values)
+    if values.shape != (len(classes),) or len({*classes}) < len(classes):
+        raise ValueError(
+            f"{len(values)} numbers are not one for each of {len(classes)} classes"
+        )
+    if not -np.inf < values.max() <= TOLERANCE:  # nor NaN
+        raise ValueError(f"{name} are no numbers, or too large")
+    return classes, values
 
 
 def _class(name: Any, numbers: Mapping[Any, int]) -> int:
     number = class_of(name, numbers)
     if number is None:
         hint = "; write names of classes as text" if isinstance(name, int) else ""
-        raise _NoVoteError(f"{one_line(repr(name), 60)} is no class of this dataset{hint}")
+        raise ValueError(f"{one_line(repr(name), 60)} is no class of this dataset{hint}")
     return number

@@ -103,7 +103,7 @@ def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
         item["picture"] = picture(file, THUMBNAIL)
         item["zero_shot"] = described.classnames[label]
     return {
-        "answered": sum((described.answers or {}).values()),
+        "answered": described.answers,
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,
         "images": len(table),
         "scored": len(table) - table["captioner_score"].null_count,

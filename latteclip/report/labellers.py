@@ -48,7 +48,7 @@ def read_labellers(folder: Path) -> list[Labeller]:
         accuracy = _in_words(one.accuracy, one.answers_needed)
         right = _share_right(labels[one.name], truth)
         found.append(Labeller(one.name, one.kind, one.votes / len(ids), accuracy, right))
-    accuracy = _in_words(report.answers.labels_right)
+    accuracy = _in_words(report.labels_right)
     right = _share_right(labels[FUSED], truth)
     return [*found, Labeller(FUSED, FUSED, 1.0, accuracy, right)]
 

@@ -22,7 +22,6 @@ from latteclip.evaluate import results
 from latteclip.labels.fusion_report import (
     UNCHECKED,
     FusionReport,
-    PersonAnswers,
     read_fusion_report,
 )
 from latteclip.labels.guarantees import share_of_new
@@ -73,14 +72,13 @@ def report_dataset(
     audit = _read(results.read_audit, files.audit)
     selection = _read(results.read_selection, files.selection)
     report = _read(read_fusion_report, files.fusion_report)
-    answers = report.answers if report else PersonAnswers()
     discovery = _read(read_object, files.discovery, ("actions",))
     images = gallery.read_gallery(
         files.images,
         files.pseudo_labels,
         files.fused_labels,
         files.image_captions,
-        answers.images,
+        report.answers if report else {},
     )
     lead = _lead_run(runs_files, selection, settings.main)
     is_chosen = selection is not None and selection.run == lead.run
@@ -99,7 +97,7 @@ def report_dataset(
         lead_words=OBJECTIVES[settings.config["methods"][lead.method]["objective"]].words,
         is_chosen=is_chosen,
         accuracy=accuracy,
-        labels_right=answers.labels_right,
+        labels_right=report.labels_right if report else None,
         model_right=model_right,
         asking=asking,
         report=report,
@@ -161,7 +159,7 @@ def _next_steps(
     rerun = "Then run the workflow again, which updates this page:", run_command(folder)
     if discovery and not discovery["actions"]:
         yield "Check the proposed classes:", f"latteclip classes {quoted}"
-    if report and not report.answers.images:
+    if report and not report.answers:
         yield (
             f"Answer questions about {results.QUESTIONS} images, in about twenty minutes. The "
             "answers improve the labels and estimate their accuracy:",

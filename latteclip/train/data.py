@@ -97,7 +97,7 @@ def read(
             ids=all_ids,
         )
         is_trained &= confidence.to_numpy() > 0
-        drawn = read_fusion_report(str(files.fusion_report)).answers.checking
+        drawn = read_fusion_report(str(files.fusion_report)).checking
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]

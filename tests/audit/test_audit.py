@@ -15,7 +15,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import MISSING, Audit, AuditedRun, RunFiles, read_audit
-from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, teaching_schema
+from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, AnswerSchema
 from latteclip.labels.guarantees import Interval
 
 N_TEST = 120
@@ -65,7 +65,7 @@ def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(traini
     write_train_predictions(results, "latteclip/seed0", results.image_ids)
     index = results.folder / "images.parquet"
     images, names = tables.read_unlabelled(index, training=True)
-    schema = teaching_schema(results.folder.name, names, images)
+    schema = AnswerSchema(images, names)
     asked = zip(results.image_ids[3:5], (TEACH, CHECK), strict=True)
     answers = {name: Answer(name, CLASS, names[0], phase) for name, phase in asked}
     schema.update(results.folder / "answers.json", answers)

@@ -47,7 +47,7 @@ def document(server, n=1, kind="none"):
     session = server.page
     ids = [session.questions[number].image_id for number in range(n)]
     answers = [Answer(one, kind) for one in ids]
-    return json.dumps(answers_.as_json(session.schema.document(answers))).encode()
+    return json.dumps(session.schema.document(answers).as_json()).encode()
 
 
 def put(server, body=None, **headers):
@@ -85,7 +85,7 @@ def test_with_30000_answers_one_more_is_saved(server):
     """All of them would be more than a request may have."""
     saved = server.page.schema
     many = [Answer(f"{n}.png", "none", content="0" * 32) for n in range(30_000)]
-    every = answers_.as_json(saved.document(many))
+    every = saved.document(many).as_json()
     assert len(json.dumps(every)) > MAX_BODY
     server.page.path.write_text(json.dumps(every))
     status, _, body = put(server)

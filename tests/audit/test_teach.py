@@ -10,7 +10,7 @@ from support.worlds import CLASSNAMES, Taken
 from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
-from latteclip.core.tables import EncoderMetadata, ExamplesMetadata
+from latteclip.core.tables import EncoderMetadata
 from latteclip.labels.answers import (
     CHECK,
     CLASS,
@@ -18,7 +18,6 @@ from latteclip.labels.answers import (
     TEACH,
     UNSURE,
     Answer,
-    as_json,
 )
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
@@ -92,8 +91,7 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
         "image_features": tables.list_column(np.concatenate([clip, features[n:]], axis=1)),
     }
     examples = taken.path("examples.parquet")
-    models = ExamplesMetadata(["m", "hf-hub:an/encoder"], [clip.shape[1], 2 * c])
-    tables.write(examples, columns, tables.EXAMPLES, models)
+    tables.write(examples, columns, tables.EXAMPLES)
     labels = fuse(taken, [str(encoder)], examples=True)
     found = TeachingSession(taken.folder, 10).posterior
     assert found.argmax(axis=1).tolist() == labels["fused_label"].to_pylist()
@@ -121,7 +119,7 @@ def test_its_last_line_and_the_report_state_one_share_of_right_labels(taken, lab
     )
     session.schema.update(session.path, answers)
     fuse(taken, answers=str(session.path))
-    checked = read_fusion_report(taken.folder / NAME).answers.checked.right
+    checked = read_fusion_report(taken.folder / NAME).labels_right
     assert checked.n == 20 and checked.words() in session.result()["sentence"]
     again = TeachingSession(taken.folder, 40)
     assert again.result()["sentence"] == session.result()["sentence"]
@@ -166,7 +164,7 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
     assert len(entries) == 30 and len({one["image"] for one in entries}) == 30
     exported = taken.folder / "exported.json"
     exported.write_text(
-        json.dumps({**as_json(session.schema.document()), "answers": entries})
+        json.dumps({**session.schema.document().as_json(), "answers": entries})
     )
     import_answers(TeachingSession(taken.folder, 30), str(exported))
     assert [one.phase for one in session.answers().values()].count(CHECK) == 15
@@ -179,6 +177,6 @@ def test_an_image_that_has_an_answer_keeps_it(taken):
     session.schema.update(session.path, {first: Answer(first, CLASS, dots)})
     others = {name: Answer(name, CLASS, lines) for name in (first, second)}
     exported = taken.folder / "exported.json"
-    exported.write_text(json.dumps(as_json(session.schema.document(others.values()))))
+    exported.write_text(json.dumps(session.schema.document(others.values()).as_json()))
     import_answers(session, str(exported))
     assert [one.classname for one in session.answers().values()] == [dots, lines]

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 from support.image_folders import class_folders
-from support.records import checked, fusion
+from support.records import fusion
 
 from latteclip.cli import messages
 from latteclip.config import layers
 from latteclip.config.resolve import Run
-from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
+from latteclip.labels.fusion_report import NAME, write_fusion_report
+from latteclip.labels.guarantees import Interval
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def test_a_run_ends_with_what_it_made_and_next_commands(mine):
     results, labels = "results/mine", "results/mine/fused_labels.parquet"
     model = f"{results}/image_prototypes/seed0/model"
     Path(results).mkdir(parents=True)
-    answers = PersonAnswers({"a.png": "cat"}, checked(["a.png"], answers=50, value=0.713))
-    write_fusion_report(Path(results, NAME), fusion(answers=answers))
+    right = Interval(0.713, 0.6, 0.8, 50)
+    write_fusion_report(Path(results, NAME), fusion(labels_right=right))
     text = "\n".join(messages.finished(mine(), [f"{results}/report.html", labels, model]))
     commands = "latteclip teach", "latteclip labels export"
     for words in ("report.html", labels, "71.3 %", *commands):

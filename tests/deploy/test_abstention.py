@@ -16,7 +16,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
 from latteclip.deploy import export, predict
-from latteclip.labels.fusion_report import NAME, Check, PersonAnswers, write_fusion_report
+from latteclip.labels.fusion_report import NAME, write_fusion_report
 from latteclip.labels.guarantees import pac_threshold
 
 CLASSNAMES = ["a", "b", "c"]
@@ -71,8 +71,8 @@ class Results:
             for one, own in zip(self.predicted, self.right, strict=True)
         ]
         images = dict(zip([*self.ids[:n], *self.ids[-3:]], names, strict=False))
-        answers = PersonAnswers(images, records.checked(self.ids[:n], classifiers=heads))
-        write_fusion_report(self.folder / NAME, records.fusion(answers=answers))
+        report = records.fusion(answers=images, checking=self.ids[:n], checks=heads)
+        write_fusion_report(self.folder / NAME, report)
 
     def classifier(self, **options):
         return predict.Predictor(self.model, device="cpu", threads=1, **options)
@@ -126,7 +126,7 @@ def test_a_classifier_that_answers_made_is_checked_without_them(results):
     save_classifier(place, results.head, {"classnames": CLASSNAMES})
     confidence = np.linspace(0.1, 0.9, 15)
     right = np.arange(15) > 0
-    check = Check(confidence.tolist(), right.tolist())
+    check = list(zip(confidence.tolist(), right.tolist(), strict=True))
     results.answer(15, image_prototypes=check)
     found = results.classifier(abstain=ERROR).threshold
     assert found == pac_threshold(confidence, ~right, ERROR)

@@ -21,7 +21,6 @@ from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import export_labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata
-from latteclip.labels.fusion_report import PersonAnswers
 
 
 def read_csv(path):
@@ -200,7 +199,7 @@ def check(taken, n):
     checked = records.checked(taken.ids[:n], taken.confidence[:n].tolist(), right)
     images = {taken.ids[row]: CLASSNAMES[taken.truth[row]] for row in range(n)}
     images[taken.ids[n]] = None
-    taken.write_report(answers=PersonAnswers(images, checked))
+    taken.write_report(answers=images, **checked)
 
 
 def test_answers_are_the_labels_and_guarantee_others(taken):

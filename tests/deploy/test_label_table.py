@@ -7,7 +7,6 @@ from support.worlds import CLASSNAMES
 from latteclip.core import tables
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import calibrate
-from latteclip.labels.fusion_report import PersonAnswers
 
 
 def rows(taken):
@@ -53,7 +52,7 @@ def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
 
 
 def test_of_images_that_show_one_picture_the_first_or_an_answered_one_remains(taken):
-    taken.write_report(answers=PersonAnswers({taken.ids[4]: CLASSNAMES[0]}))
+    taken.write_report(answers={taken.ids[4]: CLASSNAMES[0]})
     taken.write_duplicates([(0, 1, 2), (3, 4, 5)])
     found = [row["duplicate_of"] for row in rows(taken)][:7]
     first, answered = taken.ids[0], taken.ids[4]
@@ -64,6 +63,6 @@ def test_the_correction_is_found():
     rng = np.random.default_rng(0)
     probabilities = rng.uniform(0.05, 0.999, 4000)
     truth = expit(0.5 * logit(probabilities) - 1)  # the probabilities are too high
-    found = calibrate(probabilities, (rng.random(4000) < truth).astype(float))
+    found = calibrate([*zip(probabilities, rng.random(4000) < truth, strict=True)])
     np.testing.assert_allclose(found(probabilities), truth, atol=0.05)
     assert found.answers == 4000

@@ -17,7 +17,6 @@ from latteclip.evaluate.results import (
     RunFiles,
     accuracy_by_answers,
 )
-from latteclip.labels.fusion_report import PersonAnswers
 from latteclip.labels.guarantees import Interval
 
 RUN = ("flyp", 0)
@@ -37,19 +36,15 @@ def predictions(tmp_path):
 
 
 def report(n):
-    checked = records.checked(IDS[:n], value=0.8, low=0.7, high=0.9)
-    answers = PersonAnswers(dict.fromkeys(IDS[:n], "a"), checked)
-    return records.fusion(answers=answers)
+    return records.fusion(answers=dict.fromkeys(IDS[:n], "a"), checking=IDS[:n])
 
 
 def test_checks_of_labels_are_checks_of_a_model_that_did_not_learn_from_them(predictions):
     found, asking = accuracy_by_answers(predictions, report(30), None)
     assert (found.value, found.n, asking) == (0.75, 24, "teach")
     assert found.low < 0.6 < 0.85 < found.high
-    assert report(30).answers.labels_right.n == 30
     for few in (report(9), records.fusion()):
         assert accuracy_by_answers(predictions, few, None) == (None, "teach")
-        assert few.answers.labels_right is None
 
 
 def test_an_audit_of_the_run_comes_first(predictions):

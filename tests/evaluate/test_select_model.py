@@ -63,8 +63,7 @@ class Results:
         tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(classnames))
 
     def write_votes(self, votes, **described):
-        described = {"votes": "captions", "unfit": "", **described}
-        metadata = VotesMetadata(CLASSNAMES, **described)
+        metadata = VotesMetadata(CLASSNAMES, **{"unfit": "", **described})
         columns = {"image_id": IDS[: len(votes)], "vote": votes.tolist()}
         columns |= dict.fromkeys(["head", "joint_head"], pa.nulls(len(votes)))
         tables.write(self.folder / "votes.parquet", columns, tables.VOTES, metadata)

@@ -5,7 +5,6 @@ from PIL import Image
 from support.tiny import DEMO_CLIP, network_of, write_encoder, write_index, write_pictures
 from timm.data import create_transform
 
-from latteclip.clip import image_encoders
 from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -99,14 +98,3 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_sentence(
         pictures.run(name)
     assert "\n" not in str(error.value)
     assert not pictures.output.exists()
-
-
-def test_features_that_are_not_finite_name_the_image(pictures, tmp_path, monkeypatch):
-    encode = image_encoders.Pooled.encode_image
-
-    def broken(self, images):
-        return encode(self, images) / 0 if len(images) > 1 else encode(self, images)
-
-    monkeypatch.setattr(image_encoders.Pooled, "encode_image", broken)
-    with pytest.raises(UserError, match=r"not finite numbers for the image"):
-        pictures.run(write_encoder(tmp_path / "encoder"))

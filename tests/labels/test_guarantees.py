@@ -8,7 +8,6 @@ from latteclip.labels.guarantees import (
     fewest_answers,
     pac_threshold,
     share_right,
-    upper_bound,
 )
 
 N = 2000
@@ -54,9 +53,11 @@ def test_of_all_answered_the_share_is_known():
 
 
 def test_the_exact_bound_is_scipys():
-    wanted = stats.binomtest(3, 60, alternative="less").proportion_ci(0.95).high
-    assert upper_bound(3, 60) == pytest.approx(wanted)
-    assert upper_bound(5, 5) == 1
+    """Of 60 labels the three least certain are wrong: as many as the bound allows, or one more."""
+    bound = stats.binomtest(3, 60, alternative="less").proportion_ci(0.95).high
+    confidence, wrong = np.linspace(0, 1, 60), np.arange(60) < 3
+    assert pac_threshold(confidence, wrong, bound + 1e-6) == 0
+    assert 0 < pac_threshold(confidence, wrong, bound - 1e-6) <= confidence[1]
 
 
 @pytest.mark.parametrize(("max_error", "fewest"), [(0.05, 59), (0.1, 29), (0.2, 14)])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from support.tiny import write_class_scores
 from support.worlds import World, ZeroShotFiles
 
+from latteclip.clip.classifier import load_detector
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.core.tables import UnknownMetadata
@@ -17,12 +18,13 @@ class Dataset(ZeroShotFiles):
     """The same with what the stage makes of them."""
 
     def run(self, share=0.1, class_scores=None, answers=None):
-        """UNKNOWN and its metadata."""
+        """UNKNOWN and its metadata; the threshold of the detector is `threshold`."""
         outputs = self.path("unknown.parquet"), self.path("detector")
         score_unknown(
             *self.write(), UnknownSection(share=share), *outputs, class_scores, answers
         )
         found = tables.read(outputs[0])
+        self.threshold = load_detector(outputs[1], self.classnames).threshold
         return found, tables.read_metadata(outputs[0], UnknownMetadata)
 
     def bytes(self, **given):
@@ -51,11 +53,10 @@ def test_the_score_is_the_distance_from_the_nearest_class_text(dataset):
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_a_share_of_the_training_images_is_called_unknown(dataset, share):
-    table, described = dataset.run(share)
+    table, _ = dataset.run(share)
     unknown = np.array(table["is_unknown"].to_pylist())
     assert unknown[dataset.training].sum() == int(share * len(dataset.training))
-    assert (unknown == (table["score"].to_numpy() > described.threshold)).all()
-    assert described.share == share
+    assert (unknown == (table["score"].to_numpy() > dataset.threshold)).all()
 
 
 def test_the_captioner_s_word_counts_where_it_scored_all_classes(dataset):
@@ -75,13 +76,13 @@ def test_the_captioner_s_word_counts_where_it_scored_all_classes(dataset):
     assert table == before
     options = [[1, 3, 0, 2, 4]] * 200 + [[]] * rest
     write_class_scores(path, ids, options, lists + [[]] * rest)
-    table, described = dataset.run(share=0.05, class_scores=path)
+    table, _ = dataset.run(share=0.05, class_scores=path)
     found = np.array(table["captioner_score"].to_pylist(), np.float64)
     np.testing.assert_allclose(found[asked], -np.log(total.double().numpy()), atol=1e-5)
     others = [i for i in range(400) if i not in asked]
     assert np.isnan(found[others]).all()
     marked = np.array(table["is_unknown"].to_pylist())
-    assert (marked[asked] == (found[asked] > described.captioner_threshold)).all()
+    assert found[asked][marked[asked]].min() > found[asked][~marked[asked]].max()
     assert marked[asked].sum() == int(0.05 * n)  # of all that are for training
     assert outside.numpy()[asked][marked[asked]].all()
     assert table["score"] == before["score"]
@@ -98,10 +99,11 @@ def test_none_of_these_calibrates_the_threshold(dataset):
     limit = (
         scores[asked[outside[asked]]].mean() + scores[asked[~outside[asked]]].mean()
     ) / 2
-    assert described.threshold == pytest.approx(limit, abs=1e-6)
+    assert dataset.threshold == pytest.approx(limit, abs=1e-6)
+    assert described.answers == 60
     assert (unknown[asked] == outside[asked]).all()
     rest = np.setdiff1d(np.arange(400), asked)
-    assert (unknown[rest] == (scores[rest] > described.threshold)).all()
+    assert (unknown[rest] == (scores[rest] > dataset.threshold)).all()
     balanced = [
         found[rest][outside[rest]].mean() - found[rest][~outside[rest]].mean()
         for found in (before, unknown)
@@ -115,7 +117,7 @@ def test_an_image_to_which_a_person_gave_a_class_is_not_unknown(dataset):
     assert before[known].any()
     table, described = dataset.run(answers=dataset.write_answers(known))
     after = np.array(table["is_unknown"].to_pylist())
-    assert not after[known].any() and described.answers is None
+    assert not after[known].any() and not described.answers
     rest = np.setdiff1d(np.arange(400), known)
     assert (after[rest] == before[rest]).all()
 

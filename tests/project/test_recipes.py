@@ -48,8 +48,8 @@ def make(settings, threads, scoring):
 '''
 KIND = """
     elif settings.kind == "even":  # the first class of images with an even number
-        votes = [([i % 2], [0.0]) for i in range(len(index))]
-        rows = iter([(index["image_id"], votes)])
+        options = pa.array([[i % 2] for i in range(len(index))])
+        scores = pa.array([[0.0]] * len(index))
 """
 WRITER = """
 
@@ -107,8 +107,7 @@ RECIPES = {
     },
     "a kind of labeller": {
         "latteclip/labels/write_votes.py": (
-            "            images_path, index, settings.zero_shot, device=device, threads=threads\n"
-            "        )\n",
+            "        options, scores = _best(encoded.features, weights)\n",
             KIND.lstrip("\n"),
         ),
         REGISTRY: ("LABELLERS = {\n", '    "even": LabellerRecord(),\n'),

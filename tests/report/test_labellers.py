@@ -5,7 +5,7 @@ from support import records
 from support.tiny import write_index, write_pseudo_labels
 
 from latteclip.core import tables
-from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
+from latteclip.labels.fusion_report import NAME, write_fusion_report
 from latteclip.labels.guarantees import Interval
 from latteclip.report.labellers import read_labellers
 
@@ -57,8 +57,7 @@ def test_each_labeller_has_its_shares(tmp_path):
 
 
 def test_without_labels_answers_alone_give_accuracies(tmp_path):
-    checked = records.checked(NAMES[:2], answers=50, value=0.9, low=0.8, high=0.95)
-    write(tmp_path, labels=[None] * 8, answers=PersonAnswers({}, checked))
+    write(tmp_path, labels=[None] * 8, labels_right=Interval(0.9, 0.8, 0.95, 50))
     found = read_labellers(tmp_path)
     assert {one.right for one in found} == {None}
     assert found[-1].accuracy == "90.0 % (80.0 to 95.0), by answers"

@@ -39,7 +39,7 @@ def choose(results, method, seed, **more):
     return str(path)
 
 
-def fused(results, labels, answers=None):
+def fused(results, labels, **fields):
     """Write fused labels of the training images, in reverse order, and their report."""
     table = str(results.folder / "fused_labels.parquet")
     report = str(results.folder / fusion_report.NAME)
@@ -50,8 +50,7 @@ def fused(results, labels, answers=None):
     columns["labeller_labels"] = labels[::-1, None].tolist()
     columns["fused_confidence"] = confidence[::-1]
     tables.write(table, columns, tables.FUSED_LABELS)
-    answers = fusion_report.PersonAnswers(*answers or [])
-    fusion_report.write_fusion_report(report, records.fusion(answers=answers))
+    fusion_report.write_fusion_report(report, records.fusion(**fields))
     return {"fused_labels": table, "fusion_report": report}
 
 
@@ -106,12 +105,12 @@ def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_
     assert "verdict" not in text.split("<body>")[1]  # nobody knows what is right
     step = page.sections["next"]
     assert step.index("latteclip teach results/made") < step.index("dataset=made")
-    files = fused(results, labels, [{"a": "b"}, records.checked(["a"])])
+    files = fused(results, labels, answers={"a": "b"}, checking=["a"])
     page, _ = write(results, selection=chosen, **files)
     assert page.sections["accuracy"].count("is not known yet: too few answers") == 2
     assert "latteclip audit results/made" in page.sections["next"]
-    known = records.checked(["a"], answers=50, value=0.796, low=0.534, high=0.828)
-    files = fused(results, labels, [{"a": "b"}, known])
+    known = Interval(0.796, 0.534, 0.828, 50)
+    files = fused(results, labels, answers={"a": "b"}, labels_right=known)
     stated = tmp_path / "audit.json"
     run = AuditedRun("flyp", 0, Interval(0.713, 0.601, 0.802, 47), [])
     write_record(stated, Audit("made", "train", 90, 47, "", [run]))
@@ -127,7 +126,7 @@ def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_
 def test_labels_on_pictures_say_what_they_come_from(tmp_path):
     results = Results(tmp_path, labelled=False)
     surest = results.image_ids[results.n_train - 1]
-    files = fused(results, results.labels[: results.n_train], [{surest: None}])
+    files = fused(results, results.labels[: results.n_train], answers={surest: None})
     page, _ = write(results, **files)
     text = page.sections["gallery"]
     assert text.count("fused label") == gallery.EXAMPLES - 1

@@ -112,6 +112,6 @@ def write_unknown(results, by_captioner=()):
         "captioner_score": [*by_captioner, *[None] * (len(scores) - len(by_captioner))],
         "is_unknown": scores > 0.9,
     }
-    metadata = UnknownMetadata(list(results.classnames), threshold=0.9, share=0.1)
+    metadata = UnknownMetadata(list(results.classnames))
     tables.write(path, columns, tables.UNKNOWN, metadata)
     return str(path)

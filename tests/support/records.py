@@ -2,7 +2,7 @@
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.labels import fusion_report
-from latteclip.labels.fusion_report import Check, CheckedLabels, FusionReport, PersonAnswers
+from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import Interval
 from latteclip.train.settings import Recipe, TrainingMetadata
 
@@ -49,26 +49,17 @@ def fusion(**fields):
     """The report on labels of captions, about which nobody answered."""
     usual = {
         "classnames": ["a", "b"],
-        "written_names": {},
-        "model": "m",
-        "pretrained": None,
         "labellers": [labeller()],
         "zero_shot": class_texts(),
-        "votes": "captions",
-        "voting": 0,
         "reason": "",
         "is_checked": True,
-        "changed": 0,
         "image_encoders": [],
-        "answers": PersonAnswers(),
     }
     return FusionReport(**usual | fields)
 
 
-def checked(image_ids, confidence=(), right=(), classifiers=None, answers=None, **shares):
-    """The check of labels by answers about some images."""
-    labels = Check(list(confidence), list(right))
-    shares = {"value": 0.9, "low": 0.8, "high": 0.95} | shares
-    n = len(image_ids) if answers is None else answers
-    share = Interval(**shares, n=n)
-    return CheckedLabels(share, list(image_ids), labels, classifiers or {})
+def checked(image_ids, confidence=(), right=(), n=0):
+    """The fields of a report whose labels are checked by answers about some images."""
+    known = Interval(0.9, 0.8, 0.95, n) if n else None
+    check = list(zip(confidence, right, strict=True))
+    return {"checking": image_ids, "checks": {"labels": check}, "labels_right": known}

@@ -12,8 +12,8 @@ from support.tiny import write_captions, write_index, write_pictures
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
-from latteclip.labels.answers import Answer, teaching_schema
-from latteclip.labels.fusion_report import NAME, PersonAnswers, write_fusion_report
+from latteclip.labels.answers import Answer, AnswerSchema
+from latteclip.labels.fusion_report import NAME, write_fusion_report
 from latteclip.labels.score_unknown import score_unknown
 
 SCALE = 30.0
@@ -98,7 +98,7 @@ class ZeroShotFiles:
         path.unlink(missing_ok=True)
         entries = {one.image_id: one for one in answers}
         index, _ = tables.read_unlabelled(self.write_index(), training=True)
-        teaching_schema("made", self.classnames, index).update(path, entries)
+        AnswerSchema(index, self.classnames).update(path, entries)
         return str(path)
 
     def written(self, *names):
@@ -167,7 +167,7 @@ class Taken(ZeroShotFiles):
             **{name: pa.nulls(len(self.ids)) for name in ("none", "error", "digest")},
         }
         tables.write(self.path("class_scores.parquet"), columns, tables.CLASS_SCORES)
-        self.write_report(labellers=[records.scores(weight=0.0)], votes="class scores")
+        self.write_report(labellers=[records.scores(weight=0.0)])
 
     def answer(self, n):
         """A person answers about the first n images, of which one is of no class."""
@@ -175,11 +175,11 @@ class Taken(ZeroShotFiles):
         named = [CLASSNAMES[label] for label in self.truth[: n - 1]] + [None]
         right = [*(self.fused == self.truth)[: n - 1].tolist(), False]
         checked = records.checked(ids, self.confidence[:n].tolist(), right)
-        answers = PersonAnswers(dict(zip(ids, named, strict=True)), checked)
-        self.write_report(answers=answers)
+        answers = dict(zip(ids, named, strict=True))
+        self.write_report(answers=answers, **checked)
         return {
             name: Answer(name, "none" if classname is None else "class", classname)
-            for name, classname in answers.images.items()
+            for name, classname in answers.items()
         }
 
     def write_duplicates(self, sets):

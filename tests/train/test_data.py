@@ -8,7 +8,7 @@ from support.trainings import CLASSNAMES
 
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
-from latteclip.labels.fusion_report import PersonAnswers, write_fusion_report
+from latteclip.labels.fusion_report import write_fusion_report
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles
 from latteclip.train.objectives.base import TokenizedTexts
@@ -33,8 +33,7 @@ class Files(trainings.Inputs):
         columns["fused_confidence"] = [0.5] * len(self.names)
         labels, report = str(self.folder / "l.parquet"), str(self.folder / "l.json")
         tables.write(labels, columns, schema)
-        answers = PersonAnswers({}, records.checked(drawn) if drawn else None)
-        write_fusion_report(report, records.fusion(answers=answers))
+        write_fusion_report(report, records.fusion(checking=list(drawn)))
         return {"fused_labels": labels, "fusion_report": report}
 
     def read(self, labels="zero_shot", fold=holdout.NO_FOLD, **files):
