@@ -226,6 +226,7 @@ def labellers(dataset: Dataset) -> list[Settings]:
             "kind": each.keys.kind,
             "column": each.column,
             "table": f"{dataset.results}/{each.votes}",
+            "leaked": each.leaked,
         }
         for each in dataset.labellers
     ]

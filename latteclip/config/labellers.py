@@ -22,7 +22,7 @@ from latteclip.config.registry import (
     Model,
 )
 from latteclip.core.class_templates import PLACE
-from latteclip.core.files import GROUPS, NAMES, SCORES, TABLES, labeller_table
+from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, TABLES, labeller_table
 
 if TYPE_CHECKING:
     from latteclip.config.resolve import Dataset
@@ -119,6 +119,12 @@ class Labeller:
         """One of `registry.VOTES` if the run has its table anyway: columns of FUSED_LABELS."""
         is_of_run = self.captioner is not None and not self.captioner.name
         return COLUMNS[str(self.asks)] if is_of_run else None
+
+    @property
+    def leaked(self) -> bool:
+        """Whether its captioner is given the zero-shot labels."""
+        captioner = self.captioner if self.asks == IMAGES else None
+        return captioner is not None and PLACE in captioner.prompts.image
 
     @property
     def decides(self) -> object:

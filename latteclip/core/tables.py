@@ -183,14 +183,6 @@ class VotesMetadata:
 
 
 @dataclass
-class VotesTableMetadata:
-    """The metadata of the votes of a labeller that write_votes wrote."""
-
-    classnames: list[str]
-    leaked: bool = False  # whether the captioner read the pseudo-labels
-
-
-@dataclass
 class EncoderMetadata:
     """The metadata of IMAGE_FEATURES."""
 

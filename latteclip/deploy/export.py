@@ -86,49 +86,31 @@ def export(
         elif format == "transformers":
             transformers_clip.write(opened, temporary)
         else:
-            _copy_model(opened, temporary)
+            # The model folder, which open_clip also reads from the hub, without Snakemake's files.
+            hidden = shutil.ignore_patterns(".*")
+            shutil.copytree(opened.folder, temporary, dirs_exist_ok=True, ignore=hidden)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         card = model_card(opened, format, promise)
         card.save(temporary / "README.md")
     return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()
 
 
-def _copy_model(opened: FinetunedModel, folder: Path) -> None:
-    """Copy the model folder, which open_clip also reads from the hub."""
-    hidden = shutil.ignore_patterns(".*")  # Snakemake's files, and half-written ones
-    shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
+def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
+    """Return the model card: Markdown with the metadata that the hub reads.
 
-
-def read_origin(model: Path) -> dict[str, Any]:
-    """Read the files beside a model folder, or beside the run that it was chosen from.
-
-    `clip` has `model` and `pretrained` of the CLIP that the model was before, and `reason` is why
-    the model was chosen.
+    Its facts are in the files beside the model folder, or beside the run that it was chosen from.
     """
-    run, reason = run_of(model)
-    history, metrics = run / "history.parquet", run / "metrics.json"
+    run, reason = run_of(opened.folder)
+    history, metrics_file = run / "history.parquet", run / "metrics.json"
     embeddings = run.parent.parent / "class_embeddings.safetensors"
-    clip: Mapping[str, Any] = {}
+    clip: Mapping[str, Any] = {}  # the CLIP that the model was before
     if history.is_file():
         clip = vars(tables.read_metadata(history, TrainingMetadata))
     elif embeddings.is_file():
         _, clip = load_classifier(embeddings)
-    return {
-        "metrics": read_metrics(metrics) if metrics.is_file() else {},
-        "clip": clip,
-        "is_trained": history.is_file(),
-        "reason": reason,
-    }
-
-
-def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
-    """Return the model card: Markdown with the metadata that the hub reads."""
-    origin = read_origin(opened.folder)
-    metrics = origin["metrics"]
+    metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
     dataset = metrics.get("dataset", "custom")
     described = layers.datasets().get(dataset, {})
-    is_known = metrics.get("acc1") is not None
-    results = [(name, metrics[key]) for key, name in FIGURES.items() if is_known]
     data = ModelCardData(
         library_name=form,
         pipeline_tag="zero-shot-image-classification",
@@ -143,8 +125,11 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         title=described.get("title", dataset),
         dataset=dataset,
         described=described,
-        **origin,
-        results=results,
+        clip=clip,
+        is_trained=history.is_file(),
+        reason=reason,
+        metrics=metrics,
+        figures=FIGURES if metrics.get("acc1") is not None else {},
         promise=promise,
         image_encoders=len(opened.encoder_widths),
         templates=opened.class_templates.templates,

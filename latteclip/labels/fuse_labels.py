@@ -14,7 +14,7 @@ from latteclip.clip.classifier import Classifier, classify, load_classifier, sav
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out_for_choice
-from latteclip.core.tables import ClassesMetadata, VotesMetadata, VotesTableMetadata
+from latteclip.core.tables import ClassesMetadata, VotesMetadata
 from latteclip.labels.fusion_report import (
     LABELS,
     Check,
@@ -177,8 +177,7 @@ def _unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
     """Return why votes cannot compare classifiers, "" where they can."""
     if not labellers:
         return "there is no labeller beside CLIP"
-    captions = [one.table for one in labellers if one.kind == "captions"]
-    if any(tables.read_metadata(path, VotesTableMetadata).leaked for path in captions):
+    if any(one.leaked for one in labellers):
         return LEAKED
     if all(one.weight <= MIN_WEIGHT for one in report.labellers):
         return "the images do not predict the votes"

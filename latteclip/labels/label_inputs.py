@@ -61,6 +61,7 @@ class LabellerTable:
     table: str  # CLASS_SCORES
     # Begin of the names of its columns in FUSED_LABELS, if it has some.
     column: str | None = None
+    leaked: bool = False  # whether its captioner is given the zero-shot labels
 
 
 @dataclass(frozen=True)

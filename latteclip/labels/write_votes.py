@@ -26,7 +26,7 @@ from latteclip.clip.classifier import (
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.tables import IndexMetadata, VotesTableMetadata
+from latteclip.core.tables import ClassesMetadata, IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.core.user_tables import (
     by_image_id,
@@ -79,9 +79,8 @@ def write_votes(
     An image about which the labeller is silent has no options.
     """
     index, classnames = tables.read_unlabelled(images_path, training=True)
-    metadata = VotesTableMetadata(classnames)
     if settings.captions is not None:
-        captions, metadata.leaked = _read_captions(str(captions_path), index["image_id"])
+        captions = tables.lookup_column(str(captions_path), "caption", index["image_id"])
         classes, about = load_classifier(str(class_embeddings_path), classnames=classnames)
         weights = about["logit_scale"] * classes.weights
         picked = devices.pick(device, threads)
@@ -108,7 +107,7 @@ def write_votes(
         "options": options,
         "log_probabilities": scores,
     }
-    tables.write(output, columns, tables.CLASS_SCORES, metadata)
+    tables.write(output, columns, tables.CLASS_SCORES, ClassesMetadata(classnames))
     log.info("The labeller %s votes for %d of %d images.", settings.name, n, len(index))
 
 
@@ -131,20 +130,6 @@ def _best(
     )
 
 
-def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
-    """Return the caption of each image, null without one, and whether prompts differ by image."""
-    captions, prompts = (
-        tables.lookup_column(path, column, image_ids) for column in ("caption", "prompt")
-    )
-    leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
-    if leaked:
-        log.warning(
-            "The prompts contained the pseudo-labels, so captions may only repeat them."
-        )
-    captions = pc.utf8_trim_whitespace(captions)
-    return pc.if_else(pc.equal(captions, ""), None, captions), leaked
-
-
 def _caption_votes(
     captions: pa.ChunkedArray,
     weights: torch.Tensor,
@@ -153,9 +138,12 @@ def _caption_votes(
 ) -> Votes:
     """Return the best classes by captions [N], which are scored like images by weights [C, D].
 
+    Empty captions are no votes.
     The mean over all captions is subtracted first. The tokenizer cuts long captions.
     """
     clip = clips.load(section.model, section.pretrained, device, section.precision)
+    captions = pc.utf8_trim_whitespace(captions)
+    captions = pc.if_else(pc.equal(captions, ""), None, captions)
     encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
     texts = encode_captions(tables.Strings(pa.chunked_array([encoded.dictionary])), clip)
     counts = np.bincount(encoded.indices.drop_null(), minlength=len(texts))

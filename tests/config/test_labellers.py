@@ -46,11 +46,19 @@ def test_a_labeller_changes_what_it_names_and_shares_the_rest(configured):
     captioner = dataset.captioner("images", "other")
     assert (captioner.settings.model, captioner.settings.revision) == ("an/lmm", None)
     assert captioner.prompt == "What is it?"
+    assert not dataset.labeller("other").leaked
     captioner = dataset.captioner("scores", "letters")
     assert (captioner.scores.kind, captioner.max_images) == ("multiple_choice", 25)
     assert (captioner.settings.dtype, captioner.settings.revision) == ("float32", "abc")
     assert dataset.captioner("scores", "decides").settings.engine == "decisions"
     assert "an--lmm" in " ".join(run.hub_models)
+
+
+def test_a_captioner_that_is_given_the_zero_shot_labels_is_marked(configured):
+    dataset = configured(labellers=[WORDS, SCORES], prompts={"image": "Is it {}?"}).dataset(
+        "demo"
+    )
+    assert [one["leaked"] for one in jobs.labellers(dataset)] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from support.image_folders import images
 from support.tiny import DEMO_CLIP, write_class_scores, write_index
 from support.worlds import World, ZeroShotFiles
 
-from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.clip.classifier import load_classifier
 from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
-from latteclip.core.tables import EncoderMetadata, VotesMetadata, VotesTableMetadata
+from latteclip.core.tables import EncoderMetadata, VotesMetadata
 from latteclip.labels.answers import Answer
 from latteclip.labels.encode_images import ExamplesSettings, encode_examples
 from latteclip.labels.fuse_labels import (
@@ -26,7 +26,6 @@ from latteclip.labels.fuse_labels import (
 )
 from latteclip.labels.fusion_report import UNCHECKED, read_fusion_report
 from latteclip.labels.label_inputs import LabelFiles, LabellerTable
-from latteclip.labels.labellers import by_answers
 from latteclip.labels.votes import Answers
 
 OUTPUTS = ("out.parquet", "out.json", "classifier", "votes.parquet")
@@ -43,21 +42,18 @@ class Dataset(ZeroShotFiles):
         self.labellers = [self.labeller("words", column="caption")]
         self.encoders = []
 
-    def labeller(self, name, right=0.8, silent=0, seed=0, leaked=False, column=None):
+    def labeller(self, name, right=0.8, silent=0, seed=0, **options):
         """A labeller with a table of votes, each for one class."""
         rng = np.random.default_rng(seed)
         other = rng.integers(C, size=len(self.true))
         voted = np.where(rng.random(len(self.true)) < right, self.true, other)
-        return self.labeller_of(name, voted, silent, leaked, column)
+        return self.labeller_of(name, voted, silent, **options)
 
-    def labeller_of(self, name, voted, silent=0, leaked=False, column=None):
+    def labeller_of(self, name, voted, silent=0, **options_of_table):
         options = [[] if row < silent or c < 0 else [int(c)] for row, c in enumerate(voted)]
         logs = [[0.0] * len(one) for one in options]
         path = write_class_scores(self.folder / f"{name}.parquet", self.ids, options, logs)
-        table = tables.read(path)
-        metadata = VotesTableMetadata(self.classnames, leaked)
-        tables.write(path, table, tables.CLASS_SCORES, metadata)
-        return LabellerTable(name, "captions", path, column=column)
+        return LabellerTable(name, "captions", path, **options_of_table)
 
     def adapt(self):
         path = self.path("adapted")
@@ -103,29 +99,6 @@ def test_without_labellers_class_texts_and_images_label(dataset):
 
 
 # --- the adapted classifier ----------------------------------------------------------------------
-
-
-def test_more_images_are_right_by_the_adapted_classifier(tmp_path):
-    dataset = Dataset(tmp_path, 400)
-    adapted, described = load_classifier(dataset.adapt())
-    assert described == dataset.described
-    world, test = dataset.world, [i for i in range(400) if i % 4 == 3]
-    zero_shot, found = (
-        (classifier.scores(world.features[test]).argmax(1) == world.classes[test])
-        .double()
-        .mean()
-        for classifier in (Classifier.of(world.texts), adapted)
-    )
-    assert found > zero_shot + 0.05
-
-
-@pytest.mark.parametrize(("n", "c"), [(1, 4), (30, 1)])
-def test_little_is_enough_to_adapt(tmp_path, n, c, recwarn):
-    files = ZeroShotFiles(tmp_path, World.of(n, c))
-    adapt_zero_shot(LabelFiles(*files.write()), files.path("adapted"))
-    found, _ = load_classifier(files.path("adapted"))  # refuses what is not finite
-    assert found.weights.shape == (c, 24)
-    assert not recwarn.list
 
 
 def test_a_dataset_without_training_images_is_refused(dataset):
@@ -297,7 +270,7 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset):
     assert len(report.checks["image_prototypes"]) == 10
 
 
-@pytest.mark.parametrize("n", [1, 2, 20, 180])
+@pytest.mark.parametrize("n", [1, 20, 180])
 @pytest.mark.parametrize("kind", ["class", "none", "one class", "drawn"])
 def test_any_number_of_answers_of_any_kind_ends_in_labels(dataset, n, kind):
     classes = {"none": [None] * n, "one class": [dataset.classnames[0]] * n}
@@ -328,17 +301,6 @@ def rows_of(taught, drawn, none=0, unsure=0, n_classes=3):
     shares = np.zeros((taught + drawn, n_classes))
     shares[none:, 0] = 1
     return Answers(np.arange(len(shares)), shares, np.arange(len(shares)) >= taught, unsure)
-
-
-def test_the_accuracy_of_a_labeller_knows_what_taught():
-    """A labeller is wrong on the 60 taught (hardest) of 420 images, and right on all others."""
-    votes = np.zeros(420, np.int32)
-    votes[:60] = 1
-    every = np.ones(420, bool)
-    found = by_answers(votes, every, rows_of(60, 20))
-    assert found.value == pytest.approx(360 / 420)
-    assert found.low <= 360 / 420 <= found.high < 0.87
-    assert by_answers(votes, every, rows_of(60, 1)) is None  # too few
 
 
 def test_cannot_tell_and_none_of_these_are_no_right_labels():

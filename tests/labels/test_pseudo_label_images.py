@@ -2,12 +2,17 @@ import math
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
+from support.tiny import (
+    DEMO_CLIP,
+    tiny_clip,
+    write_index,
+    write_pictures,
+    write_pseudo_labels,
+)
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
@@ -92,47 +97,15 @@ def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(temp
 
 # --- in pieces, for datasets of a million images -------------------------------------------------
 
-N = 23
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    """Features of N images, and a function that writes their pseudo-labels."""
-    draw = torch.Generator().manual_seed(1)
-    images, embeddings = (
-        F.normalize(torch.randn(n, 5, generator=draw), dim=1) for n in (N, 7)
-    )
-    names = [f"{number}.png" for number in range(N)]
-    table = pa.table({"image_id": names, "split": ["train"] * N})
-    encoded = stage.ZeroShot(images, embeddings, 10.0, {"classnames": list("abcdefg")})
-
-    def write(name):
-        path = str(tmp_path / name)
-        stage.write_pseudo_labels(path, table, encoded)
-        return path
-
-    return images, write
-
-
-def test_pseudo_labels_are_written_in_pieces(labelled, monkeypatch):
-    _, write = labelled
-    whole = tables.read(write("whole.parquet")).to_pydict()
-    monkeypatch.setattr(stage, "ROWS", 5)
-    path = write("pieces.parquet")
-    assert pq.ParquetFile(path).num_row_groups == 5
-    pieces = tables.read(path).to_pydict()
-    for column in ("image_id", "split", "pseudo_label", "topk_labels", "image_features"):
-        assert pieces[column] == whole[column]
-    assert pieces["confidence"] == pytest.approx(whole["confidence"])
-
 
 @pytest.mark.parametrize("rows", [4, 100])
 @pytest.mark.parametrize("wanted", [[20, 3, 4, 11, 0, 7, 7], []])
 def test_features_are_read_in_pieces_and_in_the_order_asked_for(
-    labelled, monkeypatch, rows, wanted
+    tmp_path, monkeypatch, rows, wanted
 ):
-    images, write = labelled
-    monkeypatch.setattr(stage, "ROWS", 6)
+    images = torch.randn(23, 5, generator=torch.Generator().manual_seed(1))
+    names = [f"{number}.png" for number in range(23)]
+    path = write_pseudo_labels(tmp_path / "t.parquet", names, [0] * 23, features=images)
     monkeypatch.setattr("latteclip.labels.features.ROWS", rows)
     ids = pa.chunked_array([[f"{i}.png" for i in wanted]], pa.string())
-    assert torch.equal(read_features(write("t.parquet"), ids)[:], images[wanted])
+    assert torch.equal(read_features(path, ids)[:], images[wanted])

@@ -22,7 +22,6 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.tables import VotesTableMetadata
 from latteclip.labels.label_inputs import read_votes
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
 from latteclip.labels.write_votes import OPTIONS, VotesSettings, write_votes
@@ -205,9 +204,9 @@ def captioned(tmp_path, index, demo_clip):
     described = {"classnames": names, "logit_scale": 20.0}
     save_classifier(texts, Classifier.of(classes), described)
 
-    def write(captions, **columns):
+    def write(captions):
         path = tmp_path / "captions.parquet"
-        write_captions(path, TRAINING, captions, **columns)
+        write_captions(path, TRAINING, captions)
         settings = VotesSettings(name="words", kind="captions", captions=CLIP)
         output = str(tmp_path / "votes.parquet")
         write_votes(
@@ -260,15 +259,6 @@ def test_an_empty_caption_votes_for_nothing(captioned):
     write, _ = captioned
     votes = read(write(["", "  ", None, "a dot.", "a grid."]))
     assert (votes.first >= 0).tolist() == [False] * 3 + [True] * 2
-
-
-def test_captions_by_prompts_with_labels_are_marked(captioned, caplog):
-    write, _ = captioned
-    captions = ["a dot.", "a grid."] * 2 + ["cracks"]
-    for prompts, leaked in ((["?"] * 5, False), ([f"{i}?" for i in range(5)], True)):
-        path = write(captions, prompt=prompts)
-        assert tables.read_metadata(path, VotesTableMetadata).leaked is leaked
-    assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
 # --- class scores --------------------------------------------------------------------------------
