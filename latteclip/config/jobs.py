@@ -43,7 +43,10 @@ Settings = dict[str, Any]
 
 
 def written(dataset: Dataset, *names: str) -> Paths:
-    """Return files that a person's commands may have written, if all are there."""
+    """Return files that a person's commands may have written, if all are there.
+
+    `exists` of Snakemake would look for them in a storage, and without the prefix of a module.
+    """
     paths = [f"{dataset.folder}/{name}" for name in names]
     return paths if all(map(os.path.isfile, paths)) else []
 
@@ -162,7 +165,10 @@ def person_answers(captioner: Captioner) -> str:
 
 
 def shards(dataset: Dataset, table: str) -> Paths:
-    """Return the shards of "captions/images", "captions/groups" or "class_scores"."""
+    """Return the shards of "captions/images", "captions/groups" or "class_scores".
+
+    A dataset has its own number, where `scattergather:` has one for all.
+    """
     n = dataset.shards
     path = f"{dataset.results}/captions/shards/{os.path.basename(table)}"
     return [f"{path}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
@@ -232,12 +238,6 @@ def labellers(dataset: Dataset) -> list[Settings]:
     ]
 
 
-def answers_of(labeller: Labeller) -> Paths:
-    """Return the table of a captioner's answers."""
-    captioner = labeller.captioner
-    return [f"{labeller.dataset.results}/{captioner.table}"] if captioner else []
-
-
 def write_votes(labeller: Labeller) -> Settings:
     """Return what a labeller's votes follow from: captions, a file, or a CLIP model."""
     dataset, keys = labeller.dataset, labeller.keys
@@ -286,19 +286,20 @@ def fold(dataset: Dataset, seed: int) -> Settings:
 
 
 def training(method: Method) -> Settings:
-    """Return the CLIP model, the method, and how the training is computed."""
+    """Return the CLIP model, the method, and the texts of the classes."""
     return {
         "method": method.keys.model_dump(exclude={"of", "like"}),
         "module": method.objective.module,
         "flags": flags(method),
         "class_texts": class_texts(method.dataset),
-        **sections(method.dataset.keys, "clip", "compute.checkpoint_minutes"),
+        **sections(method.dataset.keys, "clip"),
     }
 
 
 def finetune(method: Method, seed: str) -> Settings:
-    """Return the settings of a training, and which images it leaves out."""
-    return {**training(method), "fold": fold(method.dataset, int(seed))}
+    """Return the settings of a training, when it saves its work, and which images it leaves out."""
+    saves = sections(method.dataset.keys, "compute.checkpoint_minutes")
+    return {**training(method), **saves, "fold": fold(method.dataset, int(seed))}
 
 
 def averaged(method: Method) -> list[Settings]:
@@ -391,7 +392,7 @@ def asked(run: Run) -> Paths:
     Snakemake makes a deleted one again for a target that lists it, not for results that were made
     of it.
     """
-    return [f"{d.results}/{each.table}" for d in run.datasets for each in d.answer_tables]
+    return [each.path for dataset in run.datasets for each in dataset.answer_tables]
 
 
 def all_runs(run: Run) -> Paths:

@@ -90,6 +90,11 @@ class Captioner:
         """The table of the answers, below the results of a dataset."""
         return labeller_table(self.name) if self.name else TABLES[self.kind]
 
+    @property
+    def path(self) -> str:
+        """The table of the answers, as rules name it."""
+        return f"{self.dataset.results}/{self.table}"
+
     def is_pending(self, pending: Collection[str]) -> bool:
         """Return whether the table, or a shard of it, is among the files that a run will write."""
         results = self.dataset.folder

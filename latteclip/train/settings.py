@@ -84,7 +84,7 @@ class FinetuneSettings(Section):
     class_texts: ClassTextsSection
     method: MethodSection
     module: str  # of latteclip/train/objectives
-    compute: ComputeSection
+    compute: ComputeSection = ComputeSection()
     flags: list[str] = pydantic.Field(default_factory=list)  # keys of `core.tables.FLAGS`
     fold: Fold = NO_FOLD  # images that are left out, for `select_model`
 

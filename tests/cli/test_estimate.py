@@ -37,7 +37,7 @@ def write(path, schema, metadata, **columns):
 def plan(pending=None, **given):
     """What the dry run prints below its headline."""
     [dataset] = Run(layers.defaults(project=None), {**ALONE, **given}).datasets
-    asked = [f"{dataset.results}/{each.table}" for each in dataset.answer_tables]
+    asked = [each.path for each in dataset.answer_tables]
     head, *lines = estimate.lines(dataset, asked if pending is None else pending)
     assert dataset.name in head
     return [line.strip() for line in lines]

@@ -14,22 +14,24 @@ JOBS = {
     "captioner": lambda d: d.captioner("images").settings,
     "scores": lambda d: sections(d.keys, "scores"),
     "finetune": lambda d: jobs.finetune(d.method("latteclip"), "0"),
+    "find_learning_rate": lambda d: jobs.training(d.method("latteclip")),
     "evaluate": lambda d: jobs.evaluate(d.method("latteclip"), "0"),
     "download_dataset": lambda d: jobs.download_dataset(d),
 }
 ENCODING = {"pseudo_label_images", "evaluate"}
+TRAINING = {"find_learning_rate", "finetune"}
 
 
 @pytest.mark.parametrize(
     ("given", "reached"),
     [
-        ({"finetune": {"lr": 0.5}}, {"finetune"}),
+        ({"finetune": {"lr": 0.5}}, TRAINING),
         ({"compute": {"checkpoint_minutes": 1}}, {"finetune"}),
-        ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
-        ({"clip": {"precision": "fp16"}}, {*ENCODING, "finetune"}),
+        ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, TRAINING),
+        ({"clip": {"precision": "fp16"}}, {*ENCODING, *TRAINING}),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
         ({"scores": {"max_images": 9}}, {"scores"}),
-        ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
+        ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", *TRAINING}),
         ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
         ({"compute": {"threads": 1}}, set()),
         ({"seeds": 9}, set()),  # one seed more trains no other again

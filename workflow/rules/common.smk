@@ -26,8 +26,8 @@ from latteclip.config.jobs import code_of, engine_code, training_code
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 
 machine = Machine(workflow)
-# No `configfile:`, which would mix config.yaml with the command line: the file of a dataset wins over
-# the first, and the second over both. `load` validates them in sentences, which a schema has not.
+# No `configfile:`, which a module with a `config:` skips, and which would mix config.yaml with the
+# command line: the file of a dataset stands between them. `load` validates with sentences and lines.
 run = load(config, machine)
 handlers = Handlers(config, run, machine)
 rule_functions = Rules(run, machine)

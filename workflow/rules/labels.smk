@@ -165,7 +165,10 @@ rule encode_examples:
 rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
-        captions=of(jobs.answers_of, "labeller"),
+        captions=branch(
+            of(lambda each: each.captioner, "labeller"),
+            then=of(lambda each: each.captioner.path, "labeller"),
+        ),
         class_embeddings=branch(
             of(lambda each: each.asks, "labeller"), then=CLASS_EMBEDDINGS
         ),
