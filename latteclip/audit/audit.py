@@ -20,7 +20,6 @@ from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.tables import IndexMetadata
 from latteclip.evaluate.results import MISSING, Audit
 from latteclip.labels.answers import Answer, read_answer_file, rename_in_answers
 
@@ -124,10 +123,8 @@ def rename_class(results: str, old: str, new: str, /) -> None:
     folder = Path(results)
     audits = [sampling.audit_files(folder, split)[1] for split in ("test", "train")]
     files = [path for path in (folder / "answers.json", *audits) if path.exists()]
-    metadata = tables.read_metadata(folder / "images.parquet", IndexMetadata)
-    clean = {written: name for name, written in metadata.written_names.items()}
     replaced = SplitSection().classname_replace
-    old, new = (clean.get(name) or clean_classname(name, replaced) for name in (old, new))
+    old, new = (clean_classname(name, replaced) for name in (old, new))
     entries = [one for path in files for one in read_answer_file(path).entries]
     known = {name for one in entries for name in (one.classname, *one.offered) if name}
     if old not in known:

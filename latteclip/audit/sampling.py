@@ -21,8 +21,8 @@ from latteclip.evaluate.results import (
     MISSING,
     Run,
     RunFiles,
-    classes_of,
     pool_seeds,
+    predicted_classes,
     read_metrics,
 )
 from latteclip.labels.answers import CHECK, AnswerSchema, locate
@@ -91,8 +91,7 @@ def read_predictions(
             *classnames
         ]
         if has_classes and "supervised" not in read_metrics(run.metrics)["flags"]:
-            table = tables.read(path, ["image_id", "prediction"])
-            predicted[run.run] = classes_of(table, image_ids)
+            predicted[run.run] = predicted_classes(path, image_ids)
     if split != TEST:
         methods = [method for method, _ in predicted]
         pooled = pool_seeds([*predicted.values()], methods)

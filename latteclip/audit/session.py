@@ -138,7 +138,6 @@ class QuestionSession:
     def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
         names = sorted(self.schema.classnames)
         return fill(
-            "latteclip.audit",
             "audit.html",
             [SCRIPT, "audit.js"],
             sources,

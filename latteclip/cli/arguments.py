@@ -21,20 +21,12 @@ from typing import Any, get_args, get_type_hints
 
 from latteclip.core.files import from_json
 
-SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
-ALTERNATIVES = (("offline", "answers", "score"),)
-
-
-def natural(text: str) -> int:
-    """Return a whole number of the command line."""
-    if (number := int(text)) < 0:
-        raise ValueError
-    return number
+SHORT = {"output": ["-o"], "topk": ["-k"]}  # further flags of options
 
 
 def positive(text: str) -> int:
-    """Return a whole number of the command line that is not 0."""
-    if not (number := natural(text)):
+    """Return a whole number from 1 of the command line."""
+    if (number := int(text)) < 1:
         raise ValueError
     return number
 
@@ -48,9 +40,7 @@ def share(text: str) -> float:
 
 # Arguments that are not those of their parameter.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "n": {"type": natural},
-    "port": {"type": natural},
-    "seed": {"type": natural},
+    "seed": {"type": int},
     "threads": {"type": positive, "default": os.cpu_count()},
     "device": {"default": "auto"},
 }
@@ -80,12 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
     helps = OPTIONS | dict(re.findall(r"^    (\w+): (.+(?:\n      .+)*)", about, re.M))
     positional = [parameter.arg for parameter in function.args.posonlyargs]
-    parameters = _parameters(function.args)
-    places: dict[str, Any] = {}
-    for names in ALTERNATIVES:
-        if any(parameter.arg == names[0] for parameter, _ in parameters):
-            places |= dict.fromkeys(names, parser.add_mutually_exclusive_group())
-    for parameter, default in parameters:
+    for parameter, default in _parameters(function.args):
         dest = parameter.arg
         option = re.sub(r"_(paths?|files|output)$", "", dest)
         options: dict[str, Any] = {"help": helps.get(dest, helps.get(option))}
@@ -95,9 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
         if dest in positional:
             parser.add_argument(dest, **options)
         else:
-            _add_option(
-                places.get(dest, parser), option.replace("_", "-"), dest=dest, **options
-            )
+            _add_option(parser, option.replace("_", "-"), dest=dest, **options)
 
 
 def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
@@ -108,14 +91,14 @@ def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None
     return [*zip(first, defaults, strict=True), *keywords]
 
 
-def _add_option(place: Any, option: str, **options: Any) -> None:
+def _add_option(parser: argparse.ArgumentParser, option: str, **options: Any) -> None:
     if "action" not in options and "choices" not in options:
         options["metavar"] = option.upper()
     if "nargs" in options:
         options |= {"nargs": "*", "action": "extend", "default": []}
     elif "default" not in options and "action" not in options:
         options["required"] = True
-    place.add_argument(f"--{option}", *SHORT.get(option, ()), **options)
+    parser.add_argument(f"--{option}", *SHORT.get(option, ()), **options)
 
 
 def _words(parameter: ast.arg, default: ast.expr | None) -> dict[str, Any]:

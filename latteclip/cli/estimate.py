@@ -154,7 +154,7 @@ def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> It
     """Yield the hours of each stage in the full run, and the disk."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
     loading = min((s for cost, s in costs if cost.rule == LOADS_ONLY), default=0.0)
-    images = max(after.train / before.train, after.test / max(1, before.test))
+    images = sum(after) / sum(before)
     hours: dict[str, float] = defaultdict(float)
     for cost, seconds in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
@@ -169,7 +169,7 @@ def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> It
             keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
             growth = samples(keys, after.train) / samples(keys, before.train)
         hours[cost.rule] += (seconds + (growth - 1) * work) / 3600
-    yield f"{dataset.whole}, by {folder}: {after.train + after.test:,} images"
+    yield f"{dataset.whole}, by {folder}: {sum(after):,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]

@@ -129,24 +129,25 @@ class Handlers:
 def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
     """Yield the places of the results, and the next commands, by the outputs of all jobs."""
     for dataset in run.datasets:
-        results = dataset.folder
+        name, results = dataset.name, dataset.folder
+        quoted = shlex.quote(results)
         page = f"{results}/report{run.suffix}.html"
         if page in outputs:
-            yield f"{dataset.name}: the page is {page}."
-        if f"{results}/fused_labels.parquet" in outputs:
-            yield f"{dataset.name}: the labels are in {results}/fused_labels.parquet."
-            report = Path(results, fusion_report.NAME)
-            right = fusion_report.read_fusion_report(report).labels_right
-            if right:
-                yield f"{dataset.name}: {fusion_report.in_words(right)}"
-            yield f"Next, to improve and check them: latteclip teach {shlex.quote(results)}"
-            export = shlex.join(["latteclip", "labels", "export", results])
-            yield f"Next, to use them: {export} --format csv --output labels.csv"
+            yield f"{name}: the page is {page}."
+        labels = f"{results}/fused_labels.parquet"
+        if labels in outputs:
+            yield f"{name}: the labels are in {labels}."
+            report = fusion_report.read_fusion_report(Path(results, fusion_report.NAME))
+            if right := report.labels_right:
+                yield f"{name}: {fusion_report.in_words(right)}"
+            yield f"Next, to improve and check them: latteclip teach {quoted}"
+            export = f"latteclip labels export {quoted} --format csv --output labels.csv"
+            yield f"Next, to use them: {export}"
         models = f"{results}/model{run.suffix}", f"{results}/image_prototypes/seed0/model"
         model = next((model for model in models if model in outputs), None)
         if model:
-            predict = shlex.join(["latteclip", "predict", model])
-            yield f"Next, to classify the images of a folder new-photos: {predict} new-photos"
+            predict = f"latteclip predict {shlex.quote(model)} new-photos"
+            yield f"Next, to classify the images of a folder new-photos: {predict}"
 
 
 def mark_stale(page: Path, command: str) -> None:

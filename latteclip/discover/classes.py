@@ -18,7 +18,6 @@ from latteclip.core.files import (
     write_record,
 )
 from latteclip.core.run_options import run_command
-from latteclip.discover.names import Ints
 from latteclip.discover.proposal import (
     FILE,
     Action,
@@ -30,8 +29,7 @@ from latteclip.discover.proposal import (
 )
 from latteclip.report.render import fill
 
-SURE = 6  # pictures of a class: the most confident ones, and
-DOUBTFUL = 2  # the least confident ones
+PICTURES = 8  # of a class
 NAMES = 4  # further names of a class
 
 
@@ -102,33 +100,25 @@ class ClassesPage:
             parts = np.flatnonzero(owner == number)
             others = dict.fromkeys(other for part in parts for other in about.names[part])
             others.pop(name, None)
+            some = members[np.linspace(0, len(members) - 1, PICTURES).astype(int)]
+            rows = list(dict.fromkeys(some.tolist()))
             drawn.append(
                 {
                     "number": number,
                     "name": name,
                     "images": len(members),
                     "others": [*others][:NAMES],
-                    "pictures": self._pictures(members),
+                    "pictures": [[row, self.proposal.image_ids[row]] for row in rows],
                 }
             )
         drawn.sort(key=lambda one: -one["images"])
         return {"classes": drawn, "actions": len(actions)}
-
-    def _pictures(self, members: Ints) -> list[dict[str, Any]]:
-        """Return the images of a class that the page has, the most confident first."""
-        order = members[np.argsort(-self.proposal.confidence[members], kind="stable")]
-        rows = [*order[:SURE], *order[SURE:][-DOUBTFUL:]]
-        return [
-            {"row": int(row), "image": self.proposal.image_ids[row], "sure": place < SURE}
-            for place, row in enumerate(rows)
-        ]
 
     def picture(self, number: int) -> str | None:
         return self.paths[number].as_py() if number < len(self.paths) else None
 
     def render(self) -> tuple[str, str]:
         return fill(
-            "latteclip.discover",
             "classes.html",
             [SCRIPT, "classes.js"],
             SERVED,

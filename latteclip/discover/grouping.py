@@ -162,15 +162,6 @@ def _silhouette(sums: Floats, sizes: Floats, labels: Ints) -> float:
     return float(((b - a) / np.maximum(np.maximum(a, b), TINY)).sum() / len(rows))
 
 
-def confidences(evidence: Evidence, labels: Ints) -> Floats:
-    """Return the probability [N] of the groups [N] of images."""
-    found = []
-    for rows, scores in _scores(evidence, labels):
-        of_group = scores[np.arange(len(scores)), labels[rows]]
-        found.append(1 / np.exp(scores - of_group[:, None]).sum(axis=1))
-    return np.asarray(np.concatenate(found), np.float32)
-
-
 def _large(labels: Ints) -> Ints:
     """Return groups [N] by their size, without those of few images. Without any, all are one."""
     sizes = np.bincount(labels[labels >= 0], minlength=1)

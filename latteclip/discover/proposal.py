@@ -24,7 +24,7 @@ from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.discover import grouping
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
-from latteclip.discover.names import Floats, Ints, Names, read_names
+from latteclip.discover.names import Ints, Names, read_names
 from latteclip.labels.features import read_features
 from latteclip.labels.image_classes import Whitener
 
@@ -40,7 +40,6 @@ PROPOSED = pa.schema(
     {
         "image_id": pa.string(),  # of a training image
         "class": pa.int32(),
-        "confidence": pa.float32(),  # probability of the class, by names and features
     }
 )
 
@@ -60,7 +59,6 @@ class Proposal:
 
     image_ids: list[str]
     labels: Ints  # [N]
-    confidence: Floats  # [N]
     about: ProposalMetadata
 
 
@@ -92,7 +90,6 @@ def propose_classes(
     columns = {
         "image_id": proposal.image_ids,
         "class": proposal.labels.astype(np.int32),
-        "confidence": proposal.confidence,
     }
     tables.write(output, columns, PROPOSED, proposal.about)
 
@@ -142,7 +139,7 @@ def propose(
     names = name_classes(labels, evidence.terms)
     content = digest(labels.tobytes(), *image_ids, str(names))[:32]
     about = ProposalMetadata(content, names, is_guess=wanted is None)
-    return Proposal(image_ids, labels, grouping.confidences(evidence, labels), about)
+    return Proposal(image_ids, labels, about)
 
 
 def name_classes(labels: Ints, names: Names) -> list[list[str]]:
@@ -182,7 +179,6 @@ def read_proposal(path: str | Path) -> Proposal:
     return Proposal(
         table["image_id"].to_pylist(),
         table["class"].to_numpy().astype(np.int64),
-        table["confidence"].to_numpy(),
         tables.read_metadata(path, ProposalMetadata),
     )
 

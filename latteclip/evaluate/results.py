@@ -105,13 +105,9 @@ def write_run(
     write_json(metrics_output, metrics)
 
 
-def held_out_predictions(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
-    """Return the classes [N] of images, MISSING where the model learned from the image."""
-    return classes_of(tables.read(path), image_ids)
-
-
-def classes_of(table: pa.Table, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
-    """Return the predictions [N] of images by a table, MISSING where it has none."""
+def predicted_classes(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
+    """Return the predictions [N] of images in a file of a run, MISSING where it has none."""
+    table = tables.read(path, ["image_id", "prediction"])
     rows = pc.index_in(image_ids, table["image_id"])
     classes = pc.fill_null(pc.take(table["prediction"], rows), MISSING)
     return np.asarray(classes.to_numpy(), np.int_)
@@ -218,7 +214,7 @@ def accuracy_by_answers(
     if report is None:
         return None, "teach"
     ids = pa.chunked_array([report.checking], pa.string())
-    predicted = held_out_predictions(run.train_predictions, ids)
+    predicted = predicted_classes(run.train_predictions, ids)
     hits = [
         report.classnames[label] == report.answers[name]
         for name, label in zip(report.checking, predicted, strict=True)

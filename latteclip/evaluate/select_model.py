@@ -30,8 +30,8 @@ from latteclip.evaluate.results import (
     Audit,
     Run,
     Selection,
-    held_out_predictions,
     pool_seeds,
+    predicted_classes,
     read_audit,
     read_metrics,
 )
@@ -164,7 +164,7 @@ def read_votes(
     if len(table) < MIN_IMAGES:
         return f"they are of {len(table)} images, and {MIN_IMAGES} are needed"
     ids = table["image_id"]
-    predictions = [held_out_predictions(each.train_predictions, ids) for each in candidates]
+    predictions = [predicted_classes(each.train_predictions, ids) for each in candidates]
     shares = tables.from_list_column(table["vote"])  # [n, C]
     return HeldOutVotes(shares, np.stack(predictions))
 
@@ -209,8 +209,8 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
 
     others = [i for i in compared if candidates[i].method != method]
     trained = [i for i in others if candidates[i].is_trained]
-    best = max((i for i in trained if leads[i].is_clear), key=rank, default=reference)
-    rival = best if best != reference else max(trained or others, key=rank, default=best)
+    rival = max(trained or others, key=rank, default=reference)
+    is_better = candidates[rival].is_trained and leads[rival].is_clear
     reason = (
         f"By the votes of {leads[rival].images:,} held-out images, the accuracy of "
         f"{candidates[rival].method} differs from that of {method} by "
@@ -219,8 +219,9 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
     )
     if rival == reference:
         reason = f"{method} is the only model that can be compared."
+    chosen = candidates[rival if is_better else reference]
     runs = [each.run for each in candidates]
-    return Choice(candidates[best], reason, dict(zip(runs, leads, strict=True)))
+    return Choice(chosen, reason, dict(zip(runs, leads, strict=True)))
 
 
 def _reference(

@@ -36,7 +36,6 @@ class JobCost:
     rule: str
     run: str  # method and seed, or nothing
     seconds: float | None
-    gpu_seconds: float | None  # summed over all GPUs of the job
     memory: float | None  # largest resident set, MiB
 
 
@@ -61,13 +60,9 @@ def job_costs(folder: Path) -> list[JobCost]:
             log.warning("%s is damaged, so its job is left out; delete it.", path)
             continue
         seconds = _number(values.get("s"))
-        gpus = _number(values.get("resources", {}).get("gpu"))
-        of_gpus = None if gpus is None or seconds is None else gpus * seconds
         rule = path.stem.partition("-")[0]  # without the shard
         run = ", ".join(path.relative_to(folder).parts[:-2])
-        costs.append(
-            JobCost(path, rule, run, seconds, of_gpus, _number(values.get("max_rss")))
-        )
+        costs.append(JobCost(path, rule, run, seconds, _number(values.get("max_rss"))))
     return costs
 
 

@@ -3,47 +3,42 @@
 import base64
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from latteclip.core.terminal import counted
 
-PACKAGE = "latteclip.report"
+FOLDER = Path(__file__).with_name("templates")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # no script and no connection
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of this package: a page without a script, whose policy allows none."""
-    page = environment(PACKAGE).get_template(template)
+    """Fill a template: a page without a script, whose policy allows none."""
+    page = environment().get_template(template)
     return page.render(policy=f"{POLICY}; img-src data:", script="", **values)
 
 
 def fill(
-    package: str, template: str, scripts: Sequence[str], sources: str, **values: Any
+    template: str, scripts: Sequence[str], sources: str, **values: Any
 ) -> tuple[str, str]:
-    """Fill a template of a package, and return the page and its policy.
+    """Fill a template, and return the page and its policy.
 
     The scripts lie beside the templates and run as one. The policy allows them and the `sources`.
     """
-    templates = environment(package)
-    assert templates.loader is not None
-    texts = [templates.loader.get_source(templates, name)[0] for name in scripts]
-    script = "\n".join(texts)
+    script = "\n".join((FOLDER / name).read_text("utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"{POLICY}; {sources}; script-src 'sha256-{digest}'"
-    page = templates.get_template(template)
+    page = environment().get_template(template)
     return page.render(policy=policy, script=Markup(script), **values), policy
 
 
-def environment(package: str) -> Environment:
-    """Return templates, which escape every value and allow no missing one.
-
-    They are those of a package, and those of this one, which all pages extend.
-    """
+def environment() -> Environment:
+    """Return the templates, which escape every value and allow no missing one."""
     templates = Environment(
-        loader=ChoiceLoader([PackageLoader(package), PackageLoader(PACKAGE)]),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

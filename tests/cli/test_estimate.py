@@ -103,8 +103,8 @@ def test_a_stage_grows_without_the_time_of_loading(limited, capsys):
     lines = capsys.readouterr().out.splitlines()
     hours = {words[0]: words[-2] for line in lines if (words := line.split())[-1:] == ["h"]}
     seconds = {
-        "index_images": 8 + 20 * 2,  # 1,280 is 20 x 64
-        "pseudo_label_images": 8 + 20 * 4,  # CLIP loads in 8 s
+        "index_images": 8 + 15 * 2,  # 1,920 is 15 x 128
+        "pseudo_label_images": 8 + 15 * 4,  # CLIP loads in 8 s
         "caption_images": 180 + 10 * 20,  # 20 s of asking
         "finetune": 8 + 7 * 8,  # 21 steps an epoch in place of 3
         "evaluate_classifier": 8,

@@ -113,7 +113,7 @@ def test_two_pages_follow_each_other_and_a_refused_action_leaves_no_trace(result
 
 def test_pictures_are_of_images_of_the_dataset(results):
     page = ClassesPage(results)
-    row = page.state()["classes"][0]["pictures"][0]["row"]
+    row, _ = page.state()["classes"][0]["pictures"][0]
     assert page.picture(row).endswith(f"{row:03d}.png")
     assert page.picture(36) is None
 

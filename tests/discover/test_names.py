@@ -10,15 +10,12 @@ from latteclip.discover.names import phrases, predictability, read_names, weight
     ("answer", "found"),
     [
         ("Leopard.", ["leopard"]),
-        ("A photo of a Grand Piano", ["grand piano"]),
         ("The image shows a leopard in tall grass.", ["leopard"]),
         ("man with red hair", ["man"]),
         ("Watch, wristwatch, timepiece.", ["watch", "wristwatch", "timepiece"]),
         ("sea-horse\nwater", ["sea horse", "water"]),
-        ("", []),
         ("... !!! \x00\x1b[31m", ["31m"]),
         ("<b>dog</b>", ["dog"]),
-        ("\U0001f600", []),
         ("x" * 10_000, ["x" * 40]),
     ],
 )

@@ -211,9 +211,3 @@ def test_test_images_and_held_out_images_get_their_best_class(dataset):
     assert len(apart) == 3
     class_of = dict(zip(names, best, strict=True))
     assert found == [(name, class_of[name]) for name in apart]
-
-
-def test_a_classifier_of_votes_predicts_held_out_images_without_their_own_vote(dataset):
-    ids = [dataset.names[6], dataset.names[2]]
-    found = dataset.run(dataset.write_votes(ids, [4, 1], [0, 0]))[-1]
-    assert found == list(zip(ids, [4, 1], strict=True))

@@ -84,7 +84,6 @@ def test_the_model_that_captions_favour_is_chosen_and_all_numbers_are_written(re
     found, weights = results.select()
     assert weights == "of image_prototypes"
     rows = {row["method"]: row for row in found["candidates"]}
-    assert list(rows) == list(RUNS)
     assert rows["flyp"]["images"] is None  # it collapsed
     for method, (_, share, _, flags) in RUNS.items():
         if method != "flyp":
@@ -159,21 +158,6 @@ def choice(named, votes, audit=None):
 
 def chosen(*args):
     return choice(*args).candidate.method
-
-
-def test_a_lead_counts_what_plain_loops_count():
-    rng = np.random.default_rng(0)
-    for n, c in ((1, 2), (7, 3), (40, 5)):
-        shares = rng.integers(5, size=(n, c)) / 4
-        predictions = rng.integers(-1, c, size=(2, n))
-        leads = [
-            share[one] - share[other]
-            for one, other, share in zip(*predictions.tolist(), shares, strict=True)
-            if MISSING not in (one, other)
-        ]
-        n_both = max(1, len(leads))
-        wanted = sum(leads) / n_both, sum(lead**2 for lead in leads) ** 0.5 / n_both
-        assert HeldOutVotes(shares, predictions).lead(*predictions) == (len(leads), *wanted)
 
 
 # --- by votes ------------------------------------------------------------------------------------

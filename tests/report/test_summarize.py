@@ -7,21 +7,14 @@ import pandas as pd
 from support.pages import write_audit
 
 from latteclip.core.tables import FLAGS
+from latteclip.evaluate.results import FIGURES
 from latteclip.report.summarize import summarize
 
 
 def write_metrics(folder, dataset, method, seed, acc1, flags=()):
     path = folder / f"{dataset}-{method}-{seed}.json"
-    values = {
-        "dataset": dataset,
-        "method": method,
-        "seed": seed,
-        "flags": list(flags),
-        "images": 1234,
-        "acc1": acc1,
-        "acc5": acc1,
-        "mean_per_class_recall": acc1,
-    }
+    values = {"dataset": dataset, "method": method, "seed": seed, "flags": list(flags)}
+    values |= dict.fromkeys(FIGURES, acc1) | {"images": 1234}
     path.write_text(json.dumps(values))
     return str(path)
 
@@ -41,12 +34,7 @@ def test_the_table_has_means_gains_choices_and_answers(tmp_path):
     choices = [str(selection)]
     summarize(paths, choices, [audit], "zero_shot", csv, text)
     rows = pd.read_csv(csv, dtype=str, keep_default_na=False).to_dict("records")
-    first = {
-        "dataset": "dtd",
-        "method": "zero_shot",
-        "acc1_mean": "50.00",
-        "chosen": "seed 0",
-    }
+    first = {"method": "zero_shot", "acc1_mean": "50.00", "chosen": "seed 0"}
     second = {"flags": "ours collapsed", "seeds": "2", "acc1_mean": "57.00"}
     second |= {"acc1_std": "1.41", "acc1_gain": "7.00", "chosen": ""}
     third = {"dataset": "mine", "acc1_mean": ""}

@@ -21,9 +21,8 @@ function card(one) {
   const title = element("h2");
   title.append(element("bdi", one.name), element("small", ` ${images(one.images)}`));
   const pictures = element("div", "", { class: "pictures" });
-  for (const { row, image, sure } of one.pictures) {
-    const label = sure ? image : `${image}, uncertain`;
-    pictures.append(element("img", "", { src: `image/${row}`, alt: label, title: label, "data-sure": sure, loading: "lazy" }));
+  for (const [row, image] of one.pictures) {
+    pictures.append(element("img", "", { src: `image/${row}`, alt: image, title: image, loading: "lazy" }));
   }
   const others = one.others.length ? `also called: ${one.others.join(", ")}` : "";
   const tools = element("p", "", { class: "tools" });
