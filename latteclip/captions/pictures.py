@@ -6,12 +6,12 @@ Imports neither torch nor an engine: worker processes start in a fraction of a s
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from latteclip.core.errors import UserError
-from latteclip.data.images import checksum, open_rgb, read_bytes
+from latteclip.captions.questions import Request
+from latteclip.data.images import open_rgb
 
 GAP = 20 / 672  # between the cells of a grid, of its side: as in the paper's code
 
@@ -26,29 +26,20 @@ class Layout:
     square: int | None = None
 
 
-def read_image(path: str, wanted: bytes | None = None) -> bytes:
-    """Return the bytes of an image, of the wanted checksum."""
-    try:
-        content = read_bytes(path)
-        if wanted not in (None, checksum(content)):
-            raise ValueError("it is another image than the index has")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Image {path} cannot be read ({error}); put it back, or index the images again "
-            "(snakemake -R index_images)."
-        ) from None
-    return content
+@dataclass(frozen=True)
+class Preparer:
+    """Reads and decodes the images of requests ahead of the engine, in worker processes."""
 
+    layout: Layout
 
-def pictures_of(
-    layout: Layout, paths: Sequence[str], contents: Sequence[bytes]
-) -> list[Image.Image]:
-    """Return the RGB pictures that the model sees of the images at `paths`."""
-    pairs = zip(paths, map(io.BytesIO, contents), strict=True)
-    images = [
-        open_rgb(path, content=file, max_side=layout.max_side) for path, file in pairs
-    ]
-    return lay_out(images, layout)
+    def __call__(self, request: Request) -> Request:
+        """Give a request its pictures. UserError: an image is not as the index has it."""
+        pairs = zip(request.paths, request.checksums, strict=True)
+        images = [
+            open_rgb(path, wanted=checksum, max_side=self.layout.max_side)
+            for path, checksum in pairs
+        ]
+        return replace(request, pictures=lay_out(images, self.layout))
 
 
 def lay_out(images: list[Image.Image], layout: Layout) -> list[Image.Image]:

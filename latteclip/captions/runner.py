@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 from latteclip.captions import answers, engine
 from latteclip.captions.answers import AnswerCache
 from latteclip.captions.engine import Response, loads_model
-from latteclip.captions.pictures import Layout, pictures_of, read_image
+from latteclip.captions.pictures import Layout, Preparer
 from latteclip.captions.questions import Questions, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.errors import UserError, ending_in_order
@@ -22,31 +22,20 @@ from latteclip.core.terminal import Progress
 from latteclip.data.images import Workers
 
 log = logging.getLogger(__name__)
+RequestOf = Callable[[int], Request]  # the request about a row
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 
 
-@dataclass(frozen=True)
-class Preparer:
-    """Reads and decodes images ahead of the engine, in worker processes."""
-
-    layout: Layout
-
-    def __call__(self, request: Request) -> Request:
-        """Give a request its pictures."""
-        pairs = zip(request.paths, request.checksums, strict=True)
-        contents = [read_image(*pair) for pair in pairs]
-        pictures = pictures_of(self.layout, request.paths, contents)
-        return replace(request, pictures=pictures)
-
-
-def is_poor(answer: Response) -> bool:
-    """Return whether an answer is empty or cut."""
+def is_poor(answer: Response | None) -> bool:
+    """Return whether there is an answer, which is empty or cut."""
+    if answer is None or answer.error is not None:
+        return False
     return answer.finish_reason == "length" or not answer.text.strip()
 
 
 def write_answers(
     questions: Questions,
-    request_about: Callable[[int], Request],
+    request_about: RequestOf,
     columns_of: Callable[[int, Response | None], dict[str, Any]],
     schema: pa.Schema,
     layout: Layout,
@@ -58,7 +47,7 @@ def write_answers(
     labeller: str,
     threads: int,
     scoring: bool = False,
-    request_again: Callable[[int], Request] | None = None,
+    request_again: RequestOf | None = None,
 ) -> None:
     """Ask about the rows, and write a table of columns that follow from the answer about each.
 
@@ -71,15 +60,17 @@ def write_answers(
     pool = Workers(Preparer(layout), threads, lambda request: request.paths[0])
     with ending_in_order(saved), AnswerCache(store, name) as cache, pool:
         identity = answers.identity(captioner, layout, scoring=scoring)
-        runner = Runner(captioner, threads, scoring, request_about, identity, cache, pool)
-        runner.ask(questions.order)
-        if request_again is not None:
-            runner.ask_again(request_again)
-        rows = (
-            (columns_of(row, answer), answer)
-            for row in range(len(questions))
-            for answer in [runner.answer(row) if row in questions.wanted else None]
+        runner = Runner(
+            *(captioner, threads, scoring, request_about, request_again),
+            *(identity, cache, pool),
         )
+        runner.ask(questions.order)
+
+        def row_of(row: int) -> answers.Row:
+            answer = runner.answer(row) if row in questions.wanted else None
+            return columns_of(row, answer), answer
+
+        rows = map(row_of, range(len(questions)))
         answers.write_rows(rows, schema, captioner, output)
     rate = runner.n_asked / max(runner.seconds, 1e-9)
     log.info(
@@ -94,13 +85,12 @@ class Runner:
     captioner: CaptionerSection
     threads: int
     scoring: bool
-    request_about: Callable[[int], Request]
+    request_about: RequestOf
+    request_again: RequestOf | None
     identity: str
     cache: AnswerCache
     pool: Workers[Request, Request]
-    digests: dict[int, str] = field(default_factory=dict)  # of answers, by row
-    discarded: dict[int, Response] = field(default_factory=dict)  # by row
-    failed: dict[str, Response] = field(default_factory=dict)  # by digest
+    failed: dict[str, Response] = field(default_factory=dict)  # by digest of the request
     n_asked: int = 0
     n_failures: int = 0  # requests that failed one after another
     is_answered: bool = False  # whether there is any answer, now or of an earlier run
@@ -109,55 +99,45 @@ class Runner:
     def ask(self, rows: Sequence[int]) -> None:
         """Answer a request about each of these rows, in their order, unless it is cached.
 
-        What a server fails to answer is asked once more, but not what it refuses.
+        Rows whose answer is empty or cut get another request, if there is one.
         """
-        failed = self._ask(rows, MAX_CONSECUTIVE_FAILURES)
-        if not loads_model(self.captioner):  # a model would fail again
-            self._ask(failed, math.inf)
-
-    def ask_again(self, request_about: Callable[[int], Request]) -> None:
-        """Ask otherwise about rows whose answer is empty or cut; a whole second answer counts."""
-        first = {row: digest for row, digest in self.digests.items() if self._is_poor(row)}
-        self.request_about = request_about
-        self.ask(list(first))
-        for row, other in first.items():
-            if (second := self.cache.get(self.digests[row])) is None or is_poor(second):
-                self.digests[row], other = other, self.digests[row]
-            if answer := self.cache.get(other):
-                self.discarded[row] = answer
-
-    def _is_poor(self, row: int) -> bool:
-        answer = self.cache.get(self.digests[row])
-        return answer is not None and is_poor(answer)
+        self._ask_twice(rows, self.request_about)
+        if self.request_again is not None:
+            poor = [row for row in rows if is_poor(self._found(self.request_about(row)))]
+            self._ask_twice(poor, self.request_again)
 
     def answer(self, row: int) -> Response | None:
         """Return the answer about a row, also of an earlier run, or why there is none.
 
-        Its tokens are also those of the answer in whose place it is.
+        A whole second answer takes the place of an empty or cut one, with the tokens of both.
         """
-        if row not in self.digests:  # it was not asked about in this run
-            self._note(self.request_about(row))
-        digest = self.digests[row]
-        found = self.cache.get(digest) or self.failed.get(digest)
-        if found is None or row not in self.discarded:
-            return found
-        other = self.discarded[row]
-        written = (found.n_tokens or 0) + (other.n_tokens or 0)
-        read = (found.n_read or 0) + (other.n_read or 0)
-        return replace(found, n_tokens=written, n_read=read)
+        first = self._found(self.request_about(row))
+        if first is None or self.request_again is None or not is_poor(first):
+            return first
+        second = self._found(self.request_again(row))
+        if second is None or second.error is not None:
+            return first
+        n_tokens = (first.n_tokens or 0) + (second.n_tokens or 0)
+        n_read = (first.n_read or 0) + (second.n_read or 0)
+        better = first if is_poor(second) else second
+        return replace(better, n_tokens=n_tokens, n_read=n_read)
 
-    def _note(self, request: Request) -> str:
-        """Return the digest of a request, and note it for its row."""
+    def _found(self, request: Request) -> Response | None:
         digest = answers.digest(request, self.identity)
-        self.digests[request.key] = digest
-        return digest
+        return self.cache.get(digest) or self.failed.get(digest)
 
-    def _ask(self, rows: Sequence[int], most: float) -> list[int]:
+    def _ask_twice(self, rows: Sequence[int], request_of: RequestOf) -> None:
+        """Ask about rows; what a server fails to answer is asked again, but not what it refuses."""
+        failed = self._ask(rows, request_of, MAX_CONSECUTIVE_FAILURES)
+        if not loads_model(self.captioner):  # a model would fail again
+            self._ask(failed, request_of, math.inf)
+
+    def _ask(self, rows: Sequence[int], request_of: RequestOf, most: float) -> list[int]:
         """Ask about rows until `most` requests fail one after another; return what failed."""
         failed = list[int]()
         self.n_failures = 0
         progress = Progress(len(rows), "answers")
-        pending = self.pool.in_order(self._pending(rows, progress))
+        pending = self.pool.in_order(self._pending(map(request_of, rows), progress))
         first = next(pending, None)
         if first is None:
             return failed
@@ -172,11 +152,13 @@ class Runner:
         self.seconds += time.monotonic() - started
         return failed
 
-    def _pending(self, rows: Sequence[int], progress: Progress) -> Iterator[Request]:
+    def _pending(
+        self, requests: Iterable[Request], progress: Progress
+    ) -> Iterator[Request]:
         """Yield requests that are neither cached nor under way for an equal row."""
         under_way = set()
-        for request in map(self.request_about, rows):
-            digest = self._note(request)
+        for request in requests:
+            digest = answers.digest(request, self.identity)
             is_cached = self.cache.get(digest) is not None
             self.is_answered |= is_cached
             if is_cached or digest in under_way:
@@ -196,14 +178,15 @@ class Runner:
     def _take(self, request: Request, answer: Response, most: float) -> None:
         """Cache an answer, or note why there is none. UserError: further ones would fail."""
         self.n_asked += 1
+        digest = answers.digest(request, self.identity)
         if answer.error is None:
-            self.cache.add(self.digests[request.key], answer)
+            self.cache.add(digest, answer)
             if not loads_model(self.captioner):  # the answer may be paid
                 self.cache.commit()
             self.is_answered = True
             self.n_failures = 0
             return
-        self.failed[self.digests[request.key]] = answer
+        self.failed[digest] = answer
         if answer.is_refused and self.is_answered:
             return
         self.n_failures += 1

@@ -86,16 +86,14 @@ def read_bytes(path: str | Path) -> bytes:
     """
     member = shard_member(path)
     state = os.stat(container_of(path))
-    too_large = ValueError(f"it has more than {MAX_BYTES} bytes")
     if not stat.S_ISREG(state.st_mode):  # reading a pipe may never end
         raise ValueError("it is no regular file")
-    if member is None:
-        if state.st_size > MAX_BYTES:
-            raise too_large
-        return Path(path).read_bytes()
-    content = _of_tar(member) if member.kind == "tar" else _of_parquet(member)
+    if member and member.kind == "parquet":
+        content = _of_parquet(member, state)
+    else:
+        content = _of_file(member or Member(str(path), "", 0, state.st_size))
     if len(content) > MAX_BYTES:
-        raise too_large
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
     return content
 
 
@@ -104,7 +102,7 @@ def checksum(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _of_tar(member: Member) -> bytes:
+def _of_file(member: Member) -> bytes:
     size = min(member.second, MAX_BYTES + 1)
     with Path(member.shard).open("rb") as file:
         file.seek(member.first)
@@ -114,24 +112,21 @@ def _of_tar(member: Member) -> bytes:
     return content
 
 
-def _of_parquet(member: Member) -> bytes:
-    state = os.stat(member.shard)  # another size or time reads the file again
+def _of_parquet(member: Member, state: os.stat_result) -> bytes:
+    version = (state.st_size, state.st_mtime_ns)  # another one reads the file again
     with _LOCK:  # threads that decode share a row group
-        images, problem = _row_group(
-            member.shard, member.first, state.st_size, state.st_mtime_ns
-        )
+        images, problem = _row_group(member.shard, member.first, version)
     if member.second >= len(images):
         raise ValueError(problem)
-    values = images[member.second]
-    is_struct = values.type.num_fields > 0  # a column of bytes and paths
-    content: bytes | None = (values.field("bytes") if is_struct else values)[0].as_py()
+    values = images[member.second].field("bytes")
+    content: bytes | None = values[0].as_py()
     if content is None:
         raise ValueError("its row holds no bytes of an image")
     return content
 
 
 @lru_cache(maxsize=1)
-def _row_group(shard: str, group: int, _size: int, _mtime_ns: int) -> tuple[list[Any], str]:
+def _row_group(shard: str, group: int, _version: tuple[int, int]) -> tuple[list[Any], str]:
     """Return the images of a row group, in arrays of one row, and why there are no more of them."""
     import pyarrow.parquet as pq
 
@@ -182,23 +177,38 @@ def image_column(file: Any) -> str:
     return str(columns[0])
 
 
+def read_image(path: str | Path) -> bytes:
+    """Return the bytes of an image, or raise UserError."""
+    try:
+        return read_bytes(path)
+    except Exception as error:  # pyarrow raises many
+        raise _unusable(path, error) from None
+
+
 def open_rgb(
     path: str | Path,
     *,
-    content: BinaryIO | None = None,
+    wanted: bytes | None = None,
     max_side: int | None = None,
     min_side: int | None = None,
 ) -> Image.Image:
-    """Decode an image of a file or shard, or its content. Beside that, the path is a name.
+    """Decode an image, of the wanted checksum if there is one.
 
-    Raises UserError where the file is missing or cannot be decoded.
+    Raises UserError where the file is missing, is another one, or cannot be decoded.
     """
     try:
-        return decode(content or io.BytesIO(read_bytes(path)), max_side, min_side)
+        content = read_bytes(path)
+        if wanted not in (None, checksum(content)):
+            raise ValueError("it has changed: run snakemake -R index_images")
+        return decode(io.BytesIO(content), max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
-        raise UserError(
-            f"Image {path} cannot be decoded ({reason(error)}); replace or remove it."
-        ) from None
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: str | Path, error: Exception) -> UserError:
+    return UserError(
+        f"Image {path} cannot be decoded ({reason(error)}); replace or remove it."
+    )
 
 
 def decode(
@@ -258,14 +268,12 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         returns the name of a task's image for messages.
         """
         # Not forked from this process, which may hold the threads and the GPU of an engine.
-        method = "spawn"
-        if "forkserver" in multiprocessing.get_all_start_methods():  # not on Windows
-            method = "forkserver"
-        context: Any = multiprocessing.get_context(method)
+        context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, work.__module__])
+        self._work = work
         self._room = n + AHEAD
         self._name = name
-        self._pool = ProcessPoolExecutor(n, context, _start_worker, (work,))
+        self._pool = ProcessPoolExecutor(n, context, _start_worker)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
@@ -280,7 +288,7 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
             while True:
                 for chunk in itertools.islice(chunks, self._room - len(waiting)):
                     near = chunk[0]
-                    waiting.append((near, self._pool.submit(_work_on, chunk)))
+                    waiting.append((near, self._pool.submit(_work_on, self._work, chunk)))
                 if not waiting:
                     return
                 near, results = waiting.popleft()
@@ -301,12 +309,7 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         )
 
 
-_work: Callable[[Any], Any]  # the function that a worker process calls
-
-
-def _start_worker(work: Callable[[Any], Any]) -> None:
-    global _work
-    _work = work
+def _start_worker() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):  # the parent stops its workers
         signal.signal(stop, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -320,5 +323,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work_on(tasks: Sequence[Any]) -> list[Any]:
-    return [_work(task) for task in tasks]
+def _work_on(work: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+    return [work(task) for task in tasks]

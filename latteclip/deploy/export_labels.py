@@ -16,13 +16,18 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from latteclip import __version__
-from latteclip.captions.pictures import read_image
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
-from latteclip.data.images import FORMATS, image_exists, open_rgb, shard_member
+from latteclip.data.images import (
+    FORMATS,
+    image_exists,
+    open_rgb,
+    read_image,
+    shard_member,
+)
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import LabelsMetadata
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latteclip.captions.pictures import Layout, data_url, grid, pictures_of
+from latteclip.captions.pictures import Layout, Preparer, data_url, grid
+from latteclip.captions.questions import Request
+from latteclip.data.images import checksum
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
 PLACE = "48.2082 N"
@@ -56,7 +58,8 @@ def with_metadata(path, kind):
 
 def test_a_server_gets_the_pixels_alone(tmp_path):
     file = with_metadata(tmp_path / "a", "JPEG")
-    [picture] = pictures_of(Layout(), [str(file)], [file.read_bytes()])
+    asked = Request(0, (), "", None, [str(file)], [checksum(file.read_bytes())])
+    [picture] = Preparer(Layout())(asked).pictures
     assert picture.size == (30, 40)  # upright
     content = base64.b64decode(data_url(picture).partition(",")[2])
     assert PLACE.encode() not in content

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.captioning import describe, read
+from support.captioning import read
 from support.tiny import write_pictures
 
 from latteclip.captions.caption import gather_captions
-from latteclip.captions.engine import Response, failed
+from latteclip.captions.engine import Response
 from latteclip.captions.questions import shard_of
 from latteclip.cli.estimate import WORK
 from latteclip.core.errors import UserError
@@ -84,33 +84,14 @@ def test_empty_answers_are_counted_and_cut_ones_are_captions(dataset, recorder):
         dataset.caption_images()
 
 
-def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(
-    dataset, recorder
-):
-    error = failed("HTTP 400: bad picture")
-    recorder.reply = lambda request: error if request.key == 2 else describe(request)
-    columns = dataset.caption_images(max_failed=0.2)
-    assert columns["error"] == [None, None, "HTTP 400: bad picture", *[None] * 4]
-    assert (columns["finish_reason"][2], columns["caption"][2]) == ("error", "")
-    with pytest.raises(UserError, match="HTTP 400"):
-        dataset.caption_images()
-    recorder.reply = describe
-    recorder.forget()
-    assert dataset.caption_images()["error"] == [None] * 7
-    assert [request.key for request in recorder.requests] == [2]
-
-
 # --- shards --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_images", [None, 4])
-@pytest.mark.parametrize(("kind", "n"), [("images", 3), ("groups", 2)])
+@pytest.mark.parametrize(("n", "max_images"), [(3, None), (2, 4)])
 def test_shards_give_the_same_bytes_however_many_there_are(
-    dataset, recorder, kind, n, max_images
+    dataset, recorder, n, max_images
 ):
     def caption(**options):
-        if kind == "images":
-            return dataset.caption_images(max_images=max_images, **options)
         return dataset.caption_groups(max_images=max_images, **options)
 
     whole = dataset.folder / "whole.parquet"

@@ -10,7 +10,6 @@ from support.captioning import (
     value,
 )
 
-from latteclip.captions.caption import gather_captions
 from latteclip.captions.engine import scored as answer_with
 from latteclip.core.errors import UserError
 
@@ -85,22 +84,3 @@ def test_scores_do_not_repeat_the_pseudo_label(scored, scorer):
     with pytest.raises(UserError, match=r"prompts\.image"):
         scored.score(prompt="Is it {}?")
     assert scorer.starts == 0
-
-
-# --- shards, and scores of one's own -------------------------------------------------------------
-
-
-def test_shards_give_the_same_bytes_as_the_whole(scored, scorer):
-    whole = scored.folder / "whole.parquet"
-    scored.score(LETTERS, max_images=5, output=whole, store="of the whole")
-    asked = len(scorer.requests)
-    scorer.forget()
-    shards = [scored.folder / f"shards/{number}.parquet" for number in (1, 2, 3)]
-    for number, path in enumerate(shards, start=1):
-        scored.score(
-            LETTERS, max_images=5, output=path, shard=f"{number}/3", store="of shards"
-        )
-    assert len(scorer.requests) == asked
-    gathered = scored.folder / "gathered.parquet"
-    gather_captions(scored.inputs[0], [str(path) for path in shards], str(gathered))
-    assert gathered.read_bytes() == whole.read_bytes()

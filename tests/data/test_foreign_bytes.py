@@ -1,6 +1,5 @@
 """Archives, shards and images of strangers: inside their folder, whole or refused."""
 
-import contextlib
 import io
 import itertools
 import os
@@ -29,12 +28,8 @@ from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import read_split
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # of each test; 0: a single round
-LONGEST = 30.0  # seconds of one case
+LONGEST = 120  # seconds of one case
 MEMORY = 2**30  # bytes that all cases of one test may add
-
-
-class Hung(BaseException):
-    """A case took longer than LONGEST; no reader catches this."""
 
 
 def fuzzed(**strategies):
@@ -53,11 +48,7 @@ def fuzzed(**strategies):
                     break
             assert _peak() - before < MEMORY
 
-        run.__name__, run.__doc__, run.__module__ = (
-            body.__name__,
-            body.__doc__,
-            body.__module__,
-        )
+        run.__name__, run.__doc__ = body.__name__, body.__doc__
         return pytest.mark.fuzz(run)
 
     return decorate
@@ -68,29 +59,17 @@ def check(read, expected=None):
 
     Return the result, or None where the reader refuses the case.
     """
+    signal.alarm(LONGEST)  # a reader that hangs ends the process
     try:
-        with _in_time():
-            found = read()
+        found = read()
     except UserError as error:
         assert len(str(error).splitlines()) == 1, error
         return None
+    finally:
+        signal.alarm(0)
     if expected is not None:
         assert found == expected
     return found
-
-
-@contextlib.contextmanager
-def _in_time():
-    def stop(*_):
-        raise Hung(f"a case took more than {LONGEST} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _peak():
@@ -144,15 +123,6 @@ def member(name, kind=tarfile.REGTYPE, target="", size=0):
     return info
 
 
-def link_in_zip():
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        info = zipfile.ZipInfo("link")
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(info, "../../outside")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("pack", [tar, zipped])
 @pytest.mark.parametrize(
     "name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:\\evil", "a\\..\\..\\x"]
@@ -166,39 +136,32 @@ def test_names_do_not_lead_out(pack, name):
         assert list(found.values()) == [b"evil"]
 
 
-LINKS = {
-    "symlink up": [member("link", tarfile.SYMTYPE, "../../outside")],
-    "absolute symlink": [member("link", tarfile.SYMTYPE, "/etc/passwd")],
-    "hard link up": [member("link", tarfile.LNKTYPE, "../../outside/mine.txt")],
-    "absolute hard link": [member("link", tarfile.LNKTYPE, "/etc/passwd")],
-    "links that lead out together": [
-        member("a/b/far", tarfile.SYMTYPE, "near/../../../../outside"),
-        member("a/b/near", tarfile.SYMTYPE, "../.."),
-    ],
-    "a file below a link": [
-        member("link", tarfile.SYMTYPE, "../../outside"),
-        member("link/mine.txt", size=3),
-    ],
-    "a device": [member("link", tarfile.CHRTYPE), member("pipe", tarfile.FIFOTYPE)],
-    "many links": [member(f"{n}", tarfile.SYMTYPE, "x") for n in range(40)],
-}
+LINKS = [
+    member("up", tarfile.SYMTYPE, "../../outside"),
+    member("absolute", tarfile.SYMTYPE, "/etc/passwd"),
+    member("hard", tarfile.LNKTYPE, "../../outside/mine.txt"),
+    member("absolute_hard", tarfile.LNKTYPE, "/etc/passwd"),
+    member("a/b/far", tarfile.SYMTYPE, "near/../../../../outside"),  # with the next one
+    member("a/b/near", tarfile.SYMTYPE, "../.."),
+    member("device", tarfile.CHRTYPE),
+    member("pipe", tarfile.FIFOTYPE),
+    *(member(f"{n}", tarfile.SYMTYPE, "x") for n in range(40)),
+    member("up/mine.txt", size=3),  # below a link
+]
 
 
-@pytest.mark.parametrize("name", LINKS)
-def test_links_and_devices_are_left_out(name):
-    found = unpacked(tar_with(*LINKS[name], member("a.txt", size=1)))
-    assert found.pop("a.txt") == b"x"
-    assert found in ({}, {"link/mine.txt": b"xxx"})
+def test_links_and_devices_are_left_out():
+    found = unpacked(tar_with(*LINKS, member("a.txt", size=1)))
+    assert found == {"a.txt": b"x", "up/mine.txt": b"xxx"}
 
 
 def test_a_symlink_in_a_zip_is_no_link():
-    assert unpacked(link_in_zip()) == {"link": b"../../outside"}
-
-
-def damaged_header():
-    content = bytearray(tar(FILES, "w"))
-    content[2048] ^= 1  # of the second file
-    return bytes(content)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "../../outside")
+    assert unpacked(buffer.getvalue()) == {"link": b"../../outside"}
 
 
 def with_header(kind, size, n=1):
@@ -215,7 +178,7 @@ def with_header(kind, size, n=1):
 REFUSED = {
     "a page": b"<html>not found</html>",
     "no zip": b"PK\x03\x04 but no zip",
-    "a damaged header": damaged_header(),
+    "a damaged header": tar(FILES, "w").replace(b"two.bin", b"tvo.bin"),
     "a zip cut in two": zipped(FILES)[:200],
     "a tar.gz without its checksum": tar(FILES)[:-6],
     "a tar cut between two files": tar(FILES, "w")[:2048],
@@ -355,8 +318,9 @@ PICTURES = {form: picture(form) for form in images.FORMATS}
 def test_a_damaged_image_is_decoded_or_refused(content, max_side):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about what it mends
-        file = io.BytesIO(content)
-        found = check(lambda: images.open_rgb("x", content=file, max_side=max_side))
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(content)
+            found = check(lambda: images.open_rgb(file.name, max_side=max_side))
     if found is not None:
         assert found.mode == "RGB" and found.width * found.height <= images.MAX_PIXELS
         assert max_side is None or max(found.size) <= max_side

@@ -7,11 +7,10 @@ import pytest
 from support.image_folders import index
 from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
-from latteclip.captions.pictures import read_image
 from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import UserError
 from latteclip.data import shards
-from latteclip.data.images import image_exists, open_rgb, shard_member
+from latteclip.data.images import image_exists, open_rgb, read_image, shard_member
 from latteclip.data.splits import read_split
 
 CLASSES = ["cat", "dog"]
@@ -69,32 +68,32 @@ def test_images_of_tars_have_their_names_with_the_shard_where_two_have_one(tmp_p
     assert {f"train/shard-00000{n}.tar/000000.jpg" for n in (0, 1)} < ids
 
 
-def test_without_a_word_in_paths_a_hash_says_what_is_for_testing(tmp_path):
-    tar_shard(tmp_path / "a.tar", labelled(range(40)))
+def with_classes(tmp_path, **shards):
+    """A folder of shards, each with pictures of so many numbers."""
+    for name, numbers in shards.items():
+        tar_shard(tmp_path / f"{name}.tar", labelled(numbers))
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    assert {item.split for item in read(tmp_path).items} == {"train", "test"}
-    tar_shard(tmp_path / "test.tar", labelled([50]))
+    return tmp_path
+
+
+def test_without_a_word_in_paths_a_hash_says_what_is_for_testing(tmp_path):
+    split = read(with_classes(tmp_path, a=range(40)))
+    assert {item.split for item in split.items} == {"train", "test"}
     with pytest.raises(UserError, match=r"a\.tar"):
-        read(tmp_path)
+        read(with_classes(tmp_path, test=[50]))
 
 
 def test_shards_called_dev_are_for_validation(tmp_path):
-    for name in ("train", "dev", "test"):
-        tar_shard(tmp_path / f"{name}-0.tar", labelled(range(2)))
-    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    split_of = {(item.image_id[:3], item.split) for item in read(tmp_path).items}
-    assert split_of == {("tra", "train"), ("dev", "val"), ("tes", "test")}
+    split = read(with_classes(tmp_path, train=[1], dev_0=[2], test=[3]))
+    assert [item.split for item in split.items] == ["val", "train", "test"]
 
 
 def test_globs_may_say_which_shards_are_for_testing(tmp_path):
-    for name in ("a", "b"):
-        tar_shard(tmp_path / f"{name}.tar", labelled(range(4)))
-    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    found = read(tmp_path, lists={"train": "a*.tar", "test": "b.tar"})
-    split_of = {(item.image_id[0], item.split) for item in found.items}
-    assert split_of == {("a", "train"), ("b", "test")}
+    root = with_classes(tmp_path, a=[1], b=[2])
+    found = read(root, lists={"train": "a*.tar", "test": "b.tar"})
+    assert [item.split for item in found.items] == ["train", "test"]
     with pytest.raises(UserError, match=r"split\.lists\.test"):
-        read(tmp_path, lists={"train": "a.tar", "test": "c.tar"})
+        read(root, lists={"train": "a.tar", "test": "c.tar"})
 
 
 # Tars of WebDataset.
@@ -134,20 +133,18 @@ def entry(name, kind=tarfile.REGTYPE, target="", **pax_headers):
         (entry("/a.jpg"), "not a path"),
         (entry("a\udcff.jpg"), "not a path in UTF-8"),
         (entry("a.jpg", tarfile.SYMTYPE, "/etc/passwd"), "not a plain file"),
-        (entry("a.jpg", tarfile.LNKTYPE, "000001.jpg"), "not a plain file"),
         (entry("a.jpg", tarfile.FIFOTYPE), "not a plain file"),
-        (entry("a.jpg", tarfile.CHRTYPE), "not a plain file"),
         (entry("a.jpg", **{"GNU.sparse.size": "9"}), "not a plain file"),
         (entry("a", **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "sparse"),
         (entry("a.jpg", comment="x" * 300_000), "header of 300"),
     ],
-    ids=range(10),
+    ids=range(8),
 )
 def test_entries_that_are_unsafe_are_refused(tmp_path, info, said):
     root = one_tar(tmp_path, *labelled([1]), extra=[info])
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=f"{root}.*{said}") as error:
         read(root)
-    assert "a.tar" in str(error.value) and len(str(error.value)) < 1000
+    assert len(str(error.value)) < 1000
 
 
 def test_damaged_compressed_and_cut_shards_are_refused(tmp_path):
