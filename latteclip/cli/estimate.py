@@ -72,7 +72,7 @@ def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     images = counts_of(dataset)
     folder = dataset.keys.source.folder
     if images is None and folder and dataset.keys.split.kind == "folders":
-        images = Counts(len(image_files(folder, deep=True)), 0)
+        images = Counts(len(image_files(folder)), 0)
     asked = [each for each in dataset.captioners if each.is_pending(pending)]
     asked = [each for each in asked if not each.engine.reads_file]
     if asked:

@@ -162,7 +162,6 @@ class IndexMetadata:
     # Files that are no images, by suffix.
     skipped: dict[str, int] = field(default_factory=dict)
     content: str | None = None  # digest of the bytes of all images
-    limit: int | None = None  # images of a split in a limited run
     drawn_from: dict[str, int] | None = None  # images of each whole split, of a limited run
 
 

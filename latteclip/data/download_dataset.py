@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,29 +70,27 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
     if not any(folder.glob("[!.]*")):
         new_folder(output)  # it was not unpacked from files of this dataset
     folder.mkdir(parents=True, exist_ok=True)
+    are_shards = settings.split.kind in SUFFIXES
     unfinished = "Fetched files stay, and a rerun continues from there."
     # Two runs may want it at once.
     with ending_in_order(unfinished), FileLock(folder / ".lock"):
-        files = {
-            name: fetch(name, spec, folder) for name, spec in settings.downloads.items()
-        }
+        downloads = settings.downloads
+        files = {name: fetch(name, spec, folder) for name, spec in downloads.items()}
         with replacing(output, overwrite=True) as data:
             data.mkdir()
-            for name, spec in settings.downloads.items():
-                file = files[name]
-                are_shards = settings.split.kind in SUFFIXES
-                if are_shards or not file.name.lower().endswith(ARCHIVES):
+            for name, file in files.items():
+                if are_shards or not name.lower().endswith(ARCHIVES):
                     link_or_copy(file, data / name)
                 else:
-                    _unpack(file, spec, data)
+                    log.info("Unpacking %s.", file)
+                    unpack(file, data)
+                    _unpack_nested(downloads[name].nested, data)
     log.info("Dataset %s is in %s.", dataset, output)
 
 
-def _unpack(file: Path, download: DownloadSection, folder: Path) -> None:
-    """Unpack an archive, and the archives in it, into the data folder."""
-    log.info("Unpacking %s.", file)
-    unpack(file, folder)
-    for pattern in download.nested:
+def _unpack_nested(patterns: Sequence[str], folder: Path) -> None:
+    """Unpack archives that an archive had inside, where they are."""
+    for pattern in patterns:
         for inner in sorted(path for path in folder.rglob(pattern) if path.is_file()):
             unpack(inner, inner.parent)
             inner.unlink()
@@ -104,17 +103,17 @@ def fetch(name: str, download: DownloadSection, folder: Path) -> Path:
     if file.is_file():
         return file
     for source in download.sources:
-        log.info("Fetching %s from %s.", name, _address(source))
+        address = _address(source)
+        log.info("Fetching %s from %s.", name, address)
         try:
-            _fetch_from(source, download, file)
+            _fetch_from(source, download.checksum, file)
             return file
         # Raised by requests, gdown, the hub's client, httpx, or the system.
         except Exception as error:
             if full_disk(error):
                 raise
-            reason = str(error) if isinstance(error, UserError) else first_line(error)
-            log.warning("%s failed: %s", _address(source), reason)
-            problems.append(f"{_address(source)}: {reason}")
+            problems.append(f"{address} failed: {first_line(error)}")
+            log.warning("%s", problems[-1])
     lines = "\n  ".join([f"{name} could not be fetched.", *problems])
     raise UserError(
         f"{lines}\nDownload it in another way, put it into {folder.resolve()} as {name} "
@@ -131,55 +130,53 @@ def _address(source: Source) -> str:
     return f"https://huggingface.co/{source.hf}/{source.file}"
 
 
-def _wrong_checksum(path: Path, checksum: str | None) -> str:
-    """Return what is wrong with a file, "" where nothing is. Without a checksum it is accepted.
-
-    The checksum is `md5:`, `sha256:` or `git_blob:` and hexadecimal digits.
-    """
-    if checksum is None:
-        log.warning("No checksum of %s is known, so it is not verified.", path)
-        return ""
-    kind = checksum.partition(":")[0]
-    state = hashlib.new("sha1" if kind == "git_blob" else kind)
-    if kind == "git_blob":
-        state.update(f"blob {path.stat().st_size}\0".encode())
-    with path.open("rb") as file:
-        hashlib.file_digest(file, lambda: state)
-    found = f"{kind}:{state.hexdigest()}"
-    return "" if found == checksum else f"{path} has the checksum {found}, not {checksum}"
-
-
-def _fetch_from(source: Source, download: DownloadSection, file: Path) -> None:
-    """Fetch a file from a source and verify it."""
-    checksum = download.checksum
+def _fetch_from(source: Source, checksum: str | None, file: Path) -> None:
+    """Fetch a file from a source and verify it. Without a checksum it is accepted."""
     part = file.parent / ".part" / digest(_address(source))[:16]  # an unfinished file
     # Nothing tells whether the halves of a continued file belong together.
     if checksum is None:
         shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
     fetched = part / file.name
-    if isinstance(source, str):
-        if source.startswith(("http://", "https://")):
-            _fetch_url(source, fetched)
-        else:
-            shutil.copyfile(source, fetched)
-    elif source.hf:
-        fetched, from_hub = _fetch_from_hub(source, part)
-        checksum = (
-            from_hub if source.checksum == HUB_CHECKSUM else source.checksum or checksum
-        )
-    else:
-        import gdown
-
-        options: dict[str, Any] = {"resume": True, "retries": RETRIES, "timeout": TIMEOUT}
-        gdown.download(id=source.drive, output=str(fetched), use_cookies=False, **options)
+    if not isinstance(source, str):
         checksum = source.checksum or checksum
-    if wrong := _wrong_checksum(fetched, checksum):
+        if source.hf:
+            fetched, of_hub = _fetch_from_hub(source, part)
+            checksum = of_hub if checksum == HUB_CHECKSUM else checksum
+        else:
+            _fetch_from_drive(source, fetched)
+    elif source.startswith(("http://", "https://")):
+        _fetch_url(source, fetched)
+    else:
+        shutil.copyfile(source, fetched)
+    if checksum is None:
+        log.warning("No checksum of %s is known, so it is not verified.", fetched)
+    elif (found := _checksum(fetched, checksum.partition(":")[0])) != checksum:
         shutil.rmtree(part)
-        raise UserError(f"{wrong}; a rerun fetches it again")
+        raise UserError(
+            f"{fetched} has the checksum {found}, not {checksum}; a rerun fetches it again"
+        )
     os.replace(fetched, file)
     shutil.rmtree(part)
     log.info("%s served %s.", _address(source), file.name)
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """Return the checksum of a file as `md5:`, `sha256:` or `git_blob:` and hexadecimal digits."""
+    state = hashlib.new("sha1" if kind == "git_blob" else kind)
+    if kind == "git_blob":
+        state.update(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        hashlib.file_digest(file, lambda: state)
+    return f"{kind}:{state.hexdigest()}"
+
+
+def _fetch_from_drive(source: HubOrDriveFile, path: Path) -> None:
+    """Fetch a file of Google Drive."""
+    import gdown
+
+    options: dict[str, Any] = {"resume": True, "retries": RETRIES, "timeout": TIMEOUT}
+    gdown.download(id=source.drive, output=str(path), use_cookies=False, **options)
 
 
 def _fetch_url(url: str, path: Path) -> None:
@@ -208,9 +205,8 @@ def _continue_url(url: str, path: Path) -> None:
         response.raise_for_status()
         if response.status_code != requests.codes.partial:
             done = 0
-        length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdecimal() else None
-        progress = Progress(total, "B", done=done)
+        rest = int(response.headers.get("Content-Length", 0))
+        progress = Progress(done + rest if rest else None, "B", done=done)
         with path.open("ab" if done else "wb") as file:
             # As it comes: an archive that is sent as Content-Encoding gzip stays an archive.
             for piece in response.raw.stream(CHUNK, decode_content=False):
@@ -223,19 +219,18 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str]:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.hf_api import RepoFile
 
-    hub_repo = str(source.hf).removeprefix(DATA_REPO)
-    kind = "model" if hub_repo == source.hf else "dataset"
+    name = str(source.hf).removeprefix(DATA_REPO)
+    kind = "model" if name == source.hf else "dataset"
     repo: dict[str, Any] = {"revision": source.revision, "repo_type": kind}
-    tree = HfApi().list_repo_tree(hub_repo, recursive=True, **repo)
-    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    tree = HfApi().list_repo_tree(name, recursive=True, **repo)
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     pattern = str(source.file).lower()
-    fitting = [file for file in files if fnmatch.fnmatchcase(file.path.lower(), pattern)]
+    fitting = [path for path in files if fnmatch.fnmatchcase(path.lower(), pattern)]
     if len(fitting) != 1:
-        names = sorted(file.path for file in files)
-        raise UserError(f"{pattern} fits {len(fitting)} files of the repo: {names}")
-    [file] = fitting
+        raise UserError(f"{pattern} fits {fitting} of the files of the repo: {[*files]}")
+    file = files[fitting[0]]
     checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git_blob:{file.blob_id}"
-    return Path(hf_hub_download(hub_repo, file.path, local_dir=folder, **repo)), checksum
+    return Path(hf_hub_download(name, file.path, local_dir=folder, **repo)), checksum
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -247,9 +242,8 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with archive.open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        if (
-            is_zip
-        ):  # zipfile removes what leads out of names, and writes links as plain files
+        # zipfile removes what leads out of names, and writes links as plain files.
+        if is_zip:
             zipfile.ZipFile(archive).extractall(folder)
         else:
             _unpack_tar(archive, folder)

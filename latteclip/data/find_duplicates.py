@@ -3,7 +3,7 @@
 Two images are a pair if a view of one, the whole picture or a crop of it, has nearly the perceptual
 hashes of the whole other one. A set is all images that pairs connect.
 
-Letters: N images, V views, Q ranges, P pairs.
+Letters: N images, V views, P pairs.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 from PIL import Image
 from scipy.sparse import coo_array
@@ -36,9 +37,9 @@ CONTRAST = 2.0  # standard deviation in grey levels below which a picture is of 
 # Bits of 64 in which the hashes of a pair differ, at most.
 MAX_PHASH = 7  # below 2 BANDS, so that one band of the two differs in one bit at most
 MAX_DHASH = 10
+AT_ONCE = 2**22  # pairs that are compared
 BANDS = 4  # parts of a pHash, of 16 bits each
 FLIPS = [0, *(1 << bit for bit in range(16))]  # changes of a band that are looked up
-AT_ONCE = 2**22  # pairs that are compared
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
 
@@ -83,55 +84,59 @@ def duplicate_sets(phashes: Hashes, dhashes: Hashes) -> npt.NDArray[np.int32]:
 
     Sets are numbered in the order of their first images. Pictures of one colour are in none.
     """
+    sets = np.full(len(phashes), -1, np.int32)
     detailed = np.flatnonzero(phashes[:, 0])
+    # Of images with equal hashes one is compared.
     both = np.concatenate([phashes, dhashes], axis=1)[detailed]
-    _, first, of = np.unique(both, axis=0, return_index=True, return_inverse=True)
+    _, first, copy_of = np.unique(both, axis=0, return_index=True, return_inverse=True)
     first = detailed[first]
-    component = np.arange(len(first))  # of images with equal hashes
+    component = np.arange(len(first))
     for pairs in _pairs(phashes[first], dhashes[first]):
         component = _joined(component, pairs)
-    component = component[of.reshape(-1)]
-    in_set = np.flatnonzero(np.bincount(component)[component] > 1)
-    _, first, number = np.unique(component[in_set], return_index=True, return_inverse=True)
-    sets = np.full(len(phashes), -1, np.int32)
-    sets[detailed[in_set]] = np.argsort(np.argsort(first))[number]
+    of_image = component[copy_of.reshape(-1)]
+    in_set = np.bincount(of_image)[of_image] > 1
+    sets[detailed[in_set]] = pd.factorize(of_image[in_set])[0]
     return sets
 
 
 def _joined(component: Rows, pairs: Rows) -> Rows:
-    """Return the component of each image after pairs [P, 2] join some."""
+    """Return the component of each image after pairs [2, P] join some."""
     n = len(component)
-    weights = np.ones(len(pairs), bool)
-    edges = coo_array((weights, component[pairs].T), shape=(n, n))
+    edges = coo_array((np.ones(pairs.shape[1]), component[pairs]), shape=(n, n))
     _, joined = connected_components(edges, directed=False)
     return np.asarray(joined[component])
 
 
 def _pairs(phashes: Hashes, dhashes: Hashes) -> Iterator[Rows]:
-    """Yield pairs of images [P, 2], a view of the first and the whole second; some repeatedly."""
+    """Yield pairs of images [2, P], a view of the first and the whole second; some repeatedly.
+
+    Hashes that differ in fewer than 2 BANDS bits have a band that differs in one bit at most. So
+    only images of such a band are compared.
+    """
     n, n_views = phashes.shape
-    parts = phashes.view(np.uint16).reshape(n, n_views, BANDS)
+    bands = phashes.view(np.uint16).reshape(n, n_views, BANDS)
     for band in range(BANDS):
-        whole = parts[:, 0, band]
-        order = np.argsort(whole, kind="stable")
-        ends = np.cumsum(np.bincount(whole, minlength=2**16))
+        whole = bands[:, 0, band]
+        by_value = np.argsort(whole, kind="stable")
+        counts = np.bincount(whole, minlength=2**16)
+        starts = np.cumsum(counts) - counts
         for view, flip in itertools.product(range(n_views), FLIPS):
-            wanted = parts[:, view, band] ^ flip
-            starts = np.where(wanted > 0, ends[wanted - 1], 0)
-            for rows, places in _expanded(starts, ends[wanted]):
-                pairs = np.stack([rows, order[places]], axis=1)
+            wanted = bands[:, view, band] ^ flip
+            for rows, places in _ranges(starts[wanted], counts[wanted]):
+                pairs = np.stack([rows, by_value[places]])
                 for hashes, most in ((phashes, MAX_PHASH), (dhashes, MAX_DHASH)):
-                    rows, others = pairs.T
+                    rows, others = pairs
                     bits = np.bitwise_count(hashes[rows, view] ^ hashes[others, 0])
-                    pairs = pairs[(bits <= most) & (rows != others)]
-                if len(pairs):
+                    pairs = pairs[:, (bits <= most) & (rows != others)]
+                if pairs.size:
                     yield pairs
 
 
-def _expanded(starts: Rows, ends: Rows) -> Iterator[tuple[Rows, Rows]]:
-    """Yield which of the ranges [Q] each position is in, and the position, AT_ONCE or so."""
-    lengths = ends - starts
-    for part in np.array_split(np.arange(len(starts)), 1 + lengths.sum() // AT_ONCE):
-        before = np.cumsum(lengths[part]) - lengths[part]
-        of = np.repeat(part, lengths[part])
-        yield of, starts[of] + np.arange(len(of)) - np.repeat(before, lengths[part])
+def _ranges(starts: Rows, lengths: Rows) -> Iterator[tuple[Rows, Rows]]:
+    """Yield the numbers in ranges, each beside the number of its range, AT_ONCE or so."""
+    all_ranges = np.arange(len(starts))
+    for part in np.array_split(all_ranges, 1 + lengths.sum() // AT_ONCE):
+        of_range = np.repeat(part, lengths[part])
+        # The first number of each range, less the place that it has here.
+        offsets = starts[part] - (np.cumsum(lengths[part]) - lengths[part])
+        yield of_range, np.repeat(offsets, lengths[part]) + np.arange(len(of_range))

@@ -40,66 +40,58 @@ def inside(name: str, source: Path) -> str:
     return name
 
 
-def _entries(
-    folder: str, *, deep: bool, linked: int = 0, prefix: str = ""
-) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
-    """Yield names, suffixes and entries of files in one order, by links on `linked` levels."""
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file in lower case, such as .jpg."""
+    return os.path.splitext(name)[1].lower()
+
+
+def walk(
+    folder: str | Path, linked: int = LINKED, prefix: str = ""
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files in a folder and below it, with their paths in it, always in one order.
+
+    Litter is left out. Links to folders are followed on `linked` levels.
+    """
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
-    folders = []
     for entry in ordered:
         if is_litter(entry.name):
             continue
+        name = prefix + entry.name
         if not entry.is_dir():
-            yield prefix + entry.name, os.path.splitext(entry.name)[1].lower(), entry
-        elif deep and (linked > 0 or not entry.is_symlink()):
-            folders.append(entry)
-    for entry in folders:
-        name = f"{prefix}{entry.name}/"
-        yield from _entries(entry.path, deep=True, linked=linked - 1, prefix=name)
+            yield name, entry
+        elif linked > 0 or not entry.is_symlink():
+            yield from walk(entry.path, linked - 1, f"{name}/")
 
 
-def files(folder: str, kind: str) -> Iterator[tuple[str, str]]:
-    """Yield names and stamps of the files that an index of a folder reads, always in one order.
-
-    With `split.kind` "folders" these are images and classes.txt, otherwise all files.
-    """
-    for name, suffix, entry in _entries(folder, deep=True, linked=LINKED):
-        counts = suffix in IMAGE_SUFFIXES or name == CLASSES or kind != "folders"
-        if counts and entry.is_file():
-            yield name, stamp(entry.stat())
+def image_files(folder: str | Path) -> list[str]:
+    """Return the image files in a folder and below it by their paths in it, sorted."""
+    names = [name for name, _ in walk(folder) if suffix_of(name) in IMAGE_SUFFIXES]
+    return sorted(names, key=lambda name: name.split("/"))
 
 
-def image_files(
-    folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
-) -> list[Path]:
-    """Return the image files in a folder, or also below it, sorted by path, without litter.
-
-    Other files but classes.txt are counted in `skipped` by suffix in lower case, "" where they have
-    none.
-    """
-    paths = []
-    for name, suffix, entry in _entries(os.fspath(folder), deep=deep):
-        if suffix in IMAGE_SUFFIXES:
-            paths.append(Path(folder, name))
-        elif skipped is not None and entry.name != CLASSES:
-            skipped[suffix if suffix.isascii() else "other"] += 1
-    return sorted(paths)
+def other_files(folder: str | Path) -> Counter[str]:
+    """Count the files in a folder and below it that are no images, but classes.txt, by suffix."""
+    suffixes = (suffix_of(name) for name, entry in walk(folder) if entry.name != CLASSES)
+    others = (suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
+    return Counter(suffix if suffix.isascii() else "other" for suffix in others)
 
 
 def state(folder: str | None, split: SplitSection) -> str:
     """Return a digest of the names, sizes and times of the files that an index reads.
 
-    Those of a folder that a rule makes (None) do not count. The files that the section `split`
-    names may lie elsewhere.
+    With `split.kind` "folders" these are images and classes.txt, otherwise all files. Those of a
+    folder that a rule makes (None) do not count. The files that `split` names may lie elsewhere.
     """
     result = hashlib.sha256()
     for name in filter(None, (split.file, split.class_list, *split.lists.values())):
         place = os.path.join(folder or "", name)
         if (folder or os.path.isabs(name)) and os.path.isfile(place):
             result.update(os.fsencode(f"{name}\0{stamp(os.stat(place))}\0"))
-    for file in files(folder, split.kind) if folder else ():
-        result.update(os.fsencode("\0".join(file) + "\0"))
+    for name, entry in walk(folder) if folder else ():
+        counts = suffix_of(name) in IMAGE_SUFFIXES or split.kind != "folders"
+        if (counts or name == CLASSES) and entry.is_file():
+            result.update(os.fsencode(f"{name}\0{stamp(entry.stat())}\0"))
     return result.hexdigest()
 
 
@@ -132,35 +124,24 @@ def linked(place: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
 
 
-def class_names(folder: str | Path) -> list[str]:
-    """Return the names of the class folders of examples, sorted. UserError: there are none."""
-    names = folders_in(folder)
-    if not names:
-        raise UserError(
-            f"{EXAMPLES} {folder} has no folders; put the images of each class into a folder with "
-            "the class's name."
-        )
-    return names
-
-
 def find_examples(
     folder: str | Path, classnames: Sequence[str], replacements: Mapping[str, str]
 ) -> list[tuple[str, str]]:
     """Return the images below a folder of examples, <class>/*.jpg, with the names of their classes.
 
-    UserError: a folder is of no class, or has no images.
+    UserError: a folder is of no class, or there are no images.
     """
     examples: list[tuple[str, str]] = []
-    for written in class_names(folder):
+    for written in folders_in(folder):
         place = Path(folder, written)
         name = clean_classname(written, replacements)
         if name not in classnames:
             likely = one_line(suggestion(name, classnames))
             raise UserError(f"{EXAMPLES}: {one_line(place)} is not a class; {likely}")
-        images = image_files(place, deep=True)
-        if not images:
-            raise UserError(
-                f"{EXAMPLES}: {one_line(place)} holds no image; add some or remove the folder."
-            )
-        examples += [(str(image), name) for image in images]
+        examples += [(str(place / image), name) for image in image_files(place)]
+    if not examples:
+        raise UserError(
+            f"{EXAMPLES} {folder} has no images in folders; put the images of each class into a "
+            "folder with the class's name."
+        )
     return examples

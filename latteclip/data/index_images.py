@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -10,19 +11,24 @@ import math
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from latteclip import __version__
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.files import DISCOVER, SPLITS, read_object, replacing, sqlite_uri
+from latteclip.core.files import (
+    DISCOVER,
+    SPLITS,
+    digest,
+    read_object,
+    replacing,
+    sqlite_uri,
+)
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.data import find_duplicates, folder_files
@@ -33,10 +39,10 @@ from latteclip.data.splits import Item, Split, read_split
 log = logging.getLogger(__name__)
 BATCH = 8192  # images written at a time
 CACHED_TOGETHER = 512  # images: a killed run loses no more
-# Beside the index, where Snakemake removes nothing. Another version decodes again.
-CACHE = f".decode_cache_{__version__}.sqlite"
-LOGGED = 100  # broken images that the log names
-NAMED = 5  # broken images that the error names
+# Beside the index, where Snakemake removes nothing. Other code that decodes has another cache.
+CODE = digest(inspect.getsource(image_files), inspect.getsource(find_duplicates))
+CACHE = f".decode_cache_{CODE[:16]}.sqlite"
+NAMED = 5  # broken images that the log and the error name
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
         path TEXT PRIMARY KEY, stamp TEXT,
@@ -55,9 +61,6 @@ class Picture(NamedTuple):
     checksum: bytes
 
 
-Stamps = Mapping[
-    str, str
-]  # size and time of the file that holds an image, by the image's path
 Decoded = Picture | str  # or the reason why the image cannot be decoded
 Broken = tuple[str, str, str, str]  # image_id, path, split and reason
 
@@ -89,94 +92,108 @@ def index_images(
         settings = settings.model_copy(update=proposed)
     place = folder_files.linked(folder)
     images, split = read_split(Path(place), settings)
-    if discovery_path is not None:
-        left_out = {*read_object(discovery_path)["left_out"]}
-        items = [item for item in split.items if item.image_id not in left_out]
-        split = replace(split, items=items)
     below = os.path.relpath(images, place)
     if not below.startswith(os.pardir):
         images = Path(folder, below)
-    metadata = IndexMetadata(classnames=[], skipped=dict(split.skipped))
-    if settings.class_names != DISCOVER:
-        metadata.classnames = clean_classnames(split.names, settings.classname_replace)
-    named = zip(metadata.classnames, split.names, strict=True)
-    metadata.written_names = {name: written for name, written in named if name != written}
+    metadata = _metadata(images, split, settings)
+    items = split.items
+    if discovery_path is not None:
+        left_out = {*read_object(discovery_path)["left_out"]}
+        items = [item for item in items if item.image_id not in left_out]
     if limit is not None:
-        metadata.limit = limit
-        metadata.drawn_from = dict(Counter(item.split for item in split.items))
-        split = _draw(split, limit)
+        metadata.drawn_from = dict(Counter(item.split for item in items))
+        items = _draw(items, limit)
+    progress = Progress(len(items), "images")
     counts = Counter[str]()
     broken: list[Broken] = []
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
         _open_cache(Path(output).with_name(CACHE)) as cache,
+        Workers(decode, threads) as workers,
     ):
-        for batch in _batches(images, split.items, threads, cache):
+        for start in range(0, len(items), BATCH):
+            batch = items[start : start + BATCH]
+            paths = [os.path.normpath(images / item.path) for item in batch]
+            decoded = _decoded(paths, workers, cache, progress)
             rows = []
-            for item, path, decoded in batch:
-                if isinstance(decoded, str):
-                    broken.append((item.image_id, path, item.split, decoded))
+            for item, path in zip(batch, paths, strict=True):
+                picture = decoded[path]
+                if isinstance(picture, str):
+                    broken.append((item.image_id, path, item.split, picture))
                     continue
-                row = decoded._asdict() | item._asdict() | {"path": path}
+                row = picture._asdict() | item._asdict() | {"path": path}
                 if item.label is not None:
                     row["classname"] = metadata.classnames[item.label]
                 rows.append(row)
-                counts[item.split] += 1
-                content.update(decoded.checksum)
+                counts["test" if item.split == "test" else "train"] += 1
+                content.update(picture.checksum)
             add(pa.Table.from_pylist(rows, tables.IMAGES))
-        _check(broken, split, counts, settings.max_corrupt, place)
+        _check(broken, items, counts, settings.max_corrupt, place)
         metadata.content = content.hexdigest()
     with (
         replacing(corrupt_output) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         tables.write_csv(file, ("image_id", "path", "split", "reason"), broken)
-    if split.skipped:
-        log.warning("Left out files that are no images, by suffix: %s.", split.skipped)
-    log.info("Classes: %s", one_line(", ".join(metadata.classnames)))
+    log.info("%d of %d images are in the cache.", progress.initial, len(items))
     log.info("Indexed %d images: %s.", counts.total(), dict(counts))
 
 
-def _draw(split: Split, limit: int) -> Split:
+def _metadata(images: Path, split: Split, settings: IndexSettings) -> IndexMetadata:
+    """Return the class names, and which files of class folders are left out."""
+    names: list[str] = []
+    if settings.class_names != DISCOVER:
+        names = clean_classnames(split.names, settings.classname_replace)
+    log.info("Classes: %s", one_line(", ".join(names)))
+    named = zip(names, split.names, strict=True)
+    written_names = {name: written for name, written in named if name != written}
+    others = Counter[str]()
+    if settings.kind == "folders":
+        others = folder_files.other_files(images)
+    if others:
+        log.warning("Left out files that are no images, by suffix: %s.", dict(others))
+    return IndexMetadata(names, written_names, dict(others.most_common()))
+
+
+def _draw(items: Sequence[Item], limit: int) -> list[Item]:
     """Return at most `limit` images of each of SPLITS, evenly spread. No label is read."""
-    chosen: list[int] = []
+    chosen: list[Item] = []
     for name in SPLITS:
-        rows = [row for row, item in enumerate(split.items) if item.split == name]
-        n = min(limit, len(rows))
-        chosen += [rows[i * len(rows) // n] for i in range(n)]
-    return replace(split, items=[split.items[row] for row in sorted(chosen)])
+        of_split = [item for item in items if item.split == name]
+        n = min(limit, len(of_split))
+        chosen += [of_split[i * len(of_split) // n] for i in range(n)]
+    return chosen
 
 
 def _check(
     broken: Sequence[Broken],
-    split: Split,
+    items: Sequence[Item],
     counts: Counter[str],
     max_corrupt: float,
     folder: str,
 ) -> None:
     """Raise UserError where too many images are broken, or a needed split has none left."""
-    n_images = len(split.items)
-    for image_id, _, _, reason in broken[:LOGGED]:
-        log.warning("Cannot be decoded and is left out: %s (%s)", image_id, reason)
-    if len(broken) > math.ceil(max_corrupt * n_images):
-        named = [f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]]
-        raise UserError(
-            f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
-            f"{max_corrupt:.2%}, such as {', '.join(named)}. Replace or remove them, or raise "
-            "split.max_corrupt to leave them out."
+    if broken:
+        some = [f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]]
+        found = (
+            f"{len(broken)} of the {len(items)} images of {folder} cannot be decoded, such as "
+            f"{', '.join(some)}"
         )
-    needed = {"train"}
-    if any(item.split == "test" for item in split.items) or all(
-        item.label is not None for item in split.items
-    ):
-        needed.add("test")
-    usable = {"train" if name == "val" else name for name in counts}
-    if missing := needed - usable:
-        raise UserError(
-            f"{folder} has no usable image in the split {missing.pop()}; add some, or sort the "
-            "images into the folders train and test."
-        )
+        log.warning("%s; they are left out.", found)
+        if len(broken) > math.ceil(max_corrupt * len(items)):
+            raise UserError(
+                f"{found}; replace or remove them, or raise split.max_corrupt ({max_corrupt:.2%}) "
+                "to leave them out."
+            )
+    has_tests = any(item.split == "test" for item in items)
+    needs_test = has_tests or all(item.label is not None for item in items)
+    for split in ("train", "test") if needs_test else ("train",):
+        if not counts[split]:
+            raise UserError(
+                f"{folder} has no usable image in the split {split}; add some, or sort the images "
+                "into the folders train and test."
+            )
 
 
 def decode(path: str) -> Decoded:
@@ -189,29 +206,23 @@ def decode(path: str) -> Decoded:
     return Picture(*picture.size, find_duplicates.view_hashes(picture), checksum(content))
 
 
-def _batches(
-    images: Path, items: Sequence[Item], threads: int, cache: sqlite3.Connection
-) -> Iterator[list[tuple[Item, str, Decoded]]]:
-    """Yield items with their paths and decoded images in order, BATCH at a time."""
-    progress = Progress(len(items), "images")
-    n_cached = 0
-    with Workers(decode, threads) as workers:
-        for start in range(0, len(items), BATCH):
-            part = items[start : start + BATCH]
-            paths = [os.path.normpath(images / item.path) for item in part]
-            stamps = file_stamps(paths)
-            decoded = read_cache(cache, stamps)
-            progress.skip(len(decoded))
-            n_cached += len(decoded)
-            new = [path for path in stamps if path not in decoded]
-            results = zip(new, workers.in_order(new), strict=True)
-            while batch := dict(itertools.islice(results, CACHED_TOGETHER)):
-                decoded |= batch
-                write_cache(cache, batch, stamps)
-                progress.add(len(batch))
-            pairs = zip(part, paths, strict=True)
-            yield [(item, path, decoded[path]) for item, path in pairs]
-    log.info("%d of %d images are in the cache.", n_cached, len(items))
+def _decoded(
+    paths: Sequence[str],
+    workers: Workers[str, Decoded],
+    cache: sqlite3.Connection,
+    progress: Progress,
+) -> dict[str, Decoded]:
+    """Return the pictures of images by path, from the cache or decoded now."""
+    stamps = {path: _stamp(path) for path in paths}
+    decoded = read_cache(cache, stamps)
+    progress.skip(len(decoded))
+    new = [path for path in stamps if path not in decoded]
+    results = zip(new, workers.in_order(new), strict=True)
+    while batch := dict(itertools.islice(results, CACHED_TOGETHER)):
+        decoded |= batch
+        write_cache(cache, batch, stamps)
+        progress.add(len(batch))
+    return decoded
 
 
 @contextlib.contextmanager
@@ -229,7 +240,7 @@ def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
         ) from None
 
 
-def read_cache(cache: sqlite3.Connection, stamps: Stamps) -> dict[str, Decoded]:
+def read_cache(cache: sqlite3.Connection, stamps: Mapping[str, str]) -> dict[str, Decoded]:
     """Return the pictures of images, by path, without new and changed images."""
     return {
         path: Picture(*values)
@@ -239,7 +250,7 @@ def read_cache(cache: sqlite3.Connection, stamps: Stamps) -> dict[str, Decoded]:
 
 
 def write_cache(
-    cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stamps: Stamps
+    cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stamps: Mapping[str, str]
 ) -> None:
     """Write the pictures of images that could be decoded, with earlier stamps of their files."""
     rows = [
@@ -251,11 +262,9 @@ def write_cache(
         cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?)", rows)
 
 
-def file_stamps(paths: Iterable[str]) -> Stamps:
-    """Return the stamps of the files that hold images, by path, "" where there is none."""
-    containers = {path: image_files.container_of(path) for path in paths}
-    stamps = dict.fromkeys(containers.values(), "")  # the images of a shard share one
-    for container in stamps:
-        with contextlib.suppress(OSError):
-            stamps[container] = folder_files.stamp(os.stat(container))
-    return {path: stamps[container] for path, container in containers.items()}
+def _stamp(path: str) -> str:
+    """Return size and time of the file that holds an image, "" where there is none."""
+    try:
+        return folder_files.stamp(os.stat(image_files.container_of(path)))
+    except OSError:
+        return ""

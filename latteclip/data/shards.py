@@ -6,10 +6,12 @@ here, images later by their place in the shard (`images.shard_member`).
 """
 
 import contextlib
+import glob
 import itertools
 import json
+import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,12 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, first_line
 from latteclip.data import images
-from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
+from latteclip.data.folder_files import IMAGE_SUFFIXES, suffix_of, walk
 
 # Suffixes of shards, by kind of split.
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
+# The word of a shard's path that names its split, such as train or validation.
+WORD = re.compile(r"(?<![a-z0-9])(train|val|test|dev)(?:ing|id|idation)?(?=[^a-z]|$)")
+# Key and suffix of a part of a sample.
+PART = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 MAX_LABEL = 2**20  # bytes of a part that holds a label
 # A tar's headers: bytes of each, which tarfile reads whole, and number of global ones, at most.
 MAX_HEADER = 2**18
@@ -74,24 +80,63 @@ def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
 
 
-def tar_samples(shard: Path, label: str | None) -> Iterator[Sample]:
-    """Yield the images of a tar in order. `label` is the suffix of parts with labels.
-
-    After a colon it names the field of JSON that is one.
-    """
-    suffix_of_labels, _, json_field = (label or "cls").partition(":")
-    with (
-        shard.open("rb") as file,
-        tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
+def find_shards(folder: Path, kind: str, globs: Mapping[Any, str]) -> dict[str, str]:
+    """Return the split of each shard by globs, or by a word of its path, "" where it has none."""
+    split_of = dict[str, str]()
+    for split, pattern in globs.items():
+        fitting = glob.glob(pattern, root_dir=folder, recursive=True)
+        if not fitting:
+            raise UserError(f"No shard in {folder} fits {pattern!r}, split.lists.{split}.")
+        split_of |= dict.fromkeys(sorted(fitting), split)
+    if split_of:
+        return split_of
+    for name in sorted(
+        name for name, _ in walk(folder) if suffix_of(name) == SUFFIXES[kind]
     ):
+        words = WORD.findall(name.lower())
+        split = words[-1] if words else ""
+        split_of[name] = "val" if split == "dev" else split
+    nameless = [name for name, split in split_of.items() if not split]
+    if not split_of or 0 < len(nameless) < len(split_of):
+        raise UserError(
+            f"{folder} must hold {SUFFIXES[kind]} files (split.images sets the folder), and all or "
+            f"none have train, val or test in the name (or split.lists), not {nameless[:3]}."
+        )
+    return split_of
+
+
+def read_shard(
+    shard: Path, kind: str, label: str | None
+) -> tuple[list[Sample], tuple[str, ...]]:
+    """Return the images of a shard in order, and the class names in label order that it describes.
+
+    `label` is the column of labels, or the suffix of a tar's parts with labels, after a colon with
+    the field of JSON that is one.
+    """
+    try:
+        if kind == "parquet":
+            return list(_parquet_samples(shard, label)), _described_classes(shard, label)
+        return list(_tar_samples(shard, label)), ()
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises errors of many kinds on damaged headers
+        raise UserError(
+            f"{shard} is neither a complete tar without compression nor a Parquet file of images "
+            f"as `datasets` writes it ({first_line(error)}); download or write it again."
+        ) from None
+
+
+def _tar_samples(shard: Path, label: str | None) -> Iterator[Sample]:
+    """Yield the images of a tar in order."""
+    suffix_of_labels, _, json_field = (label or "cls").partition(":")
+    with shard.open("rb") as file, tarfile.open(shard, "r:", tarinfo=HeaderOrEnd) as tar:
         for key, group in itertools.groupby(_tar_parts(tar, shard), itemgetter(0)):
             parts = {suffix: entry for _, suffix, entry in group}
             labels = parts.get(suffix_of_labels.lower())
             text = _tar_label(file, labels, json_field, shard) if labels else None
             for suffix, image in parts.items():
                 if f".{suffix}" in IMAGE_SUFFIXES:
-                    place = f"{image.offset_data}+{image.size}"
-                    yield f"{key}.{suffix}", place, text
+                    yield f"{key}.{suffix}", f"{image.offset_data}+{image.size}", text
 
 
 def _tar_parts(
@@ -105,10 +150,10 @@ def _tar_parts(
             raise UserError(
                 f"{shard} contains {entry.name[:80]!r}, which is not a plain file and is refused."
             )
-        folder, slash, name = inside(entry.name.removeprefix("./"), shard).rpartition("/")
-        key, dot, suffix = name.partition(".")
-        if key and dot:  # neither hidden nor of no sample
-            yield folder + slash + key, suffix.lower(), entry
+        # A key is a path up to the first dot of its last part.
+        part = PART.fullmatch(entry.name.removeprefix("./"))
+        if part:  # neither hidden nor of no sample
+            yield part[1], part[2].lower(), entry
 
 
 def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str, shard: Path) -> str:
@@ -118,9 +163,9 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str, shard: P
         if entry.size > MAX_LABEL:
             raise ValueError
         text = file.read(entry.size).decode().strip()
-        label = json.loads(text)[json_field] if json_field else text
-        str(label).encode()  # JSON may name half of a character
-        return str(label)
+        label = str(json.loads(text)[json_field] if json_field else text)
+        label.encode()  # JSON may name half of a character
+        return label
     except (ValueError, LookupError, TypeError, RecursionError):
         what = f"JSON with the field {json_field!r}" if json_field else "text in UTF-8"
         raise UserError(
@@ -129,38 +174,39 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str, shard: P
         ) from None
 
 
-def parquet_samples(shard: Path, label: str | None) -> Iterator[Sample]:
-    """Yield the images of a Parquet file in order. `label` is the column of labels, if any."""
-    number = itertools.count()
+def _parquet_samples(shard: Path, label: str | None) -> Iterator[Sample]:
+    """Yield the images of a Parquet file in order."""
     column = label or "label"
     with pq.ParquetFile(shard) as file:
         images.image_column(file)
         schema = file.schema_arrow
-        has_labels = column in schema.names
         if file.metadata.num_rows > MAX_ROWS:
             raise ValueError(f"it has more than {MAX_ROWS} rows")
-        if label and not has_labels:
-            raise ValueError(f"it has no column {column!r} but {schema.names}")
-        # Numbers take little memory, however many they are. Other values are read one by one.
-        are_numbers = has_labels and pa.types.is_integer(schema.field(column).type)
-        at_once = LABELS_AT_ONCE if are_numbers else 1
+        if label and label not in schema.names:
+            raise ValueError(f"it has no column {label!r} but {schema.names}")
+        number = itertools.count()
         for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            labels: Iterable[Any] = itertools.repeat(None, rows)
-            if has_labels:
-                arrays = images.rows(file, group, column, at_once)
-                labels = itertools.chain.from_iterable(map(pa.Array.to_pylist, arrays))
-            for row, value in enumerate(labels):
+            for row, value in enumerate(_parquet_labels(file, group, column)):
                 yield str(next(number)), f"{group}+{row}", value
 
 
-def described_classes(shard: Path, label: str | None) -> tuple[str, ...]:
+def _parquet_labels(file: pq.ParquetFile, group: int, column: str) -> Iterator[Any]:
+    """Yield the labels of a row group, None where there is no such column."""
+    schema = file.schema_arrow
+    if column not in schema.names:
+        yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
+        return
+    # Numbers take little memory, however many they are. Other values are read one by one.
+    are_numbers = pa.types.is_integer(schema.field(column).type)
+    at_once = LABELS_AT_ONCE if are_numbers else 1
+    for labels in images.rows(file, group, column, at_once):
+        yield from labels.to_pylist()
+
+
+def _described_classes(shard: Path, label: str | None) -> tuple[str, ...]:
     """Return the class names in label order that a Parquet file describes, if any."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         features = json.loads(pq.read_schema(shard).metadata[FEATURES])["info"]["features"]
         names = features[label or "label"]["names"]
         return TypeAdapter(tuple[str, ...]).validate_python(names)
     return ()
-
-
-SAMPLES = {"webdataset": tar_samples, "parquet": parquet_samples}

@@ -182,7 +182,10 @@ def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
     given = [paths] if isinstance(paths, str | Path) else paths
     files: list[str] = []
     for path in map(str, given):
-        files += map(str, image_files(path, deep=True)) if os.path.isdir(path) else [path]
+        if os.path.isdir(path):
+            files += [str(Path(path, name)) for name in image_files(path)]
+        else:
+            files.append(path)
     return files
 
 

@@ -85,7 +85,7 @@ def limited(folder):
     """A limited run of 64 of 640 training and 64 of 1,280 test images, with what it took."""
     results = folder / "results" / "demo_64"
     run_options.note_options({"demo_64": "demo"}, {**CONFIG, "limit": 64})
-    whole = IndexMetadata(["a", "b"], limit=64, drawn_from={"train": 640, "test": 1280})
+    whole = IndexMetadata(["a", "b"], drawn_from={"train": 640, "test": 1280})
     splits = ["train"] * 64 + ["test"] * 64
     write(results / "images.parquet", tables.IMAGES, whole, split=splits)
     for name, seconds, gpus in JOBS:
