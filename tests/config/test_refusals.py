@@ -80,20 +80,12 @@ MISTAKES = [
     ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
     ({"finetune": {"lr": -1}}, r"finetune\.lr "),
     ({"seeds": "1;2"}, r"seeds .*must be .*0,1,2"),
-    *(
-        ({"dataset": name, "image_dir": "photos"}, r"key dataset .*letters")
-        for name in ("a/b", "a\nb")
-    ),
+    ({"dataset": "a\nb", "image_dir": "photos"}, r"key dataset .*letters"),
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
-    ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
     ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
     ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective"),
     ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
     ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
-    (
-        {"datasets": {"demo": {"template": ["a {}.", "photo"]}}},
-        r"demo\.template\.1 .*photo",
-    ),
     ({"methods": {"a": {"like": "b"}, "b": {"like": "a"}}}, "a, b, a"),
     # The last stage would find these, after days of captioning.
     (method(like="flyp", pseudo_labels="lmm"), "own.*lmm are class scores"),
@@ -117,7 +109,6 @@ MISTAKES = [
     (labellers({"name": "a"}), r"labellers\.0 must have the key kind"),
     (labellers({**WORDS, "name": "fused"}), r"labellers\.0 must have another name"),
     (labellers(WORDS, {**SCORES, "name": "words"}), "two labellers called words"),
-    (labellers({"name": "a", "kind": "file"}), "must have the key file"),
     (labellers({**SCORES, "file": "mine.csv"}), "must not have file"),
     (
         labellers({"name": "a", "kind": "zero_shot", "model": "ViT-B-32"}),
