@@ -63,7 +63,6 @@ bench: install
 	python benchmarks/train_step.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
-	python benchmarks/captions.py --scores --images 200
 	python benchmarks/predict.py
 	python benchmarks/scale.py 100000
 
@@ -88,7 +87,7 @@ format: install
 	ruff format .
 	snakefmt Snakefile workflow
 
-# Train the stand-in models of the demo anew (about half an hour on two cores).
+# Train the stand-in models of the demo again (about half an hour on two cores).
 demo-models: install
 	python tools/demo_models/train_clip.py
 	python tools/demo_models/train_llava.py

@@ -2,7 +2,6 @@
 
     python benchmarks/captions.py [--images 1000] [--rounds 5] [--threads 1] [--bare]
     python benchmarks/captions.py --memory 2000 20000
-    python benchmarks/captions.py --scores [--images 200] [--rounds 5] [--threads 1]
 
 The same images and the same prompt, alternating, so that a busy machine slows all of them alike:
 
@@ -15,12 +14,6 @@ The same images and the same prompt, alternating, so that a busy machine slows a
 With --bare only the last two.
 
 Worker processes import this script anew: what is heavy is imported where it is used.
-
-With --scores each engine, in turn, writes captions of 20 tokens, scores letters of five options in
-one and in two orders, and the likelihoods of five options. Images are decoded beforehand. What
-counts is the ratio of times of one round. With --bare only vLLM does. With
-VLLM_ENABLE_V1_MULTIPROCESSING=1 in the environment the CPU time is that of vLLM's front end alone,
-which one thread has to give also where a GPU computes.
 
 With --memory the stage runs once for each number of images of 1344 x 1344 pixels, in a process of
 its own, whose largest resident memory is printed. In place of vLLM's LLM a stub holds as many bytes
@@ -50,12 +43,10 @@ from PIL import Image
 
 from latteclip.captions import caption
 from latteclip.captions import engine as engines
-from latteclip.captions.engine import at_once, messages
-from latteclip.captions.engines import transformers, vllm
+from latteclip.captions.engine import messages
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
-from latteclip.captions.questions import Choices, Request
-from latteclip.captions.score_classes import letters_of, letters_prompt
+from latteclip.captions.questions import Request
 from latteclip.config import layers
 from latteclip.config.keys import CaptionerSection, IndexSettings
 from latteclip.core import tables
@@ -67,10 +58,6 @@ DEMO = layers.PACKAGE / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 ALONE = 100  # images for the two slow ways
 DISTINCT = 500  # textures; further files differ in bytes that no decoder reads
-FEW = 8  # requests of a batch where memory holds no more
-CAPTION_TOKENS = 20  # of a caption that scores are measured against
-OPTIONS = ("banded", "dotted", "honeycombed", "spiralled", "woven")
-ANSWER = " a {} texture with"
 Way = Callable[[], list[str]]
 
 
@@ -258,88 +245,6 @@ def _spread(values: list[float], digits: int = 1) -> str:
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
-def compare_scores(
-    index: str, settings: CaptionerSection, threads: int, rounds: int, bare: bool
-) -> None:
-    """Print for each engine how long scores take beside captions of the same images."""
-    paths = tables.read(index, ["path"])["path"].to_pylist()
-    pictures = [open_rgb(path) for path in paths]
-    orders = (letters_prompt(OPTIONS), letters_prompt(OPTIONS[::-1]))
-    one, both = (
-        Choices("multiple_choice", letters_of(len(OPTIONS)), orders[:n]) for n in (1, 2)
-    )
-    likelihood = Choices("likelihood", tuple(ANSWER.format(name) for name in OPTIONS))
-    asked = {
-        f"captions of {CAPTION_TOKENS} tokens": (PROMPT, None),
-        "letters of 5 options, one order": (PROMPT, one),
-        "letters of 5 options, two orders": (PROMPT, both),
-        "likelihoods of 5 options": (PROMPT, likelihood),
-    }
-    size = at_once(settings, 512)
-    ways = ((transformers, FEW), (transformers, size), (vllm, size))
-    for engine, batch_size in ways[-1:] if bare else ways:
-        few: Any = settings.model_copy(update={"batch_size": batch_size})
-        scorer: Any = engine.make(few, threads, True)
-        fix_length(scorer)
-        seconds: dict[str, list[float]] = {name: [] for name in asked}
-        used: dict[str, list[float]] = {name: [] for name in asked}  # of this process's CPU
-        for number in range(rounds + 1):
-            fresh = [marked(picture, number) for picture in pictures]
-            for name, (prompt, choices) in asked.items():
-                requests = [Request(i, [p], prompt, choices) for i, p in enumerate(fresh)]
-                started = time.perf_counter()
-                cpu = time.process_time()
-                answers = [answer for _, answer in scorer.answer(iter(requests))]
-                if number:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - started)
-                    used[name].append(time.process_time() - cpu)
-                assert all(answer.error is None for answer in answers)
-                assert choices or {answer.n_tokens for answer in answers} == {
-                    CAPTION_TOKENS
-                }
-        print_ratios(
-            f"{type(scorer).__name__}, batches of {batch_size}",
-            seconds,
-            used,
-            len(pictures),
-        )
-
-
-def marked(picture: Image.Image, number: int) -> Image.Image:
-    """Return a picture that no cache of the engine knows from an earlier round."""
-    other = picture.copy()
-    other.putpixel((0, 0), (number, 0, 0))
-    return other
-
-
-def fix_length(scorer: Any) -> None:
-    """Let captions have CAPTION_TOKENS tokens and choices begin with a letter."""
-    scorer._tokens.text = lambda token: "A"
-    if isinstance(scorer, VllmEngine):
-        scorer._sampling.max_tokens = scorer._sampling.min_tokens = CAPTION_TOKENS
-        scorer._sampling.ignore_eos = True
-    else:
-        scorer._max_new_tokens = CAPTION_TOKENS
-        scorer._model.generation_config.min_new_tokens = CAPTION_TOKENS
-
-
-def print_ratios(
-    engine: str, seconds: dict[str, list[float]], used: dict[str, list[float]], n: int
-) -> None:
-    """Print milliseconds an image, of the CPU too, and the ratios to the first way by round."""
-    first, *_ = seconds.values()
-    for name, values in seconds.items():
-        each = [1000 * value / n for value in values]
-        ratios = [a / b for a, b in zip(values, first, strict=True)]
-        cpu = [1000 * value / n for value in used[name]]
-        print(
-            f"{engine}, {name}: {statistics.median(each):.1f} ms an image ({_spread(each)}); "
-            f"ratio {statistics.median(ratios):.2f} ({_spread(ratios, 2)}); "
-            f"CPU time {statistics.median(cpu):.1f} ms an image ({_spread(cpu)})",
-            flush=True,
-        )
-
-
 def measure_memory(n: int, threads: int) -> None:
     """Run the stage on n images. Print the largest resident memory of its processes."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -361,7 +266,6 @@ def main() -> None:
     """Print the rates, or the memory."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--scores", action="store_true")
     parser.add_argument("--bare", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -381,9 +285,6 @@ def main() -> None:
     print(f"{settings.model}, {args.images} images, {device}")
     with tempfile.TemporaryDirectory() as name:
         index = make_images(Path(name), args.images)
-        if args.scores:
-            compare_scores(index, settings, args.threads, args.rounds, args.bare)
-            return
         compare(Ways(index, Path(name), settings, args.threads), args.rounds, args.bare)
 
 

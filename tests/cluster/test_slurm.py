@@ -14,8 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from support import warm
@@ -65,16 +63,6 @@ PartitionName=gpu Nodes=gpus
 """
 
 
-def obstacle():
-    """Why SLURM cannot be started here, or None."""
-    lacking = [name for name in DAEMONS if shutil.which(name, path=_search_path()) is None]
-    if lacking:
-        return f"SLURM is not installed: no {', '.join(lacking)}"
-    if not (_address() or "").startswith("127."):
-        return f"{socket.gethostname()} does not stand for 127.0.0.1 here: others could reach SLURM"
-    return None
-
-
 def _search_path(*before):
     """PATH with the folder of daemons, which people's may lack, behind it."""
     return os.pathsep.join(map(str, [*before, *os.get_exec_path(), "/usr/sbin"]))
@@ -87,12 +75,14 @@ def _address():
     return None
 
 
-@dataclass
 class Slurm:
     """The cluster; a context manager that starts and stops it."""
 
-    folder: Path
-    _started: list[subprocess.Popen] = field(default_factory=list)
+    def __init__(self, folder):
+        self.folder, self._started = folder, []
+        path = _search_path(folder / "login", folder / "bin")
+        # What programs of SLURM need to find this cluster, and no other.
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
 
     def __enter__(self):
         try:
@@ -110,21 +100,10 @@ class Slurm:
             process.kill()
             process.wait()
 
-    @property
-    def environment(self):
-        """What programs of SLURM need to find this cluster, and no other."""
-        configuration = str(self.folder / "slurm.conf")
-        path = _search_path(self.folder / "login", self.folder / "bin")
-        return {"SLURM_CONF": configuration, "PATH": path}
-
     def __call__(self, *command):
-        return subprocess.run(
-            list(map(str, command)),
-            env={**os.environ, **self.environment},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        words, environment = list(map(str, command)), {**os.environ, **self.environment}
+        options = {"check": True, "capture_output": True, "text": True}
+        return subprocess.run(words, env=environment, **options).stdout
 
     def jobs(self):
         """What `scontrol show job` says of each job, by its rule and in their order."""
@@ -164,43 +143,30 @@ class Slurm:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         self.folder.chmod(0o755)
-        host = socket.gethostname().split(".")[0]
-        (self.folder / "slurm.conf").write_text(
-            CONFIG.format(
-                host=host,
-                address=_address(),
-                user=getpass.getuser(),
-                folder=self.folder,
-                controller_port=_free_port(),
-                plain_port=_free_port(),
-                gpus_port=_free_port(),
-            )
-        )
+        ports = {f"{name}_port": _free_port() for name in ("controller", "plain", "gpus")}
+        machine = {"host": socket.gethostname().split(".")[0], "address": _address()}
+        text = CONFIG.format(**machine, **ports, user=getpass.getuser(), folder=self.folder)
+        (self.folder / "slurm.conf").write_text(text)
         lines = [f"NodeName=gpus Name=gpu File={device}" for device in GPUS]
         (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines]) + "\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         self._daemon("slurmctld", "-D", "-i")
-        for node in ("plain", "gpus"):
-            self._daemon("slurmd", "-D", "-N", node)
-            # One after the other: they share a socket.
-            output = self.folder / f"slurmd{node}.out"
-            wait(
-                lambda file=output: "slurmd started" in file.read_text(),
-                f"slurmd of {node}",
-            )
+        for node in ("plain", "gpus"):  # one after the other: they share a socket
+            log = self._daemon("slurmd", "-D", "-N", node)
+            wait(lambda log=log: "slurmd started" in log.read_text(), f"slurmd of {node}")
         wait(self._is_idle, f"idle nodes (see the logs in {self.folder})")
 
     def _daemon(self, name, *options):
-        with (self.folder / f"{name}{options[-1]}.out").open("w") as output:
-            self._started.append(
-                subprocess.Popen(
-                    [name, *options],
-                    env={**os.environ, **self.environment},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+        """Start a daemon, and return the file of what it prints."""
+        log = self.folder / f"{name}{options[-1]}.out"
+        environment = {**os.environ, **self.environment}
+        with log.open("w") as output:
+            streams = {"stdout": output, "stderr": subprocess.STDOUT}
+            daemon = subprocess.Popen(
+                [name, *options], env=environment, start_new_session=True, **streams
             )
+        self._started.append(daemon)
+        return log
 
     def _is_idle(self):
         with contextlib.suppress(subprocess.CalledProcessError):
@@ -282,26 +248,30 @@ class ClusterRun:
         process.wait(PATIENCE)
         assert process.returncode == 0, self._log.read_text()
 
-    def requested(self, rule):
-        """What the jobs of a rule asked for: partition, cores, memory in MB, minutes, GPUs."""
-        job = self.slurm.jobs()[rule][0]
-        asked = dict(item.split("=", 1) for item in job["ReqTRES"].split(","))
-        hours, minutes, _ = map(int, job["TimeLimit"].split(":"))
-        gpus = re.search(r"gpu[:=](\d+)", job.get("TresPerJob", ""))
-        return {
-            "partition": job["Partition"],
-            "cores": int(asked["cpu"]),
-            "memory": int(asked["mem"].removesuffix("M")),
-            "minutes": 60 * hours + minutes,
-            "gpus": int(gpus[1]) if gpus else 0,
-        }
+
+def asked(job):
+    """What a job asked for: its partition, cores, memory in MB, minutes, and whether for a GPU."""
+    wanted = dict(item.split("=", 1) for item in job["ReqTRES"].split(","))
+    hours, minutes, _ = map(int, job["TimeLimit"].split(":"))
+    return {
+        "partition": job["Partition"],
+        "cores": int(wanted["cpu"]),
+        "memory": int(wanted["mem"].removesuffix("M")),
+        "minutes": 60 * hours + minutes,
+        "gpu": bool(re.search(r"gpu[:=]\d", job.get("TresPerJob", ""))),
+    }
 
 
 @pytest.fixture(scope="module")
 def run(finished, tmp_path_factory):
     """The shrunken demo's training as the cluster ran it, with captions in two shards."""
-    if reason := obstacle():
-        pytest.skip(reason)
+    lacking = [name for name in DAEMONS if shutil.which(name, path=_search_path()) is None]
+    if lacking:
+        pytest.skip(f"SLURM is not installed: no {', '.join(lacking)}")
+    if not (_address() or "").startswith("127."):
+        pytest.skip(
+            "this machine's name does not stand for 127.0.0.1: others could reach SLURM"
+        )
     checkout = finished.copy(tmp_path_factory.mktemp("cluster") / "checkout")
     shutil.rmtree(checkout.root / "results")
     folder = tmp_path_factory.mktemp("slurm") / "slurm"
@@ -314,13 +284,13 @@ def run(finished, tmp_path_factory):
 
 def test_each_stage_asks_for_what_it_needs(run):
     jobs = run.slurm.jobs()
-    asked = {rule: run.requested(rule) for rule in jobs}
-    assert {rule for rule, each in asked.items() if each["gpus"]} == ON_GPUS
-    for rule, each in asked.items():
-        assert each["partition"] == ("gpu" if each["gpus"] else "cpu"), rule
+    found = {rule: asked(first) for rule, [first, *_] in jobs.items()}
+    assert {rule for rule, each in found.items() if each["gpu"]} == ON_GPUS
+    for rule, each in found.items():
+        assert each["partition"] == ("gpu" if each["gpu"] else "cpu"), rule
         assert each["memory"] >= 4_000, rule
         assert each["minutes"] >= 10, rule
-    assert asked["index_images"]["cores"] == 1  # as configured, whatever the login node has
+    assert found["index_images"]["cores"] == 1  # as configured, whatever the login node has
     states = [job["JobState"] for job in jobs["caption_images_shard"]]
     assert states == ["COMPLETED"] * 2
 

@@ -1,5 +1,6 @@
 import io
 import os
+import resource
 import subprocess
 import sys
 
@@ -79,6 +80,9 @@ def printed(act, *before):
     run = subprocess.run(
         [*before, sys.executable, "-c", LOADING.format(act=act)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_CORE, (0, 0)
+        ),  # no `core` here
         capture_output=True,
         text=True,
         timeout=300,

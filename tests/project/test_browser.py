@@ -8,7 +8,6 @@ import signal
 import subprocess
 import tarfile
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from support.audits import command, made_audit, running
@@ -22,44 +21,44 @@ from latteclip.audit.server import PageServer
 from latteclip.audit.teach import TeachingSession
 from latteclip.discover.classes import ClassesPage
 
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+expect = playwright.expect
+PATIENCE = 60_000  # milliseconds: the machine may be busy
+expect.set_options(timeout=PATIENCE)
 VERSION = "4.10.3"
 SHA256 = "880970c081707360e64f34cea25ff91892f5bc95675b0776925b9709dd8a68bb"  # of axe.min.js
+# Messages of the browser itself: the server is gone, refuses, or another page was faster.
+ERRORS = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
+EXPECTED = re.compile(rf"net::ERR_({ERRORS})|status of 400|412")
 
 
-SEVERE = ("serious", "critical")
-
-
-def script(folder: Path) -> str:
-    """The text of axe.min.js, stored in a folder; the test is skipped where it cannot be had."""
-    path = folder / f"axe-{VERSION}.min.js"
-    if not path.is_file():
-        command = ["npm", "pack", f"axe-core@{VERSION}", "--ignore-scripts", "--silent"]
+@pytest.fixture(scope="module")
+def axe(request, tmp_path_factory):
+    """The script of axe-core, which npm fetches once into pytest's cache, if there is one."""
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("axe") if cache else tmp_path_factory.mktemp("axe")
+    packed = folder / f"axe-core-{VERSION}.tgz"
+    if not packed.is_file():
+        fetch = ["npm", "pack", f"axe-core@{VERSION}", "--ignore-scripts", "--silent"]
         try:
-            subprocess.run(
-                command, cwd=folder, check=True, capture_output=True, timeout=180
-            )
+            subprocess.run(fetch, cwd=folder, check=True, capture_output=True, timeout=180)
         except (subprocess.SubprocessError, OSError) as error:
             pytest.skip(f"axe-core cannot be fetched by npm ({error})")
-        packed = folder / f"axe-core-{VERSION}.tgz"
-        with tarfile.open(packed) as archive:
-            path.write_bytes(archive.extractfile("package/axe.min.js").read())
-        packed.unlink()
-    content = path.read_bytes()
-    assert hashlib.sha256(content).hexdigest() == SHA256, (
-        f"{path} is not axe-core {VERSION}"
-    )
+    with tarfile.open(packed) as archive:
+        content = archive.extractfile("package/axe.min.js").read()
+    assert hashlib.sha256(content).hexdigest() == SHA256, f"not axe-core {VERSION}"
     return content.decode()
 
 
-def violations(page, axe: str) -> list[str]:
-    """What is serious or critical on a page of Playwright, with its place."""
+def violations(page, axe):
+    """What is serious or critical on a page, with its place."""
     page.evaluate(axe)
     found = page.evaluate("axe.run({resultTypes: ['violations']})")
     assert found["passes"]
     return [
         f"{one['id']}: {one['help']} at {node['target']}"
         for one in found["violations"]
-        if one["impact"] in SEVERE
+        if one["impact"] in ("serious", "critical")
         for node in one["nodes"]
     ]
 
@@ -67,9 +66,6 @@ def violations(page, axe: str) -> list[str]:
 @pytest.fixture(scope="module")
 def browser():
     """Debian's chromium, driven by Playwright."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed"
-    )
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:
@@ -81,24 +77,13 @@ def browser():
         running.close()
 
 
-@pytest.fixture(scope="session")
-def axe(request, tmp_path_factory):
-    """The script of axe-core, which npm fetches once into pytest's cache, if there is one."""
-    cache = getattr(request.config, "cache", None)
-    return script(cache.mkdir("axe") if cache else tmp_path_factory.mktemp("axe"))
-
-
-@contextmanager
-def visiting(browser, expected=None):
-    """A function that opens an address in a context of its own.
-
-    At the end no page may have complained, except by messages of the console in which the pattern
-    `expected` is found.
-    """
+@pytest.fixture
+def visit(browser):
+    """Opens an address in a context of its own; at the end no page may have complained."""
     contexts, complaints = [], []
 
     def complain(message):
-        if expected is None or not expected.search(message.text):
+        if not EXPECTED.search(message.text):
             complaints.append(message.text)
 
     def open_page(address, width=1280, **options):
@@ -119,54 +104,27 @@ def visiting(browser, expected=None):
     assert complaints == []
 
 
-class Served:
-    """A process of `latteclip audit`, with the address of its page."""
-
-    def __init__(self, results, *options):
-        self.process = subprocess.Popen(
-            command(results, "--no-browser", *options),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-            preexec_fn=hear_interrupts,
-        )
-        self.said = ""
-        for line in self.process.stdout:
-            self.said += line
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)/([\w-]+)/", line):
-                self.address, self.port, self.token = found[0], int(found[1]), found[2]
-                return
-        raise AssertionError(self.said)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
-
-    def end(self, signal):
-        """What the process still says, and its exit status, after a signal."""
-        self.process.send_signal(signal)
-        said, _ = self.process.communicate(timeout=60)
-        return said, self.process.returncode
-
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
-expect = playwright.expect
-PATIENCE = 60_000  # milliseconds: the machine may be busy
-expect.set_options(timeout=PATIENCE)
-# Messages of the browser itself: the server is gone, refuses, or another page was faster.
-ERRORS = r"CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH|ABORTED"
-EXPECTED = re.compile(rf"net::ERR_({ERRORS})|status of 400|412")
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens an address; afterwards the page must have complained of nothing."""
-    with visiting(browser, EXPECTED) as open_page:
-        yield open_page
+@contextmanager
+def auditing(results):
+    """A process of `latteclip audit`, what it printed first, and the address of its page."""
+    process = subprocess.Popen(
+        command(results, "--no-browser", "--budget", "30"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=hear_interrupts,
+    )
+    printed = ""
+    while not (address := re.search(r"http://127\.0\.0\.1:\d+/[\w-]+/", printed)):
+        line = process.stdout.readline()
+        assert line, printed
+        printed += line
+    try:
+        yield process, printed, address[0]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # --- pages of results -----------------------------------------------------------------------------
@@ -236,9 +194,9 @@ def saved(results):
 
 def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
     results = made_audit(tmp_path / "made")
-    with Served(results, "--budget", "30") as served:
-        assert served.said.startswith("Preparing")  # before it reads anything
-        page = visit(served.address)
+    with auditing(results) as (process, printed, address):
+        assert printed.startswith("Preparing")  # before it reads anything
+        page = visit(address)
         at(page, 0, 30)
         assert not page.locator("#result").is_visible()  # so that it does not lead the eye
         for number in range(12):
@@ -250,14 +208,14 @@ def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
         at(page, 12, 30)
         assert saved(results)[-1]["answer"] == "none"
         options = page.locator("#options bdi").all_inner_texts()
-        served.process.kill()
-        served.process.communicate(timeout=60)
+        process.kill()
+        process.communicate()
         page.keyboard.press("1")
         page.wait_for_selector("#trouble:not([hidden])")
         page.context.close()
     before = saved(results)
-    with Served(results, "--budget", "30") as served:
-        page = visit(served.address, width=390)
+    with auditing(results) as (process, _, address):
+        page = visit(address, width=390)
         at(page, 12, 30)
         assert page.locator("#options bdi").all_inner_texts() == options  # the same order
         assert violations(page, axe) == []
@@ -268,9 +226,9 @@ def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
         page.wait_for_selector("#result:not([hidden])")
         assert violations(page, axe) == []
         verdict = page.locator("#verdict").inner_text()
-        printed, status = served.end(signal.SIGINT)
-        assert status == 0
-        assert verdict in printed
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate()
+        assert process.returncode == 0 and verdict in printed
     assert saved(results)[: len(before)] == before
 
 

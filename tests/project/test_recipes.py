@@ -186,13 +186,13 @@ def followed(tmp_path_factory):
     for recipe in RECIPES.values():
         follow(copy.root, recipe)
     edit(copy, DEMO, shrink)
-    run = copy.snakemake(
-        *("all", "results/demo/colours.json", "--config", "dataset=demo", "seeds=1"),
-        "method=zero_shot,toy_trained",
+    copy.ran(
+        *("all", "results/demo/colours.json", "results/demo/votes/evens.parquet"),
+        *("--config", "dataset=demo", "seeds=1", "method=zero_shot,toy_trained"),
         "methods={toy_trained: {objective: toy}}",
         "captioner={engine: toy, model: toy}",
+        "labellers=[{name: words, kind: captions}, {name: evens, kind: even}]",
     )
-    assert run.returncode == 0, run.stdout
     return copy
 
 
@@ -216,17 +216,8 @@ def test_what_the_recipes_add_runs_with_the_rest(followed):
     assert '<section id="motto">none</section>' in page
     colours = json.loads(results(followed, "colours.json").read_text())
     assert colours == {"pictures": N_TRAIN}
-
-
-def test_a_labeller_is_of_a_new_kind(followed):
-    target = "results/demo/votes/evens.parquet"
-    run = followed.snakemake(target, "--config", "labellers=[{name: evens, kind: even}]")
-    assert run.returncode == 0, run.stdout
     options = pq.read_table(results(followed, "votes/evens.parquet"))["options"]
     assert options.to_pylist() == [[i % 2] for i in range(N_TRAIN)]
-
-
-def test_labels_have_a_new_format(followed):
     command = ("labels", "export", "results/demo", "--format", "lines", "--output", "x.txt")
     run = followed.latteclip(*command)
     assert run.returncode == 0, run.stdout

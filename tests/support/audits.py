@@ -28,9 +28,9 @@ def running(server):
             thread.join()
 
 
-def made_audit(folder, *, n_test=120, **options):
+def made_audit(folder, *, n_test=120):
     """Made results of zero-shot, FLYP and LatteCLIP without labels, learned from all images."""
-    results = Results(Path(folder), n_test=n_test, labelled=False, **options)
+    results = Results(Path(folder), n_test=n_test, labelled=False)
     for run in results.runs:
         write_train_predictions(results, f"{run.method}/seed{run.seed}", [])
     return results

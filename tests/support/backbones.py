@@ -59,6 +59,6 @@ NAMES = [WRITTEN.get(name, name) for name in CLASSNAMES]  # as the dataset write
 TEMPLATES = ["a photo of the {}.", "a {}", "the {}?"]
 
 
-def predictions(model, paths, topk=10**6):
+def predictions(model, paths):
     """What we predict for images."""
-    return predict.Predictor(model, device="cpu", threads=1)(paths, topk)
+    return predict.Predictor(model, device="cpu", threads=1)(paths, topk=10**6)

@@ -53,17 +53,14 @@ class Checkout:
         shutil.copy(ROOT / "Snakefile", self.root)
         (self.root / "README.md").write_text("The manual.\n")
 
-    def start(self, *command, path=(), **options):
-        """Start a command of the environment, here unless `cwd` says otherwise.
-
-        Its output is stdout and stderr together.
-        """
+    def start(self, *command, **options):
+        """Start a command of the environment, with stdout and stderr together."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        options = {"cwd": self.root, "env": self.variables(path), **streams, **options}
+        options = {"cwd": self.root, "env": self.variables(), **streams, **options}
         return subprocess.Popen(list(map(str, command)), text=True, **options)
 
-    def run(self, *command, path=(), **options):
-        with self.start(*command, path=path, **options) as process:
+    def run(self, *command, **options):
+        with self.start(*command, **options) as process:
             output, _ = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
@@ -78,6 +75,12 @@ class Checkout:
         Its stages too, unless modules are to be others than those of the tests.
         """
         return self._warm("snakemake", "-j2", *arguments, path=path, cwd=cwd)
+
+    def ran(self, *arguments, **options):
+        """The output of `snakemake`, which must succeed."""
+        run = self.snakemake(*arguments, **options)
+        assert run.returncode == 0, run.stdout
+        return run.stdout
 
     def latteclip(self, *arguments, cwd=None):
         return self._warm("latteclip", *arguments, cwd=cwd)

@@ -27,8 +27,8 @@ def folders(root, classes=("cat", "dog"), n=10):
     return root
 
 
-def coop(root, train, test, name="split.json"):
-    (root / name).write_text(json.dumps({"train": train, "val": [], "test": test}))
+def coop(root, train, test):
+    (root / "split.json").write_text(json.dumps({"train": train, "val": [], "test": test}))
 
 
 def index(root, tmp_path, threads=1, limit=None, **settings):
@@ -47,8 +47,8 @@ def index(root, tmp_path, threads=1, limit=None, **settings):
         return rows, classnames, list(csv.DictReader(file))
 
 
-def class_folders(root, names=("red dots", "lines"), n=4):
-    for number, name in enumerate(names):
+def class_folders(root, n):
+    for number, name in enumerate(("red dots", "lines")):
         write_pictures(root / name, n, seed=number, size=(64, 64))
     return root
 

@@ -11,66 +11,55 @@ from latteclip.config.keys import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.tables import EncoderMetadata
 from latteclip.discover.proposal import FILE, discover_classes, propose_classes
-from latteclip.evaluate import results as stage
+from latteclip.evaluate.results import RunFiles, read_evaluated_images, write_run
 
 HOSTILE = "<script>alert('class')</script>"
 HOSTILE_FILE = '"><img src=x onerror=alert(1)>.png'
 CLASSNAMES = [HOSTILE, 'f-16a/b & "co"', "c{{ 7 * 7 }}", "dots", "lines", "waves", "rings"]
 
 
-@dataclass(frozen=True)
-class MadeRun:
-    """The files of a run."""
-
-    method: str
-    seed: int
-    metrics: str
-    predictions: str
-    train_predictions: str
-
-
-LLAVA = {"model": "<i>llava</i>"}
+METHODS = ("zero_shot", "flyp", "latteclip")
+SEEDS = 2  # of the trained ones
 
 
 @dataclass
 class Results:
-    """Results of several methods on one dataset; its attributes are what a page is made of."""
+    """Results of METHODS on one dataset; its attributes are what a page is made of."""
 
     folder: Path
     classnames: list[str] = field(default_factory=lambda: list(CLASSNAMES))
     n_train: int = 31
     n_test: int = 53
     labelled: bool = True
-    methods: tuple[str, ...] = ("zero_shot", "flyp", "latteclip")
-    seeds: int = 2
-    dataset: str = "made"
-    source: dict[str, str | None] = field(default_factory=LLAVA.copy)
 
     def __post_init__(self):
         self.rng = np.random.default_rng(0)
         n, c = self.n_train + self.n_test, len(self.classnames)
-        pictures = write_pictures(self.folder / "pictures", 9)
-        hostile = Path(pictures[0]).rename(
-            self.folder / "pictures" / HOSTILE_FILE.replace("/", "")
-        )
-        pictures[0] = str(hostile)
+        pictures = self.folder / "pictures"
+        files = [Path(file) for file in write_pictures(pictures, 9)]
+        files[0] = files[0].rename(pictures / HOSTILE_FILE.replace("/", ""))
         self.splits = ["train"] * self.n_train + ["test"] * self.n_test
         self.image_ids = [f"{i}/{HOSTILE_FILE}" for i in range(n)]
-        self.paths = [pictures[i % 9] for i in range(n)]
+        self.paths = [str(files[i % 9]) for i in range(n)]
         self.labels = np.resize(np.arange(c), n)
-        self.before = self.predictions(0.4)  # [N_UNNAMED]
+        self.before = self.predictions(0.4)  # [n]
         self.images = str(self.folder / "images.parquet")
         self.pseudo_labels = str(self.folder / "pseudo_labels.parquet")
         self.write_index()
-        self.write_pseudo_labels()
+        confidence = self.rng.random(n, dtype=np.float32)
+        write_pseudo_labels(
+            *(self.pseudo_labels, self.image_ids, self.before, confidence),
+            splits=self.splits,
+            topk=5,
+        )
         self.runs = [
             self.write_run(method, seed)
-            for method in self.methods
-            for seed in range(1 if method == "zero_shot" else self.seeds)
+            for method in METHODS
+            for seed in range(1 if method == "zero_shot" else SEEDS)
         ]
 
     def predictions(self, accuracy):
-        """Of all N_UNNAMED images: right with a probability, else any class."""
+        """Of all n images: right with a probability, else any class."""
         right = self.rng.random(len(self.labels)) < accuracy
         other = self.rng.integers(0, len(self.classnames), len(self.labels))
         return np.where(right, self.labels, other)
@@ -83,14 +72,6 @@ class Results:
             **metadata or {},
         )
 
-    def write_pseudo_labels(self):
-        confidence = self.rng.random(len(self.labels), dtype=np.float32)
-        write_pseudo_labels(
-            *(self.pseudo_labels, self.image_ids, self.before, confidence),
-            splits=self.splits,
-            topk=5,
-        )
-
     def write_run(self, method, seed):
         folder = self.folder / method / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,18 +79,17 @@ class Results:
         test = slice(self.n_train if self.n_test else 0, None)  # what is evaluated
         c = len(self.classnames)
         ranked = np.stack([(after[test] + k) % c for k in range(5)], axis=1)
-        names = ("metrics.json", "predictions.parquet", "train_predictions.parquet")
-        metrics, tested, held_out = (str(folder / name) for name in names)
-        run = MadeRun(method, seed, metrics, tested, held_out)
-        index, _ = stage.read_evaluated_images(self.images)
-        stage.write_run(
+        names = ("metrics.json", "train_predictions.parquet", "predictions.parquet")
+        run = RunFiles(method, seed, *(str(folder / name) for name in names))
+        index, _ = read_evaluated_images(self.images)
+        write_run(
             index,
             self.classnames,
             ranked,
             (index["image_id"][:0], []),
-            ["ours"] if method.endswith("_fused") else [],
-            (self.dataset, method, seed),
-            (tested, metrics, held_out),
+            [],
+            ("made", method, seed),
+            (run.predictions, run.metrics, run.train_predictions),
         )
         return run
 
@@ -120,11 +100,8 @@ class Results:
         return write_captions(path, self.image_ids[: self.n_train], texts)
 
     def metrics(self, method):
-        return [
-            json.loads(Path(run.metrics).read_text())
-            for run in self.runs
-            if run.method == method
-        ]
+        runs = (run for run in self.runs if run.method == method)
+        return [json.loads(Path(run.metrics).read_text()) for run in runs]
 
 
 KINDS = ["cup", "dog", "car"]

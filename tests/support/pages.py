@@ -5,10 +5,11 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
+from support.made_results import METHODS
 
 from latteclip.core import tables
 from latteclip.core.tables import UnknownMetadata
-from latteclip.evaluate.results import Audit, AuditedRun, RunFiles
+from latteclip.evaluate.results import Audit, AuditedRun
 from latteclip.labels.guarantees import Interval
 from latteclip.report import report_dataset
 
@@ -57,44 +58,31 @@ class Page(HTMLParser):
                 self.facts[-1][place] += data
 
 
-def write(
-    results,
-    *,
-    main="latteclip",
-    baseline="zero_shot",
-    captions=False,
-    config=None,
-    training=None,
-    **files,
-):
+def write(results, *, captions=False, training=None, **files):
     """The page of some results with further files, and its text."""
     if captions:
         files["image_captions"] = results.write_captions()
-    methods = {m: {"objective": m, "switches": {}} for m in results.methods}
+    methods = {m: {"objective": m, "switches": {}} for m in METHODS}
     settings = report_dataset.ReportSettings(
-        **{"dataset": "made", "main": main, "baseline": baseline},
+        **{"dataset": "made", "main": "latteclip", "baseline": "zero_shot"},
         **{"suffix": "", "training": training},
-        config={"title": "<u>Made</u>", "methods": methods} | (config or {}),
+        config={"title": "<u>Made</u>", "methods": methods},
     )
     output = results.folder / "report.html"
     inputs = report_dataset.PageFiles(results.images, results.pseudo_labels, **files)
-    runs = [
-        RunFiles(run.method, run.seed, run.metrics, run.train_predictions)
-        for run in results.runs
-    ]
-    report_dataset.report_dataset(inputs, runs, settings, str(output))
+    report_dataset.report_dataset(inputs, results.runs, settings, str(output))
     text = output.read_text()
     return Page(text), text
 
 
-def write_audit(folder, dataset, methods, sentence="It <i>helped</i>."):
+def write_audit(folder, dataset, methods):
     """What a person's answers say of one run of each of some methods; the path."""
     runs = [
         AuditedRun(method, number, Interval(0.41 + 0.1 * number, 0.3, 0.62, 37), [])
         for number, method in enumerate(methods)
     ]
     path = folder / "audit.json"
-    audit = Audit(dataset, "test", 53, 40, sentence, runs)
+    audit = Audit(dataset, "test", 53, 40, "It <i>helped</i>.", runs)
     path.write_text(json.dumps(asdict(audit)))
     return str(path)
 

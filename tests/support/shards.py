@@ -36,10 +36,10 @@ def tar_shard(path, samples, extra=()):
     return path
 
 
-def labelled(numbers, classes=2, form="JPEG"):
+def labelled(numbers, form="JPEG"):
     """Samples of a tar with labels in `.cls`."""
     return [
-        (f"{n:06d}", {"jpg": picture(n, form=form), "cls": str(n % classes).encode()})
+        (f"{n:06d}", {"jpg": picture(n, form=form), "cls": str(n % 2).encode()})
         for n in numbers
     ]
 

@@ -95,11 +95,11 @@ class Host:
         self.files[path] = content
         return self.url + path
 
-    def serve_repo(self, repo, files, revision="main"):
+    def serve_repo(self, repo, files):
         """Serve a model repo of the Hugging Face hub: {name: content}."""
         tree = []
         for name, content in files.items():
-            for place in (revision, COMMIT):
+            for place in ("main", COMMIT):
                 self.files[f"/{repo}/resolve/{place}/{name}"] = content
             digest = hashlib.sha256(content).hexdigest()
             lfs = {"oid": digest, "size": len(content), "pointerSize": 1}
@@ -113,7 +113,7 @@ class Host:
             "siblings": [{"rfilename": name} for name in files],
         }
         self.files[f"/api/models/{repo}"] = json.dumps(said).encode()
-        for place in (revision, COMMIT):
+        for place in ("main", COMMIT):
             self.files[f"/api/models/{repo}/revision/{place}"] = json.dumps(said).encode()
             self.files[f"/api/models/{repo}/tree/{place}"] = json.dumps(tree).encode()
 

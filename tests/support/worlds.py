@@ -7,7 +7,12 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from support import records
-from support.tiny import write_captions, write_index, write_pictures
+from support.tiny import (
+    write_captions,
+    write_index,
+    write_pictures,
+    write_pseudo_labels,
+)
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import UnknownSection
@@ -67,22 +72,12 @@ class ZeroShotFiles:
 
     def write(self):
         """The paths of the three files."""
-        index = self.write_index()
-        n = len(self.names)
-        columns = {
-            "image_id": self.names,
-            "split": self.splits,
-            "pseudo_label": [0] * n,
-            "confidence": [None] * n,
-            "topk_labels": [[0]] * n,
-            "topk_scores": [[0.5]] * n,
-            "image_features": tables.list_column(self.world.features.numpy()),
-        }
-        pseudo_labels = self.path("pseudo_labels.parquet")
+        labels, features = [0] * len(self.names), self.world.features.numpy()
+        path = self.path("pseudo_labels.parquet")
+        write_pseudo_labels(path, self.names, labels, None, features, self.splits)
         texts = self.path("class_embeddings.safetensors")
-        tables.write(pseudo_labels, columns, tables.PSEUDO_LABELS)
         save_classifier(texts, Classifier.of(self.world.texts), self.described)
-        return index, pseudo_labels, texts
+        return self.write_index(), path, texts
 
     def write_answers(self, rows, *more, drawn=()):
         """Answers with the true classes of images, "none" where a class has no name; their path."""

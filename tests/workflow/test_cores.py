@@ -51,15 +51,13 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
     }
     nvidia_smi(tmp_path, ["GPU-0", "GPU-1"])
     two = ("--config", "compute={'shards': 2}")
-    run = finished_copy.snakemake(CAPTIONS, *two)
-    assert run.returncode == 0, run.stdout
+    finished_copy.ran(CAPTIONS, *two)
     logs = root.glob("results/demo/logs/caption_images-*-of-2.log")
     used = {re.search(r"This job uses (GPU-\d)", log.read_text())[1] for log in logs}
     assert used == {"GPU-0", "GPU-1"}
     assert pq.read_table(root / CAPTIONS) == alone
     nvidia_smi(tmp_path, [])
-    planned = finished_copy.snakemake("--dry-run", CAPTIONS, *two)
-    assert "Nothing to be done" in planned.stdout
+    assert "Nothing to be done" in finished_copy.ran("--dry-run", CAPTIONS, *two)
 
 
 def without_driver(checkout, folder, monkeypatch):
@@ -115,10 +113,9 @@ def test_a_login_node_whose_driver_fails_runs_every_command(
 SLURM = ("--dry-run", "--workflow-profile", "profiles/slurm")
 
 
-def resources_of(run):
+def resources_of(plan):
     """The resources of each rule that a dry run plans."""
-    assert run.returncode == 0, run.stdout
-    jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", run.stdout, re.MULTILINE)
+    jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", plan, re.MULTILINE)
     return {
         rule: dict(re.findall(r"(\w+)=([^,\n]+)", lines.partition("resources:")[2]))
         for rule, lines in jobs
@@ -127,7 +124,7 @@ def resources_of(run):
 
 def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(login_node):
     config = ("--config", "dataset=demo", "method=latteclip,recommended")
-    planned = resources_of(login_node.snakemake(*SLURM, *config))
+    planned = resources_of(login_node.ran(*SLURM, *config))
     on_gpus = {rule for rule, each in planned.items() if each.get("gpu") == "1"}
     assert on_gpus == {
         *("pseudo_label_images", "caption_images", "caption_groups", "write_votes"),
@@ -147,12 +144,12 @@ def test_jobs_that_a_server_or_a_file_answers_ask_for_no_gpu(login_node):
     server = "captioner={engine: openai, model: m}"
     config = ("--config", "dataset=demo", "method=image_prototypes", server, labellers)
     target = "results/demo/votes/a.parquet"
-    planned = resources_of(login_node.snakemake(*SLURM, "labels", target, *config))
+    planned = resources_of(login_node.ran(*SLURM, "labels", target, *config))
     for rule in ("caption_images", "fuse_labels"):
         assert planned[rule].get("gpu", "0") == "0", rule
         assert planned[rule]["slurm_partition"] == "cpu", rule
     # A site's own resources, of which one is an expression.
     own = ("slurm_partition='a' if attempt < 2 else 'b'", "gpu_job_gres='gpu:1'")
-    run = login_node.snakemake(*SLURM, target, *config, "--default-resources", *own)
-    votes = resources_of(run)["write_votes"]
+    plan = login_node.ran(*SLURM, target, *config, "--default-resources", *own)
+    votes = resources_of(plan)["write_votes"]
     assert (votes["gpu"], votes["slurm_partition"], "gres" in votes) == ("0", "a", False)

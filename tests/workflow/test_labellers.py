@@ -22,9 +22,7 @@ BRIEF = "labellers/brief.parquet"
 def run(checkout, *targets, **given):
     """Run with a configuration file, and return what was printed."""
     (checkout.root / "given.yaml").write_text(yaml.safe_dump(given))
-    found = checkout.snakemake(*targets, "--configfile", "given.yaml")
-    assert found.returncode == 0, found.stdout
-    return found.stdout
+    return checkout.ran(*targets, "--configfile", "given.yaml")
 
 
 def written(checkout, name):

@@ -110,9 +110,7 @@ def module(checkout, project, snakefile, place, *arguments):
     (project / "Snakefile").write_text(text)
     config = {**MINE, "method": "zero_shot", "clip": {"model": f"local-dir:{DEMO_CLIP}"}}
     (project / "config.yaml").write_text(yaml.safe_dump(config))
-    run = checkout.snakemake(*arguments, cwd=project)
-    assert run.returncode == 0, run.stdout
-    return run.stdout
+    return checkout.ran(*arguments, cwd=project)
 
 
 def test_a_module_writes_below_its_prefix(checkout, project):

@@ -19,11 +19,10 @@ def test_a_storage_holds_the_results_that_a_folder_would(finished_copy, tmp_path
     shutil.rmtree(root / "results")
     storage = ("--default-storage-provider", "fs", "--default-storage-prefix", elsewhere)
     command = ("--config", "method=zero_shot,zero_shot_adapted", *storage)
-    run = finished_copy.snakemake(*command)
-    assert run.returncode == 0, run.stdout
+    finished_copy.ran(*command)
     assert (elsewhere / metrics).read_text() == expected
     for name in ("results/summary.md", "results/demo/selection.json"):
         assert (elsewhere / name).is_file()
     assert not [file for file in (root / "results").rglob("*") if file.is_file()]
     assert not (elsewhere / "resources").exists()  # images and answers stay
-    assert "Nothing to be done" in finished_copy.snakemake(*command).stdout
+    assert "Nothing to be done" in finished_copy.ran(*command)

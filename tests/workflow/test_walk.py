@@ -7,12 +7,11 @@ import random
 import shutil
 import time
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from support import warm
 from support.captioning import mean_colour
+from support.image_folders import picture
 from support.servers import ChatServer, picture_of, serving
 from support.tiny import DEMO_CLIP, ROOT
 
@@ -76,9 +75,7 @@ class Walk:
     def draw(self, name):
         """Write a picture that no other one is like, and its caption."""
         self.drawn += 1
-        pixels = np.random.default_rng(self.drawn).integers(0, 256, (9, 9, 3), np.uint8)
-        picture = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
-        picture.save(self.photos / name)
+        picture(self.drawn, (64, 64)).save(self.photos / name)
         self.captions[name] = f"a {self.random.choice(self.classes)} cloth"
 
     def photo(self):

@@ -40,20 +40,11 @@ def jobs_of(output):
 
 
 def dry_run(checkout, *config, path=(), target=()):
-    arguments = (*target, "--dry-run", "--config", "seeds=1", *config)
-    run = checkout.snakemake(*arguments, path=path)
-    assert run.returncode == 0, run.stdout
-    return run.stdout
+    return checkout.ran(*target, "--dry-run", "--config", "seeds=1", *config, path=path)
 
 
 def planned(checkout, *config):
     return jobs_of(dry_run(checkout, *config))
-
-
-def ran(checkout, *arguments):
-    run = checkout.snakemake(*arguments)
-    assert run.returncode == 0, run.stdout
-    return run.stdout
 
 
 def parquet(checkout, name):
@@ -112,7 +103,7 @@ def test_commands_that_a_run_and_its_page_print_work_as_printed(finished_copy, m
     for command in dict.fromkeys(map(html.unescape, found)):
         program, *words = shlex.split(command)
         if program == "snakemake":  # as it is in a folder with a Snakefile
-            ran(finished_copy, *words, "--dry-run")
+            finished_copy.ran(*words, "--dry-run")
         else:
             assert main.main(words) == 0, command
         actions.add(words[0])
@@ -231,10 +222,7 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
     assert planned(edited, *([] if change else [name])) == wanted
 
 
-@pytest.mark.parametrize("target", [(), (f"{RESULTS}/report.html",)])
-def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(
-    finished_copy, target
-):
+def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(finished_copy):
     """Snakemake removes results before their job, and keeps what was made of them."""
     path = finished_copy.root / RESULTS / "class_embeddings.safetensors"
     before, stat = path.read_bytes(), path.stat()
@@ -245,27 +233,26 @@ def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(
     assert not (path.parent / "classifiers" / "adapted.safetensors").exists()
     for page in (path.parent / "report.html", path.parents[1] / "summary.md"):
         assert re.search("older than its data.*snakemake .*seeds=1", page.read_text())
-    found = jobs_of(dry_run(finished_copy, target=target))
-    assert {"adapt_zero_shot", "fuse_labels", "select_model", "report_dataset"} <= set(
-        found
-    )
+    stale = {"adapt_zero_shot", "fuse_labels", "select_model", "report_dataset"}
+    for target in ((), (f"{RESULTS}/report.html",)):
+        assert stale <= set(jobs_of(dry_run(finished_copy, target=target)))
     status = finished_copy.latteclip("status", "demo").stdout
     assert re.search(r"missing +adapt_zero_shot ", status)
     assert re.search(r"stale +report_dataset .*an earlier stage will run", status)
 
 
-def test_captions_that_were_removed_are_made_again_without_an_engine(finished):
+def test_captions_that_were_removed_are_made_again_without_an_engine(finished_copy):
     names = [f"{RESULTS}/captions/{kind}.parquet" for kind in ("images", "groups")]
-    before = {name: (finished.root / name).read_bytes() for name in names}
+    before = {name: (finished_copy.root / name).read_bytes() for name in names}
     for name in names:
-        (finished.root / name).unlink()
-    ran(finished, *names, "--config", "seeds=1")
+        (finished_copy.root / name).unlink()
+    finished_copy.ran(*names, "--config", "seeds=1")
     for name in names:
         kind = Path(name).stem
-        log = (finished.root / RESULTS / "logs" / f"caption_{kind}.log").read_text()
+        log = (finished_copy.root / RESULTS / "logs" / f"caption_{kind}.log").read_text()
         assert "Asked 0 requests" in log and "started" not in log
-        assert (finished.root / name).read_bytes() == before[name]
-    assert planned(finished) == {}  # the same bytes rerun nothing
+        assert (finished_copy.root / name).read_bytes() == before[name]
+    assert planned(finished_copy) == {}  # the same bytes rerun nothing
 
 
 @pytest.mark.slow
@@ -284,7 +271,7 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     assert run.returncode != 0, output
     log = folder / "logs/finetune.log"
     saved = int(re.search(r"Step (\d+) is saved", log.read_text())[1])
-    ran(finished_copy, *command)
+    finished_copy.ran(*command)
     assert f"Resuming after step {saved}," in log.read_text()
     assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(30))
     assert not (folder / "checkpoint").exists()
@@ -318,7 +305,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
         columns[name] = [value if split == "test" else None for value, split in pairs]
     tables.write(index, columns, tables.IMAGES, metadata)
     targets = ("latteclip/seed0/model", "unknown.parquet", "fused_labels.parquet")
-    ran(finished_copy, *(f"{RESULTS}/{name}" for name in targets), "--config", "seeds=1")
+    finished_copy.ran(*(f"{RESULTS}/{name}" for name in targets), "--config", "seeds=1")
     rules = set(re.findall(r"^localrule (\w+):", finished_copy.log(), re.MULTILINE))
     assert rules >= {"pseudo_label_images", *LOADS_CAPTIONER, "fuse_labels", "finetune"}
     assert learned(finished_copy) == before
@@ -390,7 +377,7 @@ def test_a_mistake_in_the_configuration_is_printed_whatever_is_quiet(checkout):
 def test_the_target_labels_stops_at_labels_and_a_classifier(checkout):
     """Whatever the methods read: zero-shot asks for no captions."""
     given = ["dataset=demo", "method=zero_shot"]
-    jobs = set(jobs_of(ran(checkout, "labels", "--dry-run", "--config", *given)))
+    jobs = set(jobs_of(checkout.ran("labels", "--dry-run", "--config", *given)))
     assert jobs >= {"index_images", "pseudo_label_images", "caption_images", "fuse_labels"}
     assert not jobs & {"finetune", "evaluate", "caption_groups", "report_dataset"}
 
@@ -416,18 +403,18 @@ def test_a_folder_is_indexed_again_where_its_images_changed_and_not_where_it_mov
 ):
     folder = class_folders(tmp_path / "pictures", n=6)
     target = "results/mine/images.parquet"
-    ran(checkout, target, *mine(checkout, folder))
+    checkout.ran(target, *mine(checkout, folder))
     (folder / "Thumbs.db").write_text("left by a file manager")
     moved = folder.rename(tmp_path / "moved")
-    assert "Nothing to be done" in ran(checkout, target, *mine(checkout, moved))
+    assert "Nothing to be done" in checkout.ran(target, *mine(checkout, moved))
     index = pq.read_table(checkout.root / target)["path"].to_pylist()
     assert all((checkout.root / path).is_file() for path in index)
     other = class_folders(tmp_path / "other", n=7)
-    assert "index_images" in jobs_of(ran(checkout, "-n", target, *mine(checkout, other)))
+    assert "index_images" in jobs_of(checkout.ran("-n", target, *mine(checkout, other)))
     link = checkout.root / "resources" / "mine" / "folder"
     assert link.resolve() == moved  # a dry run leaves it there
     os.utime(next(moved.rglob("*.png")))
-    assert "index_images" in jobs_of(ran(checkout, "-n", target, *mine(checkout, moved)))
+    assert "index_images" in jobs_of(checkout.ran("-n", target, *mine(checkout, moved)))
 
 
 def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
@@ -438,7 +425,7 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     (folder / "classes.txt").write_text("red dots\nlines\n")
     methods = ("zero_shot", "zero_shot_adapted")
     mine_whole = mine(checkout, folder, class_names=None)
-    ran(checkout, *mine_whole, "--config", f"method={','.join(methods)}")
+    checkout.ran(*mine_whole, "--config", f"method={','.join(methods)}")
     results = checkout.root / "results" / "mine"
     names = sorted([*(os.path.basename(file) for file in files), "copy.png"])
     for method in methods:
