@@ -39,13 +39,10 @@ class Case:
         bank = TokenizedTexts(self.clip)
         ids = map(bank.add, (self.class_texts, self.image_texts, self.group_texts))
         self.texts = TrainingTexts(bank, *ids, self.labels)
-        self.draws = GroupSampler(self.labels, c, seed)
+        self.draws, self.seed = GroupSampler(self.labels, c, seed), seed
 
     def latteclip(self, **switches):
-        return LatteClip(self.texts, SwitchesSection(**switches), self.draws_seed())
-
-    def draws_seed(self):
-        return self.draws.generator.initial_seed()
+        return LatteClip(self.texts, SwitchesSection(**switches), self.seed)
 
     def batch(self):
         features = encode.encode_images(self.clip, self.images)

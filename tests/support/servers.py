@@ -72,8 +72,8 @@ class FakeService:
 class ChatServer(FakeService):
     """OpenAI's chat completions.
 
-    `models` are the bytes of its list of models, if not its own. `likely(body)` gives the tokens of
-    the first place with their log-probabilities, the most likely one first.
+    `likely(body)` gives the tokens of the first place with their log-probabilities, the most likely
+    one first.
     """
 
     model = "tiny"
@@ -83,11 +83,11 @@ class ChatServer(FakeService):
 
     def __init__(self):
         super().__init__()
-        self.models = self.likely = None
+        self.likely = None
 
     def list_models(self):
         models = [{"id": self.model, "object": "model", "created": 0, "owned_by": "tests"}]
-        return 200, {}, self.models or {"object": "list", "data": models}
+        return 200, {}, {"object": "list", "data": models}
 
     def answer(self, body):
         *pictures, text = body["messages"][0]["content"]

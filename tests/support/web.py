@@ -87,8 +87,6 @@ class Host:
         self.busy = {}  # path -> how many answers are 503
         self.refused = {}  # start of a path -> (status, error code of the Hugging Face hub)
         self.ranges = True
-        self.drops = set()  # paths whose content comes byte by byte
-        self.ending = threading.Event()
         self.requests = []
 
     def serve(self, path, content):
@@ -121,7 +119,6 @@ class Host:
     def running(self):
         with listening(type("Handler", (_Handler,), {"host": self})) as self.url:
             yield self
-            self.ending.set()
 
     def spend(self, faults, path):
         """Whether a fault is due; each is due a number of times."""
@@ -169,20 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         self.head(206 if partial else WHOLE, headers)
         with contextlib.suppress(OSError):
-            if body and path in host.drops:
-                self.drip(rest)
-            elif body:
+            if body:
                 self.wfile.write(
                     rest[: len(rest) // 2] if host.spend(host.cut, path) else rest
                 )
         return None
-
-    def drip(self, content):
-        """Send byte by byte, until the other side or the test ends."""
-        for byte in content:
-            if self.host.ending.wait(0.05):
-                return
-            self.wfile.write(bytes([byte]))
 
     def refuse(self, status, code):
         # The commit lets clients note that there is no such file.

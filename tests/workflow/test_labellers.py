@@ -5,7 +5,6 @@ import json
 import shutil
 
 import pyarrow.parquet as pq
-import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -15,19 +14,12 @@ from support.tiny import DEMO_CLIP
 from latteclip.report.labellers import read_labellers
 
 RESULTS = "results/demo"
-CAPTIONS = "captions/images.parquet"
-BRIEF = "labellers/brief.parquet"
 
 
 def run(checkout, *targets, **given):
     """Run with a configuration file, and return what was printed."""
     (checkout.root / "given.yaml").write_text(yaml.safe_dump(given))
     return checkout.ran(*targets, "--configfile", "given.yaml")
-
-
-def written(checkout, name):
-    """When a table of the demo was written."""
-    return (checkout.root / RESULTS / name).stat().st_mtime_ns
 
 
 def another_clip(folder):
@@ -43,11 +35,10 @@ def another_clip(folder):
     return f"local-dir:{folder}"
 
 
-@pytest.fixture
-def labelled(finished_copy):
-    """A run of captions, scores, a file, another CLIP, and captions by another prompt."""
-    root = finished_copy.root
-    index = pq.read_table(root / RESULTS / "images.parquet").to_pylist()
+def test_labellers_of_all_kinds_label_together(finished_copy):
+    checkout, root = finished_copy, finished_copy.root
+    folder = root / RESULTS
+    index = pq.read_table(folder / "images.parquet").to_pylist()
     with (root / "mine.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image_id", "class"])
@@ -62,28 +53,18 @@ def labelled(finished_copy):
         {"name": "brief", "kind": "captions", "prompt": "Name the texture."},
         {"name": "few", "kind": "likelihood", "prompt": "What is it?", "max_images": 9},
     ]
-    captioned = written(finished_copy, CAPTIONS)
-    run(
-        finished_copy,
-        seeds=1,
-        labellers=labellers,
-        scores={"kind": "likelihood"},
-        method="zero_shot,image_prototypes",
-    )
-    assert written(finished_copy, CAPTIONS) == captioned  # those of before
-    return finished_copy
-
-
-def test_labellers_of_all_kinds_label_together(labelled):
-    checkout = labelled
-    folder = checkout.root / RESULTS
+    captions = folder / "captions" / "images.parquet"
+    before = captions.stat().st_mtime_ns
+    given = {"seeds": 1, "method": "zero_shot,image_prototypes"}
+    run(checkout, labellers=labellers, scores={"kind": "likelihood"}, **given)
+    assert captions.stat().st_mtime_ns == before  # those of before
     stems = {
         name: {path.stem for path in (folder / name).glob("*.parquet")}
         for name in ("labellers", "votes")
     }
     assert stems["labellers"] == {"brief", "few"}  # answers of a captioner
     assert stems["votes"] >= {"words", "mine", "other", "brief"}
-    stores = checkout.root / "resources" / "demo" / "captions"
+    stores = root / "resources" / "demo" / "captions"
     assert {path.name for path in (stores / "images").glob("*.sqlite")} == {
         *("1-of-1.sqlite", "1-of-1.brief.sqlite")
     }
@@ -100,15 +81,6 @@ def test_labellers_of_all_kinds_label_together(labelled):
     assert f"{N_TRAIN - 9:,} images left out" in (folder / "report.html").read_text()
 
     # A labeller that is left out reruns the labels alone, and one that comes back asks nothing.
-    before = written(checkout, BRIEF)
-    printed = run(
-        checkout,
-        f"{RESULTS}/fused_labels.parquet",
-        "--dry-run",
-        seeds=1,
-        labellers=[{"name": "brief", "kind": "captions", "prompt": "Name the texture."}],
-        method="zero_shot,image_prototypes",
-    )
-    assert "fuse_labels" in printed
-    assert "caption_images_labeller" not in printed
-    assert written(checkout, BRIEF) == before
+    target = f"{RESULTS}/fused_labels.parquet"
+    plan = run(checkout, target, "--dry-run", labellers=labellers[4:5], **given)
+    assert "fuse_labels" in plan and "caption_images_labeller" not in plan
