@@ -107,24 +107,23 @@ def visit(browser):
 @contextmanager
 def auditing(results):
     """A process of `latteclip audit`, what it printed first, and the address of its page."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command(results, "--no-browser", "--budget", "30"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
         preexec_fn=hear_interrupts,
-    )
-    printed = ""
-    while not (address := re.search(r"http://127\.0\.0\.1:\d+/[\w-]+/", printed)):
-        line = process.stdout.readline()
-        assert line, printed
-        printed += line
-    try:
-        yield process, printed, address[0]
-    finally:
-        process.kill()
-        process.communicate()
+    ) as process:
+        printed = ""
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+/[\w-]+/", printed)):
+            line = process.stdout.readline()
+            assert line, printed
+            printed += line
+        try:
+            yield process, printed, address[0]
+        finally:
+            process.kill()
 
 
 # --- pages of results -----------------------------------------------------------------------------

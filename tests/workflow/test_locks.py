@@ -10,10 +10,10 @@ from support.checkout import DEMO, edit, shrink
 def test_after_a_killed_run_the_next_names_the_option_that_removes_its_lock(checkout):
     edit(checkout, DEMO, shrink)
     target = "results/demo/images.parquet"
-    locks = checkout.root / ".snakemake" / "locks"
+    lock = checkout.root / ".snakemake" / "locks" / "0.output.lock"
     run = checkout.start("snakemake", "-j1", target, start_new_session=True)
     try:
-        while not [*locks.glob("*.lock")] and run.poll() is None:
+        while not (lock.exists() and lock.read_text()) and run.poll() is None:
             time.sleep(0.005)
     finally:
         os.killpg(run.pid, signal.SIGKILL)
