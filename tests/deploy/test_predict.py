@@ -1,9 +1,7 @@
 import contextlib
 import csv
-import io
 import math
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -161,40 +159,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     assert printed.out == ""
 
 
-# --- what words name -----------------------------------------------------------------------------
+# --- words, and what is printed ------------------------------------------------------------------
 
 
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    for name in ("a.jpg", *(f"deep/{n}" for n in ("er/b.PNG", "c.webp", "notes.txt"))):
+def test_words_name_images_once_and_one_that_names_none_is_refused(tmp_path, monkeypatch):
+    for name in ("a.jpg", "deep/er/b.PNG", "deep/c.webp", "deep/notes.txt", "empty/x.txt"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["a.jpg"], ["a.jpg"]),
-        (["deep"], ["deep/c.webp", "deep/er/b.PNG"]),
-        (["deep", "a.jpg", "deep/c.webp"], ["deep/c.webp", "deep/er/b.PNG", "a.jpg"]),
-        (["deep/notes.txt"], ["deep/notes.txt"]),  # whoever names a file means it
-    ],
-)
-def test_words_name_images(tree, words, found):
-    assert predict.image_paths(words) == found
-
-
-@pytest.mark.parametrize("word", ["b.jpg", "empty"])
-def test_words_that_name_nothing_are_refused(tree, word):
-    with pytest.raises(UserError, match=re.escape(word)):
-        predict.image_paths([word])
+    found = ["deep/c.webp", "deep/er/b.PNG", "a.jpg"]
+    assert predict.image_paths(["deep", "a.jpg", "deep/c.webp"]) == found
+    # Whoever names a file means it.
+    assert predict.image_paths(["deep/notes.txt"]) == ["deep/notes.txt"]
+    for word in ("b.jpg", "empty"):
+        with pytest.raises(UserError, match=word):
+            predict.image_paths(["a.jpg", word])
 
 
 def test_a_terminal_gets_no_control_characters(monkeypatch):
-    """But a file and a pipe get the names as they are."""
     name = "a\x1b]0;title\x07.png"
     row = predict.Prediction(name, [0], ["d\x07ots"], [0.5], [0.9]).cells()
     columns = predict.columns(1, unknown=False, abstain=False)
@@ -209,8 +192,3 @@ def test_a_terminal_gets_no_control_characters(monkeypatch):
     os.close(reading)
     assert r"a\x1b]0;title\x07.png,d\x07ots,0.900000,0.500000" in said
     assert "\x1b" not in said and "\x07" not in said
-    pipe = io.StringIO()
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", pipe)
-        predict.write_csv(None, columns, iter([row]))
-    assert name in pipe.getvalue()

@@ -83,7 +83,6 @@ def changed(**config):
         (changed(model_args={"checkpoint_path": "x.pth"}), "checkpoint_path"),
         (changed(pretrained_cfg={"input_size": [3, 10**9, 8]}), r"config\.json"),
         (changed(pretrained_cfg={"crop_pct": 1e-9}), "crop_pct"),
-        (changed(pretrained_cfg={"crop_pct": 1e9}), "crop_pct"),
         (changed(pretrained_cfg={"std": [1e-300] * 3}), "std"),
         (changed(architecture="vit_base_patch16_224"), "numbers"),
         ({"weights": cut}, "state_dict"),
