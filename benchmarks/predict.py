@@ -30,6 +30,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
 from latteclip.core import devices
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.data import loader
 from latteclip.deploy import predict
 
@@ -49,7 +50,8 @@ def make_model(folder: Path, name: str) -> None:
     )
     classnames = [f"class {number}" for number in range(CLASSES)]
     weights = F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1)
-    clips.save(clip, Classifier.of(weights), classnames, "a photo of a {}.", folder)
+    templates = ClassTemplates(["a photo of a {}."])
+    clips.save_finetuned(clip, Classifier.of(weights), classnames, templates, folder)
 
 
 def make_photographs(folder: Path, size: tuple[int, int]) -> list[str]:

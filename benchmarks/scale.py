@@ -170,7 +170,7 @@ def write_pseudo_labels(place: Place) -> Work:
         "model": "random",
         "pretrained": None,
     }
-    described |= {"template": "{}", "logit_scale": SCALE}
+    described |= {"class_templates": {"templates": ["{}"]}, "logit_scale": SCALE}
     path = place.file("class_embeddings.safetensors")
     save_classifier(path, Classifier.of(embeddings), described)
     output = place.file("pseudo_labels.parquet")

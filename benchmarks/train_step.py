@@ -114,7 +114,7 @@ class Setting:
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode texts [B, 77] by open_clip's own encode_text."""
-        with devices.autocast(self.clip.device, self.clip.precision):
+        with self.clip.autocast():
             features = self.clip.model.encode_text(tokens)  # type: ignore[operator]
         return F.normalize(features.float(), dim=-1)
 

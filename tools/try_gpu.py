@@ -30,7 +30,7 @@ import try_models
 from try_models import Finding, NotTriedError
 
 from latteclip.config import layers
-from latteclip.core import gpus, tables
+from latteclip.core import devices, tables
 
 # Methods by precision. Without any, only features and labels are compared.
 METHODS = {"float32": "zero_shot,latteclip", "bf16": "zero_shot,latteclip,recommended"}
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, as if on a GPU")
     options = parser.parse_args()
     found = []
-    has_gpu = options.rehearse or bool(gpus.visible())
+    has_gpu = options.rehearse or bool(devices.visible())
     with tempfile.TemporaryDirectory() as folder:
         for name, check in checks(Path(folder), options.limit).items():
             started = time.monotonic()
@@ -124,7 +124,7 @@ def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:
 
 def without_internet(folder: Path, limit: int) -> Finding:
     """Caption by vLLM on a B200, with empty caches and no way to fetch kernels or weights."""
-    capability = max((float(each) for [each] in gpus.query("compute_cap")), default=0.0)
+    capability = max((float(each) for [each] in devices.query("compute_cap")), default=0.0)
     if capability < BLACKWELL:
         raise NotTriedError(f"compute capability {capability}, not {BLACKWELL}")
     caches = {"VLLM_CACHE_ROOT": "vllm", "FLASHINFER_WORKSPACE_BASE": "flashinfer"}
@@ -136,7 +136,7 @@ def without_internet(folder: Path, limit: int) -> Finding:
 
 def cards_of_a_job(folder: Path, limit: int) -> Finding:
     """Caption in as many shards as a SLURM job has cards, each by a process and card of its own."""
-    n = len(gpus.visible())
+    n = len(devices.visible())
     if "SLURM_JOB_ID" not in os.environ or n < 2:
         raise NotTriedError("no SLURM job of several cards (salloc --gpus=2)")
     demo = Demo(folder / "cards", limit, engine="vllm", shards=n)
@@ -148,10 +148,10 @@ def cards_of_a_job(folder: Path, limit: int) -> Finding:
 
 def card() -> Finding:
     """Return the card and its driver, and whether two processes take turns on it."""
-    cards = gpus.query("name,driver_version,memory.total")
-    if not gpus.visible():
+    cards = devices.query("name,driver_version,memory.total")
+    if not devices.visible():
         raise NotTriedError("no NVIDIA GPU")
-    claim = "import os, time; from latteclip.core import gpus; gpus.claim()"
+    claim = "import os, time; from latteclip.core import devices; devices.claim()"
     claim += "; print(os.environ['LATTECLIP_GPUS']); time.sleep(3)"
     command = [sys.executable, "-c", claim]
     started = time.monotonic()
@@ -159,7 +159,7 @@ def card() -> Finding:
         time.sleep(1)
         subprocess.run(command, check=True)
     both = time.monotonic() - started
-    took_turns = both >= 6 or len(gpus.visible()) > 1
+    took_turns = both >= 6 or len(devices.visible()) > 1
     return took_turns, f"{cards}, torch {torch.__version__}, two claims in {both:.1f} s"
 
 
@@ -177,7 +177,9 @@ class Demo:
         shards: int = 1,
     ) -> None:
         self.folder = folder
-        self.environment = dict(os.environ) if on_gpu else {**os.environ, gpus.VISIBLE: ""}
+        self.environment = (
+            dict(os.environ) if on_gpu else {**os.environ, devices.VISIBLE: ""}
+        )
         self.precision = precision
         self.results = folder / "results" / f"demo_{limit}"
         self.given = [

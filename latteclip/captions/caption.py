@@ -21,7 +21,7 @@ from latteclip.captions.runner import write_answers
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core import tables
-from latteclip.core.user_tables import by_image_id, read_table, rows_of
+from latteclip.core.user_tables import cells_by_image, read_table
 
 # Added to the prompt of a second request, after an answer that was empty or cut.
 SHORTER = " Answer with one short sentence."
@@ -105,11 +105,10 @@ def caption_images(
 
 def _read_captions(questions: Questions, file: str, key: str) -> Iterator[Response]:
     """Yield the captions of the rows, from the columns image_id and caption of the user's file."""
-    rows = rows_of(read_table(file, key), file, key, ["image_id", "caption"])
     ids = questions.images["image_id"].to_pylist()
-    captions: dict[str, Any] = by_image_id(dict(rows), ids, file, key)
+    captions = cells_by_image(file, key, read_table(file, key), ["caption"], ids)
     for row in range(len(questions)):
-        caption = captions.get(questions.id_of(row), "")
+        [caption] = captions.get(questions.id_of(row), [""])
         text = "" if pd.isna(caption) else " ".join(str(caption).split())
         yield Response(text, "stop", None)
 

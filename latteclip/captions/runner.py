@@ -143,7 +143,6 @@ class Runner:
             return failed
         found = self._engine
         started = time.monotonic()
-        progress.restart()
         for request, answer in found.answer(itertools.chain([first], pending)):
             self._take(request, answer, most)
             if answer.error is not None and not answer.is_refused:

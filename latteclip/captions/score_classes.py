@@ -84,7 +84,7 @@ def score_classes(
     ids = images.images["image_id"]
     k = _n_options(scores, len(images.classnames))
     options, _ = best_classes(pseudo_labels_path, ids, classifier, k)
-    texts = ClassTemplates.described_by(described)
+    texts = ClassTemplates(**described["class_templates"])
     questions = ClassQuestions(images, options[images.rows], scores, texts)
     write_answers(
         *(images, questions.request, questions.columns, tables.CLASS_SCORES),

@@ -22,7 +22,7 @@ from latteclip import __version__
 from latteclip.cli.status import output_of
 from latteclip.config import layers
 from latteclip.config.resolve import Run
-from latteclip.core import gpus
+from latteclip.core import devices
 from latteclip.core.errors import GIB, UserError, first_line
 from latteclip.core.files import IMAGES, existing
 from latteclip.core.terminal import decisions_address, for_terminal
@@ -97,12 +97,12 @@ def disk() -> Iterator[Finding]:
 
 def gpu() -> Iterator[Finding]:
     """Report the GPUs that NVIDIA's driver shows, without torch, and the compiler for Triton."""
-    cards = gpus.query("name,memory.total,driver_version")
+    cards = devices.query("name,memory.total,driver_version")
     for name, megabytes, driver in cards:
         yield "ok", f"{name}, {megabytes} MiB, driver {driver}"
     if not cards:
         yield "note", "nvidia-smi is missing or shows no GPU; LLaVA would take days"
-    elif sentence := gpus.missing_compiler():
+    elif sentence := devices.missing_compiler():
         yield "warning", sentence
 
 
@@ -110,7 +110,7 @@ def torch() -> Iterator[Finding]:
     """Report whether torch imports, and whether it sees the GPUs."""
     number, cuda, n_gpus = _import(TORCH)
     if not n_gpus:
-        gpus.refuse_unusable(number, cuda)
+        devices.refuse_unusable(number, cuda)
     build = f"CUDA {cuda}" if cuda else "CPU build"
     yield "ok", f"torch {number} ({build}), which sees {n_gpus} GPUs"
 
@@ -119,7 +119,7 @@ def vllm() -> Iterator[Finding]:
     """Report whether vLLM imports, and its device."""
     number, device = _import(VLLM)
     text = f"vLLM {number}, built for {device}"
-    if device != "cuda" and gpus.visible():
+    if device != "cuda" and devices.visible():
         yield "warning", f"{text}, although there is a GPU; run make install KIND=cuda"
     else:
         yield "ok", text

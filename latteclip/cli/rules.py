@@ -18,7 +18,7 @@ from snakemake.settings.enums import Quietness
 
 from latteclip.config import checks, jobs, layers
 from latteclip.config.resolve import Dataset, Run, sections
-from latteclip.core import gpus
+from latteclip.core import devices
 from latteclip.core.errors import UserError, refused_by_system
 from latteclip.core.files import TABLES
 from latteclip.data import folder_files
@@ -130,7 +130,7 @@ class Machine:
         """
         if self.is_cluster or self.runs_one_job:
             return True
-        return self.runs_jobs and bool(gpus.visible())
+        return self.runs_jobs and bool(devices.visible())
 
     @functools.cached_property
     def gpus(self) -> int | None:
@@ -138,7 +138,7 @@ class Machine:
         if not self.has_gpus:
             return None
         limit = self._workflow.global_resources.get("gpu")
-        return limit.value if limit else max(1, gpus.free())
+        return limit.value if limit else max(1, devices.free())
 
     @property
     def default_resources(self) -> Mapping[str, Any]:

@@ -24,8 +24,6 @@ from latteclip.core.files import replacing
 KEY = "classifier"  # names the matrix, and the one entry of the metadata
 BIAS = "classifier_bias"  # names the vector
 ROWS = 2**13  # images whose scores are held at once
-# Raised for a description or numbers of another form.
-WRONG_VALUES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class FeatureMemmap:
@@ -50,10 +48,10 @@ class FeatureMemmap:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.array(self._mapped()[_index(rows)]))
+        return torch.from_numpy(np.array(self._mapped()[rows]))
 
     def __setitem__(self, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
-        self._mapped()[_index(rows)] = values.numpy()
+        self._mapped()[rows] = values.numpy()
 
     def _mapped(self) -> np.ndarray:
         """Map the table each time: pages of a mapping count as the process's memory."""
@@ -68,10 +66,6 @@ Features = torch.Tensor | FeatureMemmap  # [N, D], in memory or not
 def parts(n: int, size: int = ROWS) -> Iterator[slice]:
     """Return slices of N rows, `size` rows at a time."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
-
-
-def _index(rows: slice | torch.Tensor) -> slice | np.ndarray:
-    return rows if isinstance(rows, slice) else rows.numpy()
 
 
 @dataclass(frozen=True)
@@ -112,37 +106,27 @@ def load_classifier(
 ) -> tuple[Classifier, dict[str, Any]]:
     """Load a classifier to the CPU, with its description.
 
-    UserError: there is no such file, it cannot classify, or has other entries than `expected`.
+    UserError: there is no such file, it is damaged, or has other entries than `expected`.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            weights = file.get_tensor(KEY)
-            bias = file.get_tensor(BIAS)
-            described = json.loads(file.metadata()[KEY])
-            _check(weights, bias, described)
-    except (SafetensorError, OSError, *WRONG_VALUES) as error:
+            classifier = Classifier.of(file.get_tensor(KEY), file.get_tensor(BIAS))
+            described = dict(json.loads(file.metadata()[KEY]))
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(
             f"{path} is not a classifier ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
     for key, value in expected.items():
         if described.get(key) != value:
             raise UserError(f"{path} has another {key} than asked for; rerun its stage.")
-    return Classifier.of(weights, bias), described
-
-
-def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
-    """Raise ValueError for what cannot classify, for the file may be a stranger's."""
-    names = described.get("classnames")
-    are_names = names is None or len({*map(str.encode, names)}) == len(weights)
-    has_shapes = weights.ndim == 2 and weights.numel() and bias.shape == weights.shape[:1]
-    are_finite = all(
-        each.is_floating_point() and each.isfinite().all() for each in (weights, bias)
-    )
-    if not (are_names and has_shapes and are_finite):
-        raise ValueError(
-            f"weights {[*weights.shape]} and a bias {[*bias.shape]} of finite numbers, and a name "
-            "for each class are needed"
-        )
+    return classifier, described
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import open_clip
@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from latteclip.clip.classifier import FeatureMemmap
-from latteclip.clip.model import Clip
-from latteclip.core import devices
+from latteclip.clip.classifier import FeatureMemmap, classify
+from latteclip.clip.model import Clip, FinetunedModel
 from latteclip.core.class_templates import ClassTemplates, class_texts
 from latteclip.core.errors import GIB, UserError
 from latteclip.core.terminal import Progress
@@ -79,7 +78,7 @@ def text_tower(model: torch.nn.Module) -> Any:
 def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     """Encode images [B, 3, H, W] to L2-normalised float32 features [B, D]."""
     model: Any = clip.model
-    with devices.autocast(clip.device, clip.precision):
+    with clip.autocast():
         features = _encode(clip, model.encode_image, images)
     return F.normalize(features.float(), dim=-1)
 
@@ -88,11 +87,11 @@ def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     """Encode tokens [T, L] to L2-normalised float32 features [T, D], without padding if causal."""
     model: Any = clip.model
     causal = CausalText.of(model)
-    with devices.autocast(clip.device, clip.precision):
+    with clip.autocast():
         if causal:
             features = _encode_by_length(clip, causal, tokens)
         else:
-            features = _encode(clip, model.encode_text, devices.send(tokens, clip.device))
+            features = _encode(clip, model.encode_text, clip.send(tokens))
     return F.normalize(features.float(), dim=-1)
 
 
@@ -104,9 +103,9 @@ def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> to
     features = []
     for part in itertools.chain.from_iterable(buckets):
         length = int(lengths[part].max())
-        part_tokens = devices.send(tokens[part, :length], clip.device)
+        part_tokens = clip.send(tokens[part, :length])
         features.append(_encode(clip, tower.encode, part_tokens))
-    return torch.cat(features)[devices.send(order.argsort(), clip.device)]
+    return torch.cat(features)[clip.send(order.argsort())]
 
 
 def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
@@ -164,10 +163,17 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
 def encode_files(clip: Clip, paths: Sequence[str], threads: int) -> FeatureMemmap:
     """Return features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.pixels)
-    features = FeatureMemmap(len(paths), clip.config["embed_dim"])
+    features = FeatureMemmap(len(paths), clip.width)
     for indices, (batch,) in encoded([clip], files, BATCH, threads):
         features[torch.tensor(indices)] = batch
     return features
+
+
+def classify_files(
+    model: FinetunedModel, paths: Sequence[str], k: int, threads: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k best classes of N image files and their scores, both [N, K]."""
+    return classify(encode_files(model.clip, paths, threads), model.classifier, k)
 
 
 @torch.no_grad()
@@ -188,17 +194,13 @@ def encoded(
 
 @torch.no_grad()
 def class_embeddings(
-    clip: Clip,
-    template: str | Sequence[str],
-    classnames: Sequence[str],
-    synonyms: Mapping[str, Sequence[str]] | None = None,
+    clip: Clip, class_templates: ClassTemplates, classnames: Sequence[str]
 ) -> torch.Tensor:
     """Return W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
 
     The features of several templates or names of a class are averaged, as in CLIP's evaluation.
     Raises UserError for synonyms of other classes.
     """
-    class_templates = ClassTemplates.of(template, synonyms)
     names, rows = zip(*class_templates.names(classnames), strict=True)
     features = []
     for each in class_templates.templates:

@@ -4,8 +4,6 @@ The configuration of a network of timm is a stranger's. It may contain the sizes
 Weights are safetensors.
 """
 
-import contextlib
-import itertools
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +15,7 @@ from pydantic import Field
 from safetensors.torch import load_file
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.clip_config import (
     REMEDY,
     Mean,
@@ -26,11 +25,11 @@ from latteclip.clip.clip_config import (
     fields_of,
     section,
 )
+from latteclip.clip.model import CLASSIFIER, Clip, FinetunedModel
+from latteclip.config.keys import ClipSection, Section
 from latteclip.config.registry import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
-from latteclip.core import devices
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import from_values, read_object
-from latteclip.core.tables import EncoderMetadata
+from latteclip.core.files import from_values, read_object, replacing
 from latteclip.core.terminal import one_line
 
 CONFIG = "config.json"
@@ -38,7 +37,11 @@ WEIGHTS = "model.safetensors"
 Pixels = Annotated[int, Field(ge=8, le=4096)]
 # Arguments of networks that a configuration may give (`model_args`). Others may name code.
 ARGUMENTS = {
-    *("img_size", "patch_size", "reg_tokens", "global_pool", "dynamic_img_size"),
+    "img_size",
+    "patch_size",
+    "reg_tokens",
+    "global_pool",
+    "dynamic_img_size",
     "init_values",
 }
 # Subfolder of a CLIP's folder, with a folder 0, 1, ... for each encoder.
@@ -69,16 +72,17 @@ class TimmModel:
     weights: Path
 
 
-@dataclass
-class ImageEncoder(clips.Clip):
-    """An image encoder, which encodes images as a CLIP does and no texts."""
+@dataclass(kw_only=True)
+class TimmEncoder(Clip):
+    """A network of timm, which encodes images as a CLIP does and no texts."""
 
-    name: str = ""
-    timm: TimmModel | None = None  # its files; None for a tower of open_clip
+    files: TimmModel
 
-    @property
-    def width(self) -> int:
-        return self.config["embed_dim"]  # type: ignore[no-any-return]
+    def save(self, folder: Path) -> None:
+        """Write a folder that `load` reads as `local-dir:<folder>`."""
+        folder.mkdir(parents=True)
+        shutil.copyfile(self.files.config, folder / CONFIG)
+        shutil.copyfile(self.files.weights, folder / WEIGHTS)
 
 
 class Pooled(torch.nn.Module):
@@ -93,74 +97,39 @@ class Pooled(torch.nn.Module):
         return self.network(images)  # type: ignore[no-any-return]
 
 
-def load(name: str, device: torch.device, precision: str = "bf16") -> ImageEncoder:
+def load(name: str, device: torch.device, precision: str = "bf16") -> Clip:
     """Load an image encoder in float32, in evaluation mode.
 
     It is named as in timm, as `hf-hub:<repo>`, `local-dir:<folder>` or `open_clip:<model>/<tag>`.
     UserError: there is no such model, it is damaged, or it gives no features.
     """
-    devices.check_precision(device, precision)
     with clips.loading(f"Image encoder {name!r}", "check image_encoders"):
         if names := open_clip_names(name):
-            return ImageEncoder(
-                **vars(clips.load(*names, device, precision)) | {"name": name}
-            )
+            return clips.load(*names, device, precision)
         import timm  # not at the top: it takes a second
 
         files = timm_model(name)
-        network = Pooled(_network(files)).eval().to(device)
-        clips.check_finite(name, network)
+        options = {**files.arguments, "pretrained": False, "num_classes": files.outputs}
+        build = partial(timm.create_model, files.architecture, **options)
+        clips.check_size(build, [files.weights])
+        network: Any = build()
+        network.load_state_dict(load_file(files.weights))
+        network.reset_classifier(0)
+        clips.check_finite(network)
+        encoder = Pooled(network).eval().to(device)
         values = vars(files.preprocessing)
         with torch.no_grad():
             image = torch.zeros(1, *values["input_size"], device=device)
-            [_, width] = network.encode_image(image).shape  # no map of features
-        return ImageEncoder(
-            model=network,
+            [_, width] = encoder.encode_image(image).shape  # no map of features
+        return TimmEncoder(
+            encoder,
             get_tokenizer=lambda: None,
             preprocess=timm.data.create_transform(**values, is_training=False),
             config={"embed_dim": width},
             device=device,
             precision=precision,
-            name=name,
-            timm=files,
+            files=files,
         )
-
-
-def _network(files: TimmModel) -> Any:
-    import timm
-
-    options = {**files.arguments, "pretrained": False, "num_classes": files.outputs}
-    build = partial(timm.create_model, files.architecture, **options)
-    clips.check_size(build, [files.weights])
-    network: Any = build()
-    network.load_state_dict(load_file(files.weights))
-    network.reset_classifier(0)
-    return network
-
-
-def save(model: ImageEncoder, folder: Path) -> None:
-    """Write a folder that `load` reads as `local-dir:<folder>`."""
-    if model.timm is None:
-        clips.save_network(model, folder)
-        return
-    folder.mkdir(parents=True)
-    shutil.copyfile(model.timm.config, folder / CONFIG)
-    shutil.copyfile(model.timm.weights, folder / WEIGHTS)
-
-
-def load_beside(
-    clip: Path, device: torch.device, precision: str = "bf16"
-) -> list[ImageEncoder]:
-    """Load the image encoders in the folder of a CLIP, in order (see `load`)."""
-    folders = (clip / SUBFOLDER / str(number) for number in itertools.count())
-    present = itertools.takewhile(Path.is_dir, folders)
-    return [load(f"{FOLDER}{folder}", device, precision) for folder in present]
-
-
-def metadata_of(model: ImageEncoder) -> EncoderMetadata:
-    """Return what a table of features says of its model."""
-    size = list(model.timm.preprocessing.input_size[1:]) if model.timm else None
-    return EncoderMetadata(model.name, model.width, size)
 
 
 def open_clip_names(name: str) -> tuple[str, str | None] | None:
@@ -168,19 +137,8 @@ def open_clip_names(name: str) -> tuple[str, str | None] | None:
     if name.startswith(OPEN_CLIP):
         model, _, pretrained = name.removeprefix(OPEN_CLIP).rpartition("/")
         return model.replace("/", "-"), pretrained
-    if name.startswith(FOLDER):
-        has_config = (Path(name.removeprefix(FOLDER)) / CLIP_CONFIG).is_file()
-        return (name, None) if has_config else None
-    if not name.startswith(HUB):
-        return None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        hf_hub_download(name.removeprefix(HUB), CLIP_CONFIG)
-    except EntryNotFoundError:  # also where it is not in the cache
-        return None
-    return name, None
+    is_named = name.startswith((FOLDER, HUB))
+    return (name, None) if is_named and _file(name, CLIP_CONFIG) else None
 
 
 def timm_model(name: str) -> TimmModel:
@@ -189,7 +147,12 @@ def timm_model(name: str) -> TimmModel:
     Files of the hub are fetched where they are not in its cache. Raises UserError where there is no
     such model, it has no safetensors, or its configuration contains what it may not.
     """
-    config, weights = _files(name)
+    config, weights = _file(name, CONFIG), _file(name, WEIGHTS)
+    if config is None or weights is None:
+        raise UserError(
+            f"{name} lacks {CONFIG} or {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip, or cannot "
+            "be reached, and weights of other formats are not loaded; name a model that has them."
+        )
     values = read_object(config, ["architecture"], REMEDY)
     try:
         check_timm_name(values["architecture"])
@@ -208,22 +171,18 @@ def timm_model(name: str) -> TimmModel:
     )
 
 
-def _files(name: str) -> tuple[Path, Path]:
-    """Return configuration and weights, fetched where they are missing in the hub's cache."""
+def _file(name: str, file: str) -> Path | None:
+    """Return a file of a model's folder or repo, or None; the cache gets it where it lacks it."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
-    with contextlib.suppress(RemoteEntryNotFoundError):
-        place: Any = Path(name.removeprefix(FOLDER)).joinpath
-        if not name.startswith(FOLDER):
-            place = partial(hf_hub_download, repo(name))
-        config, weights = Path(place(CONFIG)), Path(place(WEIGHTS))
-        if config.is_file() and weights.is_file():
-            return config, weights
-    raise UserError(
-        f"{name} lacks {CONFIG} or {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip, and weights "
-        "of other formats are not loaded; name a model that has them."
-    )
+    if name.startswith(FOLDER):
+        path = Path(name.removeprefix(FOLDER), file)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(repo(name), file))
+    except EntryNotFoundError:
+        return None
 
 
 def repo(name: str) -> str:
@@ -237,3 +196,48 @@ def repo(name: str) -> str:
         near = suggestion(name, timm.list_models(pretrained=True))
         raise UserError(f"timm has no weights of an image encoder {name!r}; {near}")
     return str(cfg.hf_hub_id)
+
+
+# --- in the folder of a model ---------------------------------------------------------------------
+
+
+class PretrainedClip(Section):
+    """A CLIP model, and image encoders whose features it classifies too."""
+
+    clip: ClipSection
+    encoders: list[str] = Field(default_factory=list)  # their models
+
+
+def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
+    """Write a folder that open_clip, `predict` and `export` read like a fine-tuned model."""
+    classifier, described = load_classifier(
+        classifier_path, model=settings.clip.model, pretrained=settings.clip.pretrained
+    )
+    cpu = torch.device("cpu")
+    clip = clips.load(settings.clip.model, settings.clip.pretrained, cpu)
+    encoders = [load(name, cpu) for name in settings.encoders]
+    described = {
+        "classnames": described["classnames"],
+        "class_templates": described["class_templates"],
+        "encoder_widths": [encoder.width for encoder in encoders],
+    }
+    with replacing(output) as folder:
+        clip.save(folder)
+        for number, encoder in enumerate(encoders):
+            encoder.save(folder / SUBFOLDER / str(number))
+        save_classifier(folder / CLASSIFIER, classifier, described)
+
+
+def encoders_of(
+    model: FinetunedModel, device: torch.device, precision: str = "bf16"
+) -> list[Clip]:
+    """Load the image encoders that a classifier needs, or raise UserError if some are missing."""
+    folder = model.folder / SUBFOLDER
+    numbers = range(len(model.encoder_widths))
+    encoders = [load(f"{FOLDER}{folder / str(n)}", device, precision) for n in numbers]
+    if [encoder.width for encoder in encoders] != model.encoder_widths:
+        raise UserError(
+            f"{folder} has other image encoders than the classifier of {model.folder} needs; take "
+            "another copy of it."
+        )
+    return encoders

@@ -1,4 +1,4 @@
-"""Load and save CLIP models of open_clip."""
+"""Load and save CLIP models of open_clip, and those with a classifier of their features."""
 
 import contextlib
 import json
@@ -6,48 +6,65 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import open_clip
 import torch
 from PIL import Image
+from pydantic import Field, PositiveInt
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
-from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
-from latteclip.core import devices
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.config.registry import CLIP_CONFIG, FOLDER, TEXT_TOWER
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import write_json
+from latteclip.core.files import from_values, write_json
 
 log = logging.getLogger(__name__)
-CLASSIFIER = "prototypes.safetensors"
+CLASSIFIER = "prototypes.safetensors"  # in a model's folder
+MODEL = "model"  # the folder's name inside that of a run
 Transform = Callable[[Image.Image], torch.Tensor]
 AT_ONCE = 32  # images that a CPU encodes at once: more need memory and are no faster
+# Values of clip.precision, with the type of a GPU's matrix products.
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 
 
 @dataclass
 class Clip:
-    """A CLIP model with its tokenizer and transform."""
+    """A CLIP model with its tokenizer and transform, or an image encoder without texts."""
 
     model: torch.nn.Module
     get_tokenizer: Callable[[], Any]  # slow, and not every stage has texts
     preprocess: Transform  # evaluation transform
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
-    precision: str = "bf16"  # precision of both towers on CUDA, one of devices.PRECISIONS
+    precision: str = "bf16"  # precision of both towers on CUDA, one of PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once with gradients
     at_once: int | None = None  # the same without gradients, None: all of a batch
     text_tower: dict[str, Any] | None = None  # configuration of one of transformers
 
     def __post_init__(self) -> None:
-        if self.at_once is None and self.device.type != "cuda":
+        """Raise UserError for bf16 on a card that only emulates it."""
+        if self.device.type != "cuda":
             self.at_once = AT_ONCE
+        elif self.precision == "bf16" and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        ):
+            raise UserError(
+                f"clip.precision is bf16, which the card {torch.cuda.get_device_name()} cannot "
+                "compute in; set it to fp16 or float32."
+            )
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        return self.config["embed_dim"]  # type: ignore[no-any-return]
 
     @property
     def pixels(self) -> Transform:
@@ -71,13 +88,46 @@ class Clip:
         """Mean and standard deviation [3, 1, 1] of the colours, on the device."""
         last = self.preprocess.transforms[-1]  # type: ignore[attr-defined]
         both = torch.stack([torch.as_tensor(last.mean), torch.as_tensor(last.std)])
-        mean, std = devices.send(both.float()[:, :, None, None], self.device)
+        mean, std = self.send(both.float()[:, :, None, None])
         return mean, std
 
     @cached_property
     def tokenizer(self) -> Any:
         """Texts to tokens [T, L]."""
         return self.get_tokenizer()
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a CPU tensor to the device, asynchronously if it is a GPU."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on a CPU."""
+        if self.device.type == "cuda" and self.precision != "float32":
+            return torch.autocast("cuda", dtype=PRECISIONS[self.precision])
+        return nullcontext()
+
+    def loss_scaler(self) -> torch.amp.GradScaler:
+        """Return a scaler of the loss: in fp16 on CUDA, where gradients underflow, else by 1."""
+        is_fp16 = self.device.type == "cuda" and self.precision == "fp16"
+        return torch.amp.GradScaler(self.device.type, enabled=is_fp16)
+
+    def save(self, folder: Path) -> None:
+        """Write a new folder that stock open_clip loads by `local-dir:`."""
+        folder.mkdir(parents=True)
+        model: Any = self.model
+        state = {  # copies: safetensors takes no shared memory
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
+        }
+        save_file(state, folder / clip_config.WEIGHTS)
+        config = {"model_cfg": self.config, "preprocess_cfg": model.visual.preprocess_cfg}
+        (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
+        if self.text_tower is not None:
+            write_json(folder / TEXT_TOWER / "config.json", self.text_tower)
+        if isinstance(self.tokenizer, open_clip.tokenizer.HFTokenizer):
+            self.tokenizer.save_pretrained(folder)
 
 
 def load(
@@ -92,7 +142,6 @@ def load(
     UserError: the model is missing or damaged, or the device lacks the precision. A damaged
     tokenizer raises it when it is first used.
     """
-    devices.check_precision(device, precision)
     if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     what = f"CLIP model {model!r} with pretrained {pretrained!r}"
@@ -119,15 +168,21 @@ def load(
                 require_pretrained=True,
                 **options,
             )
-    check_finite(model, network)
+        check_finite(network)
 
-    def tokenizer() -> Any:
-        with loading(what, clip_config.REMEDY):
-            return clip_config.tokenizer(model, config)
+        def tokenizer() -> Any:
+            with loading(what, clip_config.REMEDY):
+                return clip_config.tokenizer(model, config)
 
-    return Clip(
-        network.eval(), tokenizer, preprocess, config, device, precision, text_tower=tower
-    )
+        return Clip(
+            network.eval(),
+            tokenizer,
+            preprocess,
+            config,
+            device,
+            precision,
+            text_tower=tower,
+        )
 
 
 @contextlib.contextmanager
@@ -159,51 +214,96 @@ def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> N
         )
 
 
-def check_finite(model: str, network: torch.nn.Module) -> None:
+def check_finite(network: torch.nn.Module) -> None:
     """Raise UserError if a weight is not a finite number."""
     for name, tensor in network.state_dict().items():
         is_number = tensor.is_floating_point() and tensor.numel()
         # Both extremes of NaN are NaN. Checking each number takes fifteen times as long.
         if is_number and not all(extreme.isfinite() for extreme in tensor.aminmax()):
             raise UserError(
-                f"The weights {name} of model {model!r} are not finite numbers; take another copy, "
-                "or train again."
+                f"its weights {name} are not finite numbers; take another copy, or train again."
             )
 
 
-def save(
+# --- with a classifier ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the classifier of a model says of itself."""
+
+    classnames: Annotated[list[str], Field(min_length=1)]
+    class_templates: ClassTemplates
+    # Widths of the features of image encoders that stand beside CLIP's.
+    encoder_widths: list[PositiveInt] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """A CLIP model with its classifier."""
+
+    folder: Path
+    clip: Clip
+    classifier: Classifier  # classifier of the model's C classes, on the CPU
+    classnames: list[str]
+    class_templates: ClassTemplates
+    encoder_widths: list[int]
+
+    @property
+    def logit_scale(self) -> float:
+        """The exponential of the model's parameter: the factor of cosines in a softmax."""
+        return self.clip.model.logit_scale.exp().item()  # type: ignore[operator]
+
+
+def save_finetuned(
     clip: Clip,
     classifier: Classifier,
     classnames: list[str],
-    class_templates: ClassTemplates | str,
+    class_templates: ClassTemplates,
     folder: Path,
 ) -> None:
     """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier."""
-    save_network(clip, folder)
-    class_templates = (
-        ClassTemplates.of(class_templates)
-        if isinstance(class_templates, str)
-        else class_templates
-    )
-    save_classifier(
-        folder / CLASSIFIER,
-        classifier,
-        {"classnames": classnames, **class_templates.described},
-    )
+    clip.save(folder)
+    described = {"classnames": classnames, "class_templates": vars(class_templates)}
+    save_classifier(folder / CLASSIFIER, classifier, described)
 
 
-def save_network(clip: Clip, folder: Path) -> None:
-    """Write a new folder that stock open_clip loads by `local-dir:`."""
-    folder.mkdir(parents=True)
-    model: Any = clip.model
-    state = {  # copies: safetensors takes no shared memory
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-    save_file(state, folder / clip_config.WEIGHTS)
-    config = {"model_cfg": clip.config, "preprocess_cfg": model.visual.preprocess_cfg}
-    (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
-    if clip.text_tower is not None:
-        write_json(folder / TEXT_TOWER / "config.json", clip.text_tower)
-    if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
-        clip.tokenizer.save_pretrained(folder)
+def load_finetuned(
+    model: str | Path,
+    device: torch.device,
+    precision: str = "bf16",
+    *,
+    classnames: Sequence[str] | None = None,
+) -> FinetunedModel:
+    """Load a model with a classifier from the folder that `find_model` finds.
+
+    UserError: it is no such model, a file is broken, or it has other `classnames`.
+    """
+    folder = find_model(model)
+    clip = load(f"{FOLDER}{folder}", None, device, precision)
+    expected = {} if classnames is None else {"classnames": list(classnames)}
+    path = folder / CLASSIFIER
+    classifier, values = load_classifier(path, **expected)
+    known = clip_config.fields_of(Description, values)
+    described = from_values(Description, known, str(path))
+    width = clip.width + sum(described.encoder_widths)
+    shape = (len({*described.classnames}), width)
+    numbers = torch.cat([classifier.weights.flatten(), classifier.bias.flatten()])
+    has_shapes = classifier.weights.shape == shape and classifier.bias.shape == shape[:1]
+    if not has_shapes or not numbers.isfinite().all():
+        raise UserError(
+            f"{path} is no classifier of finite numbers, with a name for each class, of the width "
+            f"{width} of the model beside it; put the files of one training together."
+        )
+    return FinetunedModel(folder, clip, classifier, **vars(described))
+
+
+def find_model(model: str | Path) -> Path:
+    """Return the folder of a model with a classifier, also from that of its run or dataset."""
+    for folder in (Path(model), Path(model) / MODEL):
+        if all((folder / name).is_file() for name in (CLIP_CONFIG, CLASSIFIER)):
+            return folder
+    raise UserError(
+        f"{model} has no chosen model ({CLIP_CONFIG} with {CLASSIFIER} beside it); run the "
+        "whole workflow, which chooses one, or name results/<dataset>/<method>/seed0/model."
+    )

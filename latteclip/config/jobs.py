@@ -35,9 +35,9 @@ OF_CANDIDATE = ("metrics", "model", "train_predictions")
 IMPORT = re.compile(
     r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
 )
-# Modules that cannot change what a stage writes: errors, messages, the GPUs, and the keys, whose
+# Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
 # values are parameters of their own.
-WITHOUT_EFFECT = re.compile(r"latteclip\.(config\..*|core\.(errors|gpus|terminal))")
+WITHOUT_EFFECT = re.compile(r"latteclip\.(config\..*|core\.(devices|errors|terminal))")
 Paths = list[str]
 Settings = dict[str, Any]
 

@@ -3,10 +3,9 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import from_values
 
 PLACE = "{}"
 
@@ -61,53 +60,22 @@ class ClassTemplates:
     # By the dataset, where it differs.
     written: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.templates or not all(PLACE in template for template in self.templates):
-            raise UserError(f"template {self.templates} needs {PLACE} for the class name.")
-        names = [name for others in self.synonyms.values() for name in others or [""]]
-        if "" in names or len(set(names)) < len(names):
-            raise UserError(
-                f"class_synonyms has an empty name, or a name twice: {self.synonyms}."
-            )
-
     @classmethod
     def of(
-        cls,
-        template: str | Sequence[str],
-        synonyms: Mapping[str, Sequence[str]] | None = None,
+        cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]]
     ) -> Self:
-        """Build them from a dataset's `template` and `class_synonyms`, or raise UserError."""
+        """Build them from a dataset's `template` and `class_synonyms`."""
         templates = [template] if isinstance(template, str) else list(template)
         cleaned = {
             clean_classname(name): [*map(clean_classname, others)]
-            for name, others in (synonyms or {}).items()
+            for name, others in synonyms.items()
         }
         return cls(templates, cleaned)
-
-    @classmethod
-    def described_by(cls, metadata: Mapping[str, Any]) -> Self:
-        """Build them from the metadata of a file (`described`), or raise UserError."""
-        values = {
-            "templates": metadata.get("templates", [metadata.get("template")]),
-            "synonyms": metadata.get("class_synonyms", {}),
-            "written": metadata.get("written_names", {}),
-        }
-        return from_values(cls, values, cls.__name__)
 
     @property
     def template(self) -> str:
         """Return the first template, that of the class descriptions T(c)."""
         return self.templates[0]
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """Return them as metadata."""
-        return {
-            "template": self.template,
-            "templates": self.templates,
-            "class_synonyms": self.synonyms,
-            "written_names": self.written,
-        }
 
     def as_written(self, classnames: Sequence[str]) -> list[str]:
         """Return class names as the dataset writes them."""
@@ -117,13 +85,19 @@ class ClassTemplates:
         """Return every name with the row of its class, or raise UserError for a wrong synonym."""
         rows = {clean_classname(name): row for row, name in enumerate(classnames)}
         named = [(name, row) for row, name in enumerate(classnames)]
+        known = set(rows)
         for classname, others in self.synonyms.items():
             if classname not in rows:
                 raise UserError(
                     f"class_synonyms has names for {classname!r}, which is not a class of the "
                     f"dataset; {suggestion(classname, rows)}"
                 )
-            if not rows.keys().isdisjoint(others):
-                raise UserError(f"class_synonyms of {classname!r} names a class: {others}.")
-            named += [(other, rows[classname]) for other in others]
+            for other in others or [""]:
+                if not other or other in known:
+                    raise UserError(
+                        f"class_synonyms of {classname!r} has an empty name, or one that another "
+                        f"class has too: {others}."
+                    )
+                known.add(other)
+                named.append((other, rows[classname]))
         return named

@@ -1,76 +1,61 @@
-"""Devices, precision and threads."""
+"""Devices: the CPU, or one GPU for each job where several jobs run on one machine."""
 
+import contextlib
 import ctypes
 import logging
-from contextlib import AbstractContextManager, nullcontext
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-
-from latteclip.core import gpus
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
-NAMES = ("auto", "cpu", "cuda")
-# Values of clip.precision, with the type of a GPU's matrix products.
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
+DEVICES = ("auto", "cpu", "cuda")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+CLAIMED = "LATTECLIP_GPUS"  # set for the processes of a job that has claimed its GPUs
+PAUSE = 1.0  # seconds until a busy GPU is tried again
+TIMEOUT = 60  # seconds in which nvidia-smi answers
+NOT_FOUND = 6  # its exit status where there is no GPU
+FREE = 1024  # MiB in use on a card that nobody computes on, at most
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
+_locks: list[IO[str]] = []  # locks of this process, which end with it
 
 
-def pick(name: str, threads: int) -> torch.device:
+def pick(name: str, threads: int) -> "torch.device":
     """Set the number of CPU threads, and return a device, or raise UserError if there is none."""
-    if name not in NAMES:
-        raise UserError(f"--device {one_line(name)} is none of {', '.join(NAMES)}.")
+    import torch  # here: a dry run does without
+
+    if name not in DEVICES:
+        raise UserError(f"--device {one_line(name)} is none of {', '.join(DEVICES)}.")
     torch.set_num_threads(threads)
     if name != "cpu":
-        gpus.claim()
-        has_gpu = torch.cuda.is_available()
-        if not has_gpu:
-            gpus.refuse_unusable(torch.__version__, torch.version.cuda)
-        if not has_gpu and name == "cuda":
+        claim()
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        refuse_unusable(torch.__version__, torch.version.cuda)
+        if name == "cuda":
             raise UserError("--device cuda: torch sees no GPU here; give cpu or auto.")
-        name = "cuda" if has_gpu else "cpu"
-    if name == "cpu":
-        if torch.version.cuda:
-            log.warning(
-                "This stage runs on the CPU, though torch is built for CUDA %s.",
-                torch.version.cuda,
-            )
-        keep_big_buffers()
-    return torch.device(name)
-
-
-def check_precision(device: torch.device, precision: str) -> None:
-    """Raise UserError where `precision` is bf16 on a card that only emulates it."""
-    is_bf16 = device.type == "cuda" and precision == "bf16"
-    if is_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(
-            f"clip.precision is bf16, which the card {torch.cuda.get_device_name(device)} cannot "
-            "compute in; set it to fp16 or float32."
+    if torch.version.cuda:
+        log.warning(
+            "This stage runs on the CPU, though torch is built for CUDA %s.",
+            torch.version.cuda,
         )
-
-
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a CPU tensor to a device, asynchronously if it is a GPU."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def autocast(device: torch.device, precision: str = "bf16") -> AbstractContextManager[None]:
-    """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on a CPU."""
-    if device.type == "cuda" and precision != "float32":
-        return torch.autocast("cuda", dtype=PRECISIONS[precision])
-    return nullcontext()
-
-
-def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Return a scaler of the loss: in fp16 on CUDA, where gradients underflow, else by 1."""
-    is_fp16 = device.type == "cuda" and precision == "fp16"
-    return torch.amp.GradScaler(device.type, enabled=is_fp16)
+    keep_big_buffers()
+    return torch.device("cpu")
 
 
 def keep_big_buffers() -> None:
@@ -82,3 +67,122 @@ def keep_big_buffers() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 256 * 2**20)
+
+
+def claim(n: int = 1) -> None:
+    """Make n GPUs that no other job has claimed the only ones that this process sees.
+
+    Waits until so many are free, and raises UserError if this process may use fewer. Does nothing
+    without a GPU, or where this job has claimed before. Call it before CUDA is first used.
+    """
+    usable = {} if CLAIMED in os.environ else visible()
+    if not usable:
+        return
+    if len(usable) < n:
+        raise UserError(
+            f"The job needs {n} GPUs, but only {len(usable)} can be used ({VISIBLE}="
+            f"{os.environ.get(VISIBLE, '')}); set captioner.tensor_parallel_size to fewer."
+        )
+    in_use = _memory_in_use()
+    emptiest = sorted(usable.items(), key=lambda card: in_use.get(card[1], 0))
+    if not (chosen := _lock(n, emptiest)):
+        log.info(
+            "Waiting for GPUs, which other jobs use; %s=shared does not wait.", CLAIMED
+        )
+    while not chosen:
+        time.sleep(PAUSE)
+        chosen = _lock(n, emptiest)
+    log.info("This job uses %s.", ", ".join(usable[name] for name in chosen))
+    os.environ[CLAIMED] = ",".join(chosen)
+    if len(usable) > 1 or VISIBLE in os.environ:
+        os.environ[VISIBLE] = os.environ[CLAIMED]
+
+
+def _lock(n: int, usable: Sequence[tuple[str, str]]) -> list[str]:
+    """Lock the first n GPUs that are free, all at once. If they are fewer, lock none.
+
+    GPUs have their name in CUDA_VISIBLE_DEVICES, and their UUID.
+    """
+    from filelock import lock_descriptor  # here: --help does without
+
+    locked: dict[str, IO[str]] = {}
+    with contextlib.ExitStack() as files:
+        for name, uuid in usable:
+            lock = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"
+            # Appending, for another user may have made a link of this name.
+            file = files.enter_context(Path(tempfile.gettempdir(), lock).open("a"))
+            if lock_descriptor(file.fileno(), blocking=False):
+                locked[name] = file
+            if len(locked) == n:
+                files.pop_all()
+                _locks.extend(locked.values())
+                return list(locked)
+    return []
+
+
+def visible() -> dict[str, str]:
+    """Return the GPUs that this process may use: their names in CUDA_VISIBLE_DEVICES, with UUIDs.
+
+    Names are numbers or UUIDs. An empty list or -1 asks for the CPU.
+    """
+    given = os.environ.get(VISIBLE)
+    if given is not None and given.strip() in ("", "-1"):
+        return {}
+    uuids = [uuid for [uuid] in query("uuid")]
+    if given is None or not uuids:
+        return {uuid: uuid for uuid in uuids}
+    numbered = {str(number): uuid for number, uuid in enumerate(uuids)}
+    return {name: numbered.get(name, name) for name in map(str.strip, given.split(","))}
+
+
+def free() -> int:
+    """Count the GPUs to use on which next to no memory is in use."""
+    usable = visible()
+    in_use = _memory_in_use() if usable else {}
+    return sum(in_use.get(uuid, 0) <= FREE for uuid in usable.values())
+
+
+def _memory_in_use() -> dict[str, int]:
+    """Return the MiB in use on GPUs by UUID, as far as NVIDIA's tool says."""
+    return {uuid: int(used) for uuid, used in query("uuid,memory.used") if used.isdigit()}
+
+
+def query(fields: str) -> list[list[str]]:
+    """Return fields of each GPU by NVIDIA's tool. UserError: it fails."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TIMEOUT}
+    try:
+        lines = subprocess.run(command, check=True, **options).stdout.splitlines()
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        if getattr(error, "returncode", None) == NOT_FOUND:
+            return []
+        reason = one_line(f"{error} {error.stdout!s}")
+        raise UserError(
+            f"nvidia-smi fails ({reason}); repair the driver (after a kernel update, reboot), or "
+            f"export {VISIBLE}= for a run on the CPU."
+        ) from None
+    return [line.split(", ", fields.count(",")) for line in lines]
+
+
+def refuse_unusable(torch_version: str, cuda: str | None) -> None:
+    """Raise UserError for a GPU that torch, built for `cuda` or the CPU, cannot use."""
+    if visible():
+        raise UserError(
+            f"torch {torch_version}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}, cannot use "
+            "the GPU of nvidia-smi; update the NVIDIA driver, run make install KIND=cuda, or "
+            f"export {VISIBLE}= for a run on the CPU."
+        )
+
+
+def missing_compiler() -> str | None:
+    """Return a sentence where Triton lacks a C compiler or Python's headers."""
+    compiler = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")
+    if compiler and Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").is_file():
+        return None
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return (
+        "vLLM and torch.compile need a C compiler and Python's headers on a GPU; run apt install "
+        f"gcc {python}-dev, or dnf install gcc {python}-devel."
+    )

@@ -11,7 +11,6 @@ import shutil
 import socket
 import time
 from collections.abc import Collection, Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,9 +51,8 @@ LOCK_SECONDS = 30  # longest wait of a write for another one
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
 # Errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-HASHED_WHOLE = 64 * 2**20  # files of a model up to this size are hashed whole
-SAMPLES = 256  # blocks of a larger file that are read
-SAMPLE = 64 * 2**10  # bytes of a block
+BLOCK = 64 * 2**10  # bytes of a model's file that are read at once
+BLOCKS = 1024  # of which so many are read at most
 
 
 @contextlib.contextmanager
@@ -168,17 +166,16 @@ def from_json(cls: type[T], text: str, place: str) -> T:
 
     `place` is its file, or its section of the configuration.
     """
-    from pydantic import ValidationError  # here: --help does without
+    from pydantic import TypeAdapter, ValidationError  # here: --help does without
 
     try:
-        [built] = _list_of(cls).validate_json(f"[{text}]")  # type: ignore[arg-type]
+        return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, (place, *first["loc"][1:])))
+        key = ".".join(map(str, (place, *first["loc"])))
         raise UserError(
             f"{key}: {first['msg']}, not {one_line(repr(first['input']))}."
         ) from None
-    return built  # type: ignore[no-any-return]
 
 
 def read_record(cls: type[T], path: str | Path) -> T:
@@ -196,17 +193,6 @@ def values_of(record: object) -> dict[str, Any]:
     from pydantic_core import to_jsonable_python
 
     return dict(to_jsonable_python(record))
-
-
-@cache
-def _list_of(cls: type[Any]) -> Any:
-    """Return the validator of a list: of a dataclass alone, pydantic takes no configuration."""
-    from pydantic import TypeAdapter
-
-    items: Any = list[cls]  # type: ignore[valid-type]
-    return TypeAdapter(
-        items, config={"strict": True, "extra": "forbid", "allow_inf_nan": False}
-    )
 
 
 def existing(path: str | Path) -> Path:
@@ -236,15 +222,10 @@ def labeller_table(name: str) -> str:
     return f"{LABELLERS}/{name}.parquet"
 
 
-def is_litter(name: str) -> bool:
-    """Return whether a name is that of a system's file or folder, not of a user's."""
-    return LITTER.match(name) is not None
-
-
 def folders_in(place: str | Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without those of systems."""
     names = sorted(path.name for path in Path(place).iterdir() if path.is_dir())
-    return [name for name in names if not is_litter(name)]
+    return [name for name in names if not LITTER.match(name)]
 
 
 def lines_of(path: str | Path) -> list[str]:
@@ -305,17 +286,14 @@ def fingerprint(model: str | Path) -> str:
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
         names = path.relative_to(root).parts
         if path.is_file() and not any(name.startswith(".") for name in names):
-            parts += ["/".join(names), _sampled(path)]
+            parts += ["/".join(names), str(path.stat().st_size), digest_of(_blocks(path))]
     return f"sha256:{digest(*parts)}"
 
 
-def _sampled(path: Path) -> str:
-    size = path.stat().st_size
-    if size <= HASHED_WHOLE:
-        return sha256(path)
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yield the whole file in blocks, or so many blocks of a larger one."""
+    step = max(BLOCK, path.stat().st_size // BLOCKS)
     with path.open("rb") as file:
-        blocks = []
-        for number in range(SAMPLES):
-            file.seek((size - SAMPLE) * number // (SAMPLES - 1))
-            blocks.append(file.read(SAMPLE))
-    return digest(str(size), *blocks)
+        for start in range(0, path.stat().st_size, step):
+            file.seek(start)
+            yield file.read(BLOCK)

@@ -133,10 +133,7 @@ HISTORY = _schema(  # a training
     epoch=INT,
     lr=FLOAT,
     loss=FLOAT,
-    loss_zero_shot=FLOAT,  # on the frozen labels: zero-shot ones unless the method says so
-    loss_finetuned=FLOAT,
     agreement=FLOAT,  # share of the batch whose prediction is its pseudo-label
-    logit_scale=FLOAT,
 )
 LABEL_COLUMNS = frozenset({"label", "classname"})
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begin a formula in a spreadsheet
@@ -161,7 +158,6 @@ class IndexMetadata:
     written_names: dict[str, str] = field(default_factory=dict)
     # Files that are no images, by suffix.
     skipped: dict[str, int] = field(default_factory=dict)
-    content: str | None = None  # digest of the bytes of all images
     drawn_from: dict[str, int] | None = None  # images of each whole split, of a limited run
 
 
@@ -186,9 +182,6 @@ class EncoderMetadata:
     """The metadata of IMAGE_FEATURES."""
 
     model: str  # as the key `image_encoders` names it
-    width: int
-    # Height and width in pixels; None: as open_clip has it.
-    image_size: list[int] | None = None
 
 
 @dataclass

@@ -66,10 +66,6 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = self.initial = done
-        self.restart()
-
-    def restart(self) -> None:
-        """Measure the rate from now on."""
         self.started = time.monotonic()
         self.due = self.started + SHORTEST
 

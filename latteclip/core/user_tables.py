@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +14,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def _read_csv(path: str) -> pd.DataFrame:
@@ -35,12 +34,16 @@ def _read_csv(path: str) -> pd.DataFrame:
     return lines[1:].set_axis(lines.iloc[0], axis=1).reset_index(drop=True)
 
 
+def _read_json_lines(path: str) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, dtype=False)
+
+
 READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
     ".csv": _read_csv,
     ".tsv": _read_csv,
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
-    ".ndjson": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
 }
 
 
@@ -58,22 +61,6 @@ def read_table(path: str | None, key: str, suffix: str = "") -> pd.DataFrame:
     if not table.columns.is_unique:
         raise UserError(f"{key} {path} has two columns of one name; remove one.")
     return table
-
-
-def rows_of(
-    table: pd.DataFrame, path: str | None, key: str, columns: Sequence[str]
-) -> list[tuple[Any, ...]]:
-    """Return columns by rows. The first is an image_id, of which each has one row."""
-    if missing := set(columns) - set(table.columns):
-        raise UserError(
-            f"{key} {path} lacks the columns {', '.join(sorted(missing))}. An image_id is the path "
-            "of an image below the folder of images, such as cat/1.jpg."
-        )
-    image_ids = table[columns[0]].astype(str)
-    repeated = image_ids[image_ids.duplicated()]
-    if len(repeated):
-        raise UserError(f"{key} {path} has two rows for {repeated.iloc[0]!r}; remove one.")
-    return list(zip(image_ids, *(table[name] for name in columns[1:]), strict=True))
 
 
 def numbers_of_classes(
@@ -138,30 +125,37 @@ class ImageNames:
         return alike[0] if len(alike) == 1 and "/" not in place else None
 
 
-def by_image_id(
-    row_of: Mapping[str, T], image_ids: Sequence[str], path: str | None, key: str
-) -> dict[str, T]:
-    """Return the rows of a file by image_id, given those by the names of `ImageNames`.
+def cells_by_image(
+    path: str | None,
+    key: str,
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    image_ids: Sequence[str],
+) -> dict[str, list[Any]]:
+    """Return the cells of columns of a file by image_id, in whose column the file has `ImageNames`.
 
-    UserError: two rows name the same image, or no row names any.
+    UserError: a column is missing, two rows name the same image, or no row names any.
     """
+    if missing := {"image_id", *columns} - set(table.columns):
+        raise UserError(
+            f"{key} {path} lacks the columns {', '.join(sorted(missing))}. An image_id is the path "
+            "of an image below the folder of images, such as cat/1.jpg."
+        )
     names = ImageNames(image_ids)
-    rows: dict[str, T] = {}
-    for name, row in row_of.items():
-        image_id = names.find(name)
+    rows: dict[str, list[Any]] = {}
+    for name, *cells in table[["image_id", *columns]].itertuples(index=False):
+        image_id = names.find(str(name))
         if image_id in rows:
             raise UserError(
                 f"{key} {path} has two rows for {image_id!r}, one called {name!r}; remove one."
             )
         if image_id is not None:
-            rows[image_id] = row
+            rows[image_id] = cells
     if not rows:
         raise UserError(
             f"{key} {path} names none of the {len(image_ids):,} images, which are named like "
             f"{image_ids[0]!r}; use the image_id of images.parquet, or its end."
         )
-    if missing := len(image_ids) - len(rows):
-        log.warning(
-            "%s %s has no row for %d of %d images.", key, path, missing, len(image_ids)
-        )
+    if n := len(image_ids) - len(rows):
+        log.warning("%s %s has no row for %d of %d images.", key, path, n, len(image_ids))
     return rows

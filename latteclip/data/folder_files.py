@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from latteclip.config.keys import SplitSection
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import CLASSES, folders_in, is_litter
+from latteclip.core.files import CLASSES, LITTER, folders_in
 from latteclip.core.terminal import one_line
 
 IMAGE_SUFFIXES = frozenset(
@@ -55,7 +55,7 @@ def walk(
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
-        if is_litter(entry.name):
+        if LITTER.match(entry.name):
             continue
         name = prefix + entry.name
         if not entry.is_dir():

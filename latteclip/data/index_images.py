@@ -1,7 +1,6 @@
 """Index a dataset's folder. Every image is decoded once, also by later runs."""
 
 import contextlib
-import hashlib
 import inspect
 import io
 import itertools
@@ -106,7 +105,6 @@ def index_images(
     progress = Progress(len(items), "images")
     counts = Counter[str]()
     broken: list[Broken] = []
-    content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
         _open_cache(Path(output).with_name(CACHE)) as cache,
@@ -127,10 +125,8 @@ def index_images(
                     row["classname"] = metadata.classnames[item.label]
                 rows.append(row)
                 counts["test" if item.split == "test" else "train"] += 1
-                content.update(picture.checksum)
             add(pa.Table.from_pylist(rows, tables.IMAGES))
         _check(broken, items, counts, settings.max_corrupt, place)
-        metadata.content = content.hexdigest()
     with (
         replacing(corrupt_output) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,

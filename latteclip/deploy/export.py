@@ -16,18 +16,16 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
 
-from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.finetuned import FinetunedModel
-from latteclip.clip.image_encoders import ImageEncoder, ImagePreprocessing
-from latteclip.clip.model import CLASSIFIER
+from latteclip.clip.image_encoders import ImagePreprocessing, TimmEncoder, encoders_of
+from latteclip.clip.model import CLASSIFIER, Clip, FinetunedModel, load_finetuned
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing
 from latteclip.deploy import transformers_clip
 from latteclip.deploy.guaranteed_predictions import guarantee, run_of
-from latteclip.deploy.predict import Predictor, encoders_of
+from latteclip.deploy.predict import Predictor
 from latteclip.evaluate.results import read_metrics
 from latteclip.train.settings import TrainingMetadata
 
@@ -64,7 +62,7 @@ def export(
     if abstain is not None and format != "onnx":
         raise UserError("--abstain is for --format onnx.")
     folder = new_folder(destination)
-    opened = finetuned.load(model, torch.device("cpu"))
+    opened = load_finetuned(model, torch.device("cpu"))
     if opened.encoder_widths and format == "transformers":
         raise UserError(
             f"{model} needs features of image encoders beside CLIP, which --format transformers "
@@ -176,7 +174,7 @@ def of_timm(config: ImagePreprocessing) -> dict[str, Any]:
 class ImageClassifier(torch.nn.Module):
     """The computation of the graph."""
 
-    def __init__(self, opened: FinetunedModel, encoders: list[ImageEncoder]) -> None:
+    def __init__(self, opened: FinetunedModel, encoders: list[Clip]) -> None:
         super().__init__()
         self.towers = torch.nn.ModuleList(
             [opened.clip.model, *(encoder.model for encoder in encoders)]
@@ -197,13 +195,13 @@ class ImageClassifier(torch.nn.Module):
         return scores, (self.logit_scale * scores).softmax(dim=-1), features
 
 
-def inputs_of(opened: FinetunedModel, encoders: list[ImageEncoder]) -> list[dict[str, Any]]:
+def inputs_of(opened: FinetunedModel, encoders: list[Clip]) -> list[dict[str, Any]]:
     """Return the inputs of the graph: CLIP's, and then those of the image encoders."""
     inputs = []
     for number, model in enumerate([opened.clip, *encoders]):
         name = f"{INPUT}_{number}" if number else INPUT
-        if isinstance(model, ImageEncoder) and model.timm is not None:
-            preprocessing = of_timm(model.timm.preprocessing)
+        if isinstance(model, TimmEncoder):
+            preprocessing = of_timm(model.files.preprocessing)
         else:
             tower: Any = model.model.visual
             preprocessing = of_open_clip(tower.preprocess_cfg)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.finetuned import MODEL, FinetunedModel
+from latteclip.clip.model import MODEL, FinetunedModel
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection

@@ -16,11 +16,10 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from latteclip.clip import finetuned, image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import UnknownDetector, best_classes, load_detector
 from latteclip.clip.encode import encoded
-from latteclip.clip.image_encoders import ImageEncoder
+from latteclip.clip.image_encoders import encoders_of
 from latteclip.core import devices, tables, terminal
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
@@ -103,7 +102,7 @@ class Predictor:
         """
         self.threads = threads or os.cpu_count() or 1
         picked = devices.pick(device, self.threads)
-        self.model = finetuned.load(model, picked, precision)
+        self.model = clips.load_finetuned(model, picked, precision)
         self.image_encoders = encoders_of(self.model, picked, precision)
         self.pretrained: clips.Clip | None = None
         self.detector: UnknownDetector | None = None
@@ -187,19 +186,6 @@ def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
         else:
             files.append(path)
     return files
-
-
-def encoders_of(
-    model: finetuned.FinetunedModel, device: torch.device, precision: str = "bf16"
-) -> list[ImageEncoder]:
-    """Load the image encoders that a classifier needs, or raise UserError if some are missing."""
-    encoders = image_encoders.load_beside(model.folder, device, precision)
-    if tuple(encoder.width for encoder in encoders) != model.encoder_widths:
-        raise UserError(
-            f"{model.folder} lacks image encoders that its classifier needs, in the folder "
-            f"{image_encoders.SUBFOLDER}; take another copy of it."
-        )
-    return encoders
 
 
 class ReadableFiles(loader.ImageFiles):

@@ -13,8 +13,7 @@ import transformers
 from torch import nn
 
 from latteclip.clip.encode import CausalText, text_tower
-from latteclip.clip.finetuned import FinetunedModel
-from latteclip.clip.model import Clip
+from latteclip.clip.model import Clip, FinetunedModel
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError, first_line
 

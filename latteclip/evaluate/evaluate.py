@@ -7,9 +7,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from latteclip.clip import finetuned
 from latteclip.clip.classifier import classify, load_classifier
-from latteclip.clip.finetuned import PretrainedClip, assemble_model
+from latteclip.clip.encode import classify_files
+from latteclip.clip.image_encoders import PretrainedClip, assemble_model
+from latteclip.clip.model import load_finetuned
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, held_out_for_choice, left_out_images
@@ -55,8 +56,9 @@ def evaluate(
     table, names = read_evaluated_images(images_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
-    model = finetuned.load(model_path, where, settings.clip.precision, classnames=names)
-    tested, _ = model.classify(tables.Strings(table["path"]), tables.TOPK, threads)
+    model = load_finetuned(model_path, where, settings.clip.precision, classnames=names)
+    paths = tables.Strings(table["path"])
+    tested, _ = classify_files(model, paths, tables.TOPK, threads)
     predicted: npt.ArrayLike = []
     if left_out_path:
         left_out = tables.read(left_out_path)
@@ -64,7 +66,7 @@ def evaluate(
     else:
         left_out = left_out_images(images_path, settings.fold)
         if len(left_out):
-            best, _ = model.classify(tables.Strings(left_out["path"]), 1, threads)
+            best, _ = classify_files(model, tables.Strings(left_out["path"]), 1, threads)
             predicted = best[:, 0]
     write_run(
         table,

@@ -11,10 +11,11 @@ from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import ROWS, parts
 from latteclip.clip.encode import encode_files
-from latteclip.clip.image_encoders import ImageEncoder
+from latteclip.clip.model import Clip
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
+from latteclip.core.tables import EncoderMetadata
 from latteclip.core.terminal import counted
 from latteclip.data.folder_files import find_examples
 
@@ -36,28 +37,26 @@ def encode_images(
     picked = devices.pick(device, threads)
     model = _encoder(settings.encoder, settings.clip, picked)
     features = encode_files(model, tables.Strings(table["path"]), threads)
-    with tables.writing(
-        output, tables.IMAGE_FEATURES, image_encoders.metadata_of(model)
-    ) as add:
+    name = settings.encoder or settings.clip.model
+    with tables.writing(output, tables.IMAGE_FEATURES, EncoderMetadata(name)) as add:
         for rows in parts(len(features), ROWS):
             part = features[rows]
             if not part.isfinite().all():
                 raise UserError(
-                    f"Image encoder {model.name!r} gives features that are not finite "
-                    "numbers; take it out of image_encoders."
+                    f"Image encoder {name!r} gives features that are not finite numbers; take it "
+                    "out of image_encoders."
                 )
             ids = table["image_id"].slice(rows.start, ROWS)
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
     n = counted(len(table), "image")
-    log.info("Encoded %s by %s, width %d.", n, model.name, model.width)
+    log.info("Encoded %s by %s, width %d.", n, name, model.width)
 
 
-def _encoder(name: str | None, clip: ClipSection, device: torch.device) -> ImageEncoder:
+def _encoder(name: str | None, clip: ClipSection, device: torch.device) -> Clip:
     """Load an image encoder of the key `image_encoders`, or the image tower of CLIP."""
     if name is not None:
         return image_encoders.load(name, device, clip.precision)
-    network = clips.load(clip.model, clip.pretrained, device, clip.precision)
-    return ImageEncoder(**vars(network), name=clip.model)
+    return clips.load(clip.model, clip.pretrained, device, clip.precision)
 
 
 class ExamplesSettings(Section):

@@ -73,8 +73,7 @@ def encode_zero_shot(
 ) -> ZeroShot:
     """Encode image files and the classes of an index.
 
-    The description of W0 has classnames, template (the first one), templates, class_synonyms,
-    written_names, model, pretrained and logit_scale.
+    The description of W0 has classnames, class_templates, model, pretrained and logit_scale.
     """
     index = tables.read_metadata(images_path, IndexMetadata)
     section, texts = settings.clip, settings.class_texts
@@ -83,14 +82,12 @@ def encode_zero_shot(
     templates = ClassTemplates.of(texts.template, texts.class_synonyms)
     templates = replace(templates, written=index.written_names)
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    embeddings = class_embeddings(
-        clip, templates.templates, index.classnames, templates.synonyms
-    )
+    embeddings = class_embeddings(clip, templates, index.classnames)
     described = {
         "classnames": index.classnames,
         "model": section.model,
         "pretrained": section.pretrained,
-        **templates.described,
+        "class_templates": vars(templates),
         "logit_scale": scale,
     }
     features = encode_files(clip, paths, threads)

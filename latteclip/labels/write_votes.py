@@ -29,13 +29,12 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
 from latteclip.core.terminal import Progress, one_line
 from latteclip.core.user_tables import (
-    by_image_id,
+    cells_by_image,
     class_of,
     is_empty,
     list_of,
     numbers_of_classes,
     read_table,
-    rows_of,
 )
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, encode_zero_shot
 
@@ -158,7 +157,7 @@ def _caption_votes(
 def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap:
     """Return features [U, D] of different captions."""
     progress = Progress(len(captions), "captions")
-    features = FeatureMemmap(len(captions), clip.config["embed_dim"])
+    features = FeatureMemmap(len(captions), clip.width)
     for rows in parts(len(captions), encode.BATCH):
         batch = list(captions[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
@@ -181,19 +180,15 @@ def _file_votes(settings: VotesSettings, ids: list[str], index: IndexMetadata) -
     if columns is None:
         raise UserError(f"{key} {path} has no votes; beside image_id it needs {FORMS}.")
     numbers = numbers_of_classes(index.classnames, index.written_names)
-    cells_of = {
-        image_id: dict(zip(columns, cells, strict=True))
-        for image_id, *cells in rows_of(table, path, key, ["image_id", *columns])
-    }
-    cells_of = by_image_id(cells_of, ids, path, key)
+    cells_of = cells_by_image(path, key, table, columns, ids)
     votes: list[tuple[Any, Any]] = []
     for image_id in ids:
-        cells = cells_of.get(image_id, {})
+        cells = cells_of.get(image_id, [])
+        vote: tuple[Any, Any] = None, None
         try:
-            is_silent = all(map(is_empty, cells.values()))
-            vote = (
-                (None, None) if is_silent else _vote(cells, numbers, len(index.classnames))
-            )
+            if not all(map(is_empty, cells)):
+                row = dict(zip(columns, cells, strict=True))
+                vote = _vote(row, numbers, len(index.classnames))
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{key} {path}, image {image_id!r}: {one_line(error, 200)}; it needs {FORMS}."

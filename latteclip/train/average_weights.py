@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.encode import class_embeddings
+from latteclip.clip.encode import class_embeddings, classify_files
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
 from latteclip.core.tables import ClassesMetadata
@@ -60,7 +60,7 @@ def average_weights(
     pairs = zip(trainings, described, strict=True)
     sound = [each for each, own in pairs if "collapsed" not in own.flags]
     used = sound or trainings
-    first = finetuned.load(used[0].model, torch.device("cpu"))
+    first = clips.load_finetuned(used[0].model, torch.device("cpu"))
     history = tables.read(used[0].history)
     of_first = tables.read_metadata(used[0].history, TrainingMetadata)
     averaged = replace(
@@ -71,7 +71,7 @@ def average_weights(
     classes = ClassesMetadata(names)
     with tables.writing(left_out_output, tables.TRAIN_PREDICTIONS, classes) as add:
         for number, each in enumerate(used, 1):
-            model = finetuned.load(
+            model = clips.load_finetuned(
                 each.model, where, settings.clip.precision, classnames=names
             )
             _include(model.clip.model, first.clip.model, number)
@@ -79,11 +79,14 @@ def average_weights(
             images = left_out_images(images_path, each.fold)
             if len(images):
                 paths = tables.Strings(images["path"])
-                best, _ = model.classify(paths, 1, threads)
+                best, _ = classify_files(model, paths, 1, threads)
                 add({"image_id": images["image_id"], "prediction": best[:, 0].numpy()})
-    texts = class_embeddings(first.clip, first.class_templates.template, names)
+    template = ClassTemplates([first.class_templates.template])
+    texts = class_embeddings(first.clip, template, names)
     with replacing(model_output) as folder:
-        clips.save(first.clip, Classifier.of(texts), names, first.class_templates, folder)
+        clips.save_finetuned(
+            first.clip, Classifier.of(texts), names, first.class_templates, folder
+        )
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
 
 

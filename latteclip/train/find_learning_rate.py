@@ -102,7 +102,7 @@ def find_learning_rate(
     device: str,
     threads: int,
 ) -> None:
-    """Compare learning rates and write the best one, with all that was compared, as JSON.
+    """Compare learning rates and write the best one as JSON.
 
     Each rate trains the pretrained model for a fifth of the steps on four fifths of the images. The
     Brier score of the held-out images' pseudo-labels, at the best temperature, compares the rates:
@@ -116,15 +116,14 @@ def find_learning_rate(
         recipe = recipe_for(settings.method.finetune, n, FALLBACK)
         if n < MIN_IMAGES:
             log.warning("%d images are too few to compare learning rates.", n)
-            write_json(output, {"lr": FALLBACK, "losses": {}})
+            write_json(output, {"lr": FALLBACK})
             return
         search = _Search(setup, recipe, decoded)
         before = search.losses(search.training(recipe)).mean().item()
         losses = climb(search.run)
         means = {lr: each.mean().item() for lr, each in losses.items()}
         lr = chosen(losses) if min(means.values()) < before else min(means)
-        finite = {rate: loss for rate, loss in means.items() if math.isfinite(loss)}
-        write_json(output, {"lr": lr, "losses": finite, "loss_before": before})
+        write_json(output, {"lr": lr})
         log.info("Learning rate %g.", lr)
 
 

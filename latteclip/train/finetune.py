@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from latteclip.clip import model as clips
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
 MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
-clock = time.monotonic
 
 
 def finetune(
@@ -95,7 +95,7 @@ class Checkpoint:
     def __init__(self, folder: str, identity: str) -> None:
         """Start the clock. `identity` is the digest of all that decides the result."""
         self.path = Path(folder, f"{identity[:16]}.pt")
-        self.saved = clock()
+        self.saved = time.monotonic()
 
     def resume(self, training: Training) -> int:
         """Continue from the checkpoint, if there is one, and return the number of steps done."""
@@ -108,7 +108,7 @@ class Checkpoint:
 
     def save(self, training: Training) -> None:
         """Replace the checkpoint."""
-        self.saved = clock()
+        self.saved = time.monotonic()
         # To an open file: given a path, torch has another message for a full disk.
         with replacing(self.path) as temporary, temporary.open("wb") as file:
             torch.save(training.state_dict(), file)
@@ -137,7 +137,7 @@ def _train(
         if not stopped and not is_looked_at:
             continue
         training.flush_metrics()
-        minutes = (clock() - checkpoint.saved) / 60
+        minutes = (time.monotonic() - checkpoint.saved) / 60
         is_due = done < total and minutes >= setup.settings.compute.checkpoint_minutes
         if stopped or is_due:
             checkpoint.save(training)
@@ -162,11 +162,9 @@ def _write(
     setup.clip.model.eval()
     classifier = Classifier.of(training.objective.classifier())
     with replacing(model_output) as folder:
-        clips.save(setup.clip, classifier, inputs.classnames, templates, folder)
-    columns = {}
-    for name in tables.HISTORY.names:
-        columns[name] = [row.get(name) for row in training.history]
-    tables.write(history_output, columns, tables.HISTORY, metadata)
+        clips.save_finetuned(setup.clip, classifier, inputs.classnames, templates, folder)
+    history = pa.Table.from_pylist(training.history, tables.HISTORY)
+    tables.write(history_output, history, tables.HISTORY, metadata)
 
 
 def _was_trained(model_output: str, history_output: str, identity: str) -> bool:

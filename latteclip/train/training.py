@@ -118,7 +118,7 @@ class Training:
         # int64 [C] how often each class was predicted in the epoch so far
         self.predicted = torch.zeros(n_classes, dtype=torch.long, device=clip.device)
         self.history: list[dict[str, Any]] = []  # a row of numbers for each step
-        self.scaler = devices.loss_scaler(clip.device, clip.precision)
+        self.scaler = clip.loss_scaler()
         # A pretrained scale may lie above the bound: SigLIP's does.
         self.max_logit_scale = max(MAX_LOGIT_SCALE, self.logit_scale.item())
         # Rows whose tensors are still on the device.
@@ -157,8 +157,8 @@ class Training:
         for group in self.adamw.param_groups:
             group["lr"] = rate
         training_mode(self.clip.model)
-        pseudo_labels = devices.send(batch[1], self.clip.device)  # [B]
-        loss, scores, logs = self._halving_on_oom(batch)
+        pseudo_labels = self.clip.send(batch[1])  # [B]
+        loss, scores = self._halving_on_oom(batch)
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.objective.after_step()
@@ -169,8 +169,6 @@ class Training:
             return {
                 "loss": loss.detach(),
                 "agreement": (predicted == pseudo_labels).float().mean(),
-                "logit_scale": self.logit_scale.clone(),
-                **logs,
             }
 
     def _halving_on_oom(self, batch: Batch) -> base.Outcome:
@@ -198,13 +196,13 @@ class Training:
             )
 
     def _gradients(self, batch: Batch) -> base.Outcome:
-        """Return the loss of a batch, its scores and scalars, after the backward pass."""
+        """Return the loss of a batch and its scores, after the backward pass."""
         index, labels, images = batch
         features = encode.encode_images(self.clip, images)  # [B, D]
         given = base.TrainingBatch(index, labels, features, self.logit_scale.exp())
-        loss, scores, logs = self.objective.loss(given)
+        loss, scores = self.objective.loss(given)
         self.scaler.scale(loss).backward()
-        return loss, scores, logs
+        return loss, scores
 
     def flush_metrics(self) -> None:
         """Wait for the device, and move the pending rows to the history.

@@ -4,6 +4,7 @@ from support.backbones import CPU, KINDS
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
+from latteclip.core.class_templates import ClassTemplates
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -21,5 +22,6 @@ def saved(backbones, tmp_path_factory):
     """A tuned model of three classes, with a text tower of transformers."""
     folder = tmp_path_factory.mktemp("run") / "model"
     clip = clips.load(backbones["hf_mean"], None, CPU)
-    clips.save(clip, Classifier.of(torch.randn(3, 24)), ["a", "b", "c"], "{}.", folder)
+    head = Classifier.of(torch.randn(3, 24))
+    clips.save_finetuned(clip, head, ["a", "b", "c"], ClassTemplates(["{}."]), folder)
     return folder

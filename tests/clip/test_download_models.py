@@ -161,7 +161,6 @@ def test_only_the_files_of_a_captioner_that_engines_read_are_fetched(hub):
     ("kind", "model", "refused"),
     [
         ("clip", "hf-hub:me/clip", (403, "GatedRepo")),
-        ("captioner", "me/llava", (404, "RevisionNotFound")),
         ("captioner", "me/llava", None),
     ],
 )
@@ -189,14 +188,3 @@ def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
     model = "me/model" if kind == "captioner" else "hf-hub:me/model"
     assert "safetensors" in refusal(hub.download(kind, model=model))
     assert "pytorch_model.bin" not in hub.fetched()
-
-
-def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
-    files = {
-        **contents(DEMO_LLAVA),
-        "model.safetensors.index.json": json.dumps(index).encode(),
-    }
-    hub.serve_repo("me/llava", files)
-    sentence = refusal(hub.download("captioner", model="me/llava"))
-    assert "model-2.safetensors" in sentence

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.backbones import CPU, pictures
 from support.web import damaged
 
-from latteclip.clip import encode, finetuned
+from latteclip.clip import encode
+from latteclip.clip import model as clips
 from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core.errors import UserError
 
@@ -73,7 +74,7 @@ def folder(saved, tmp_path_factory):
 def classify(folder):
     """Classify two images, or raise one sentence."""
     try:
-        model = finetuned.load(folder, CPU)
+        model = clips.load_finetuned(folder, CPU)
         model.clip.tokenizer(["a thing"])
         model.classifier.scores(encode.encode_images(model.clip, pictures(model.clip, 2)))
     except UserError as error:

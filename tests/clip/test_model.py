@@ -1,14 +1,20 @@
+import json
+import shutil
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.backbones import TEXTS, pictures
+from safetensors.torch import load_file, save_file
+from support.backbones import CPU, TEXTS, pictures
 from support.tiny import BACKBONES, write_backbone
 
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.clip.classifier import load_classifier
 from latteclip.core.errors import UserError
+
+WEIGHTS = "open_clip_model.safetensors"
 
 
 def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(
@@ -19,24 +25,14 @@ def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(
     text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path / "folder")}
     known = open_clip.factory._MODEL_CONFIGS
     monkeypatch.setitem(known, "ViT-tiny-8", {**config, "text_cfg": text})
-    weights = str(tmp_path / "folder" / "open_clip_model.safetensors")
-    clip = clips.load("ViT-tiny/8", weights, torch.device("cpu"))
-    clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
+    weights = str(tmp_path / "folder" / WEIGHTS)
+    clip = clips.load("ViT-tiny/8", weights, CPU)
+    clip.save(tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
     tokens = open_clip.get_tokenizer(name)(["a red thing"])
     assert torch.equal(tokens, clip.tokenizer(["a red thing"]))
     model = open_clip.create_model(name).eval()
     assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
-
-
-def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):
-    classifier = Classifier.of(torch.randn(3, 128))
-    written = []
-    for number in range(4):  # sets have another order in one of two
-        folder = tmp_path / str(number)
-        clips.save(demo_clip, classifier, ["a", "b", "c"], "{}.", folder)
-        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert all(files == written[0] for files in written)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +41,7 @@ def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):
 )
 def test_a_model_that_is_not_there_is_one_sentence_that_names_it(model, pretrained):
     with pytest.raises(UserError, match=model):
-        clips.load(model, pretrained, torch.device("cpu"))
+        clips.load(model, pretrained, CPU)
 
 
 @torch.no_grad()
@@ -56,8 +52,7 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     ) in clip.model.state_dict().values():  # as if trained, running statistics included
         if tensor.is_floating_point():
             tensor += 0.01 * torch.rand_like(tensor)
-    classifier = Classifier.of(torch.randn(4, 6))
-    clips.save(clip, classifier, ["a", "b", "c", "d é"], "a {}", tmp_path / "model")
+    clip.save(tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
     model, _, preprocess = open_clip.create_model_and_transforms(
         name, require_pretrained=True
@@ -76,6 +71,51 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     assert torch.equal(preprocess(picture), clip.preprocess(picture))
-    loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
-    assert torch.equal(loaded.weights, classifier.weights)
-    assert described["classnames"] == ["a", "b", "c", "d é"]
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def changed(change, file=clips.CLASSIFIER):
+    """Spoils tensors of a file of a model, and the description of its classifier."""
+
+    def spoil(folder):
+        _, described = load_classifier(folder / clips.CLASSIFIER)
+        tensors = load_file(folder / file)
+        change(tensors, described)
+        save_file(tensors, folder / file, {"classifier": json.dumps(described)})
+
+    return spoil
+
+
+def with_described(**values):
+    return changed(lambda tensors, described: described.update(values))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (changed(lambda t, d: t["visual.proj"].fill_(torch.nan), WEIGHTS), "visual.proj"),
+        (changed(lambda t, d: t["classifier"][0].fill_(torch.nan)), "finite"),
+        (changed(lambda t, d: t.update(classifier_bias=torch.ones(9))), "finite"),
+        (changed(lambda t, d: d.pop("classnames")), "classnames"),
+        (with_described(classnames=["a"]), "name"),
+        (with_described(classnames=["a", "a", "b"]), "name"),
+        (with_described(class_templates={"templates": ["{}"], "written": 5}), "written"),
+        (with_described(class_templates={"templates": "{}"}), "templates"),
+        *((with_described(encoder_widths=w), "width") for w in ("64", ["a"], 64, [-1])),
+    ],
+)
+def test_what_cannot_be_a_model_is_refused(folder, spoil, wrong):
+    spoil(folder)
+    with pytest.raises(UserError, match=wrong) as error:
+        clips.load_finetuned(folder, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} has no chosen model"):
+        clips.find_model(tmp_path)

@@ -17,6 +17,7 @@ from latteclip.clip import clip_config
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 
 CLASSNAMES = ["a", "b"]
@@ -44,9 +45,9 @@ def plain(backbones, tmp_path):
 
     def make(kind):
         clip = clips.load(backbones[kind], None, CPU)
-        width = clip.config["embed_dim"]
+        head = Classifier.of(torch.randn(2, clip.width))
         folder = tmp_path / "run" / "model"
-        clips.save(clip, Classifier.of(torch.randn(2, width)), CLASSNAMES, "a {}", folder)
+        clips.save_finetuned(clip, head, CLASSNAMES, ClassTemplates(["a {}"]), folder)
         return folder
 
     return make

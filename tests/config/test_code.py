@@ -8,7 +8,7 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "report.gallery": ("report.report_dataset", "report.summarize"),
     "core.files": ("captions.caption", None),  # which reads users' tables
     # It has no effect on results, or its values are parameters.
-    "core.gpus": (None, "train.finetune"),
+    "core.devices": (None, "train.finetune"),
     "config.keys": (None, "train.finetune"),
     "train.objectives.losses": (None, "train.finetune"),  # code of the objective
 }

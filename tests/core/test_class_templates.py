@@ -19,31 +19,15 @@ def test_names_that_cannot_stand_are_refused(names, message):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "key"),
+    ("synonyms", "message"),
     [
-        ({}, "templates"),
-        ({"template": "a {}.", "written_names": {"t-shirt": 5}}, "written"),
-        ({"template": "a {}.", "class_synonyms": ["net"]}, "synonyms"),
+        ({"cat": []}, "cat"),
+        ({"cat": ["pet"], "dog": ["pet"]}, "pet"),
+        ({"sealion": ["otaria"]}, "sealion.*sea lion"),
+        ({"cat": ["Dog"]}, "cat.*dog"),
     ],
     ids=str,
 )
-def test_metadata_of_a_foreign_model_are_checked(metadata, key):
-    with pytest.raises(UserError, match=key):
-        ClassTemplates.described_by(metadata)
-
-
-@pytest.mark.parametrize(
-    ("template", "synonyms", "message"),
-    [
-        ([], {}, "template"),
-        (["a {}.", "a photo"], {}, "a photo"),
-        ("{}", {"cat": []}, "cat"),
-        ("{}", {"cat": ["pet"], "dog": ["pet"]}, "pet"),
-        ("{}", {"sealion": ["otaria"]}, "sealion.*sea lion"),
-        ("{}", {"cat": ["Dog"]}, "cat.*dog"),
-    ],
-    ids=str,
-)
-def test_words_that_cannot_be_meant_are_one_sentence(template, synonyms, message):
+def test_words_that_cannot_be_meant_are_one_sentence(synonyms, message):
     with pytest.raises(UserError, match=message):
-        ClassTemplates.of(template, synonyms).names(["cat", "dog", "sea lion"])
+        ClassTemplates.of("{}", synonyms).names(["cat", "dog", "sea lion"])

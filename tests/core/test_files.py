@@ -75,12 +75,12 @@ def test_what_killed_processes_left_is_removed_by_the_next(tmp_path):
     assert set(tmp_path.iterdir()) == {target, *kept}
 
 
-@pytest.mark.parametrize("whole", [10**6, 1000])
-def test_a_model_goes_by_its_content_wherever_it_is(tmp_path, monkeypatch, whole):
+@pytest.mark.parametrize("blocks", [10**6, 100])
+def test_a_model_goes_by_its_content_wherever_it_is(tmp_path, monkeypatch, blocks):
     """Large files count by samples of it."""
-    monkeypatch.setattr(files, "HASHED_WHOLE", whole)
-    monkeypatch.setattr(files, "SAMPLE", 10)
-    contents = (bytes(5000), bytes(5000), bytes(5001), bytes(4999) + b"x")
+    monkeypatch.setattr(files, "BLOCKS", blocks)
+    monkeypatch.setattr(files, "BLOCK", 10)
+    contents = (bytes(5000), bytes(5000), bytes(5001), bytes(4950) + b"x" + bytes(49))
     of_folders, of_files = [], []
     for number, content in enumerate(contents):
         folder = tmp_path / str(number)

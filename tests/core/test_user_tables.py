@@ -1,7 +1,8 @@
+import pandas as pd
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.core.user_tables import by_image_id, read_table
+from latteclip.core.user_tables import cells_by_image, read_table
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,11 @@ IDS = ["cat/1.jpg", "cat/2.jpg", "dog/2.jpg"]
     ],
 )
 def test_a_path_or_the_name_of_a_file_names_an_image(name, image_id):
-    found = by_image_id({name: "x", "nowhere.jpg": "y"}, IDS, "f", "key")
-    assert found == {image_id: "x"}
+    table = pd.DataFrame({"image_id": [name, "nowhere.jpg"], "class": ["x", "y"]})
+    assert cells_by_image("f", "key", table, ["class"], IDS) == {image_id: ["x"]}
 
 
 @pytest.mark.parametrize("name", ["2.jpg", "bird/1.jpg", "nowhere.jpg", ""])
 def test_a_name_that_means_no_image_or_two_means_none(name):
     with pytest.raises(UserError, match=r"key.*cat/1\.jpg"):
-        by_image_id({name: "x"}, IDS, "f", "key")
+        cells_by_image("f", "key", pd.DataFrame({"image_id": [name]}), [], IDS)

@@ -16,10 +16,11 @@ from latteclip.deploy.export import export
 def write_model(clip, folder):
     """Write a tuned model whose classifier has a bias, and rows of many lengths."""
     draw = torch.Generator().manual_seed(0)
-    weights = torch.randn(len(CLASSNAMES), clip.config["embed_dim"], generator=draw) / 9
+    weights = torch.randn(len(CLASSNAMES), clip.width, generator=draw) / 9
     bias = torch.randn(len(CLASSNAMES), generator=draw) / 9
     words = ClassTemplates(TEMPLATES, {"grey": ["silver", "ash"]}, WRITTEN)
-    clips.save(clip, Classifier.of(weights, bias), CLASSNAMES, words, folder)
+    head = Classifier.of(weights, bias)
+    clips.save_finetuned(clip, head, CLASSNAMES, words, folder)
     return folder
 
 

@@ -13,6 +13,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, UnknownDetector, save_classifier
 from latteclip.clip.encode import encode_files
 from latteclip.core import tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
 from latteclip.deploy import export, predict
@@ -35,7 +36,8 @@ class Results:
         )
         draw = torch.Generator().manual_seed(0)
         self.head = Classifier.of(torch.randn(3, 128, generator=draw) / 9)
-        clips.save(clip, self.head, CLASSNAMES, "a {}.", self.model)
+        templates = ClassTemplates(["a {}."])
+        clips.save_finetuned(clip, self.head, CLASSNAMES, templates, self.model)
         self.train(drawn=self.ids[:20])
         self.predicted = self.classifier()(self.pictures)
         self.right = np.arange(N) % 5 > 0

@@ -15,7 +15,7 @@ from support.backbones import predictions
 from support.tiny import FINETUNE, TEMPLATE, write_index, write_pictures
 from timm.models import register_model
 
-from latteclip.clip import finetuned
+from latteclip.clip.model import load_finetuned
 from latteclip.config.keys import (
     ClassTextsSection,
     ClipSection,
@@ -138,7 +138,7 @@ def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
         Path(model.removeprefix("local-dir:")), tmp_path / "model", name
     )
     export(str(tmp_path), str(tmp_path / "exported"), "open_clip")
-    opened = finetuned.load(tmp_path, torch.device("cpu"))
+    opened = load_finetuned(tmp_path, torch.device("cpu"))
     images = torch.stack([opened.clip.preprocess(Image.open(path)) for path in pictures])
     with torch.no_grad():
         features = opened.clip.model.encode_image(images, normalize=True)

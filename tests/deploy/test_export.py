@@ -24,7 +24,7 @@ from support.tiny import (
 )
 
 from latteclip.cli import main
-from latteclip.clip import finetuned, image_encoders
+from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.core import tables
@@ -36,18 +36,18 @@ FORMS = ["open_clip", "transformers", "onnx"]
 
 def tuned(folder, clip, encoders=()):
     """Write a model with a random classifier of CLIP's features and those of encoders."""
-    width = clip.config["embed_dim"] + sum(encoder.width for encoder in encoders)
+    width = clip.width + sum(encoder.width for encoder in encoders)
     draw = torch.Generator().manual_seed(0)
     weights = torch.randn(len(CLASSNAMES), width, generator=draw) / 9
     described = {
         "classnames": CLASSNAMES,
-        "template": TEMPLATES[0],
-        finetuned.ENCODER_WIDTHS: [encoder.width for encoder in encoders],
+        "class_templates": {"templates": TEMPLATES},
+        "encoder_widths": [encoder.width for encoder in encoders],
     }
-    clips.save_network(clip, folder)
+    clip.save(folder)
     save_classifier(folder / clips.CLASSIFIER, Classifier.of(weights), described)
     for number, encoder in enumerate(encoders):
-        image_encoders.save(encoder, folder / image_encoders.SUBFOLDER / str(number))
+        encoder.save(folder / image_encoders.SUBFOLDER / str(number))
     return folder
 
 

@@ -16,6 +16,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate import evaluate as stage
 
@@ -42,7 +43,9 @@ def scores_of(clip, file, classifier):
 
 def evaluate(folder, index, clip, classifier, fold=holdout.NO_FOLD):
     """Predictions and metrics of the stage, and the predictions for training images."""
-    clips.save(clip, Classifier.of(classifier), CLASSNAMES, "{}", folder / "model")
+    templates = ClassTemplates(["{}"])
+    head = Classifier.of(classifier)
+    clips.save_finetuned(clip, head, CLASSNAMES, templates, folder / "model")
     schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
     metadata = records.training_metadata(flags=["ours"])
     tables.write(

@@ -18,6 +18,7 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata
 from latteclip.labels import pseudo_label_images as stage
 from latteclip.labels.features import read_features
@@ -68,10 +69,7 @@ def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
         "classnames": CLASSNAMES,
         "model": SETTINGS.clip.model,
         "pretrained": None,
-        "template": SETTINGS.class_texts.template,
-        "templates": [SETTINGS.class_texts.template],
-        "class_synonyms": {},
-        "written_names": {},
+        "class_templates": vars(ClassTemplates([SETTINGS.class_texts.template])),
         "logit_scale": pytest.approx(math.exp(model.logit_scale.item())),
     }
 
@@ -84,7 +82,8 @@ SYNONYMS = {"blue sky": ["heaven", "the blue"], "x": ["cross"]}
 @torch.no_grad()
 def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(templates):
     clip = tiny_clip()
-    found = class_embeddings(clip, templates, ["red", "blue sky", "x"], SYNONYMS)
+    words = ClassTemplates.of(templates, SYNONYMS)
+    found = class_embeddings(clip, words, ["red", "blue sky", "x"])
     for row, name in zip(found, ["red", "blue sky", "x"], strict=True):
         features = [
             text_feature(clip, template.replace("{}", one))

@@ -194,8 +194,9 @@ class ScoredDataset(Dataset):
         write_pseudo_labels(labels, ids, [0] * len(ids), 0.5, self.features, splits)
         embeddings = str(folder / "class_embeddings.safetensors")
         classifier = Classifier.of(torch.from_numpy(self.weights))
-        described = {"classnames": self.classnames, "template": "a photo of a {}."}
-        described["class_synonyms"] = {"class 1": ["first class"]}
+        synonyms = {"class 1": ["first class"]}
+        words = {"templates": ["a photo of a {}."], "synonyms": synonyms}
+        described = {"classnames": self.classnames, "class_templates": words}
         save_classifier(embeddings, classifier, described)
         self.inputs = [self.images, str(labels), embeddings]
         # The adapted classifier differs from the texts.

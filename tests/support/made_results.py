@@ -133,6 +133,6 @@ def write_unnamed(folder, answers, spread=1.0):
         "image_id": ids,
         "image_features": tables.list_column(features.astype(np.float32)),
     }
-    metadata = EncoderMetadata(model="a/clip", width=8)
+    metadata = EncoderMetadata("a/clip")
     path = folder / "unnamed_features.parquet"
     tables.write(path, columns, tables.IMAGE_FEATURES, metadata)

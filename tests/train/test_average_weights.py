@@ -5,12 +5,12 @@ from safetensors.torch import load_file
 from support import records
 from support.tiny import DEMO_CLIP, write_index, write_pictures
 
-from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.train.average_weights import (
     AveragingSettings,
@@ -20,7 +20,7 @@ from latteclip.train.average_weights import (
 from latteclip.train.settings import TrainingMetadata
 
 CLASSNAMES = ["striped", "dotted", "woven"]
-TEMPLATE = "a photo of a {} texture."
+TEMPLATES = ClassTemplates(["a photo of a {} texture."])
 WEIGHTS = "open_clip_model.safetensors"
 CPU = torch.device("cpu")
 
@@ -32,8 +32,8 @@ def training(folder, number, flags=(), classnames=CLASSNAMES, fold=NO_FOLD):
         for weight in clip.model.parameters():
             weight.mul_(number)
     folder = folder / f"{number}"
-    classes = Classifier.of(torch.eye(len(classnames), clip.config["embed_dim"]))
-    clips.save(clip, classes, classnames, TEMPLATE, folder / "model")
+    classes = Classifier.of(torch.eye(len(classnames), clip.width))
+    clips.save_finetuned(clip, classes, classnames, TEMPLATES, folder / "model")
     empty = {name: [] for name in tables.HISTORY.names}
     metadata = records.training_metadata(flags=list(flags))
     tables.write(str(folder / "history.parquet"), empty, tables.HISTORY, metadata)
@@ -69,8 +69,8 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
     start, found = load_file(DEMO_CLIP / WEIGHTS), load_file(f"{model}/{WEIGHTS}")
     for name in ("visual.conv1.weight", "token_embedding.weight", "logit_scale"):
         torch.testing.assert_close(found[name], 1.1 * start[name].float())
-    opened = finetuned.load(model, CPU, classnames=CLASSNAMES)
-    texts = class_embeddings(opened.clip, TEMPLATE, CLASSNAMES)
+    opened = clips.load_finetuned(model, CPU, classnames=CLASSNAMES)
+    texts = class_embeddings(opened.clip, TEMPLATES, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
     assert tables.read_metadata(history, TrainingMetadata).flags == ["ours"]
     table = tables.read(left_out)
@@ -81,7 +81,7 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
 
 def left_out_by(result, images):
     """The images that a training left out, each with the class by its own model."""
-    model = finetuned.load(result.model, CPU)
+    model = clips.load_finetuned(result.model, CPU)
     index = tables.read(images, ["image_id", "path"])
     names = index["image_id"].to_pylist()
     for name, path, is_out in zip(

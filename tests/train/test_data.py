@@ -49,15 +49,6 @@ def files(tmp_path):
     return Files(tmp_path)
 
 
-def test_training_images_and_their_zero_shot_labels_are_read(files):
-    data, texts = files.read()
-    assert [Path(path).name for path in data.paths] == files.names
-    assert data.labels.tolist() == LABELS
-    assert data.classnames == CLASSNAMES
-    assert [texts[i] for i in data.texts.classes] == ["a striped.", "a dotted.", "a woven."]
-    assert len(data.texts.images) == len(data.texts.groups) == 0
-
-
 def test_images_drawn_to_check_labels_are_not_trained_on(files):
     drawn = files.names[1:3]
     data, _ = files.read("fused", **files.fused_labels(drawn))
@@ -117,15 +108,3 @@ def test_fewer_than_two_images_are_refused(tmp_path):
     bank = TokenizedTexts(tiny.tiny_clip())
     with pytest.raises(UserError, match=r"i\.parquet"):
         training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
-
-
-def test_the_digest_changes_with_all_that_is_trained_on(files):
-    digests = [files.read()[0].digest]
-    digests.append(files.read("ground_truth")[0].digest)
-    captions = files.captions(list("abcdefg"))
-    digests.append(files.read(image_captions=captions)[0].digest)
-    digests.append(files.read(image_captions=files.captions(list("abcdefh")))[0].digest)
-    swapped = files.captions(list("abcdefgh")[1::-1] + list("cdefg"))
-    digests.append(files.read(image_captions=swapped)[0].digest)
-    assert len(set(digests)) == 5
-    assert files.read()[0].digest == digests[0]

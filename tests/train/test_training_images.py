@@ -4,7 +4,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 from support.tiny import write_pictures
 
 from latteclip.data.loader import batches
@@ -46,17 +45,6 @@ def test_a_sample_depends_on_seed_pass_and_image_alone(
     others = [wanted[0, 0][1], wanted[1, 0][1], wanted[0, 1][1]]
     others.append(images(paths, seed=8)[0, 0][1])
     assert len({image.numpy().tobytes() for image in others}) == 4
-
-
-def test_images_are_reduced_before_they_are_cached(tmp_path):
-    sizes = {"wide.jpg": (900, 600), "small.png": (30, 20)}
-    for name, size in sizes.items():
-        Image.new("RGB", size, "red").save(tmp_path / name)
-    files = images([str(tmp_path / name) for name in sizes], tmp_path / "cache", (40, 40))
-    for index in (0, 1, 0, 1):
-        assert files[0, index][1].shape == (3, 40, 40)
-    cached = [Image.open(file) for file in (tmp_path / "cache").glob("*/*.ppm")]
-    assert sorted(image.size for image in cached) == [(30, 20), (90, 60)]
 
 
 def test_nothing_is_cached_without_room(paths, tmp_path, monkeypatch):

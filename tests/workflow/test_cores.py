@@ -11,7 +11,7 @@ from support.processes import broken_nvidia_smi, nvidia_smi
 from support.tiny import ROOT, write_pictures
 
 CAPTIONS = "results/demo/captions/images.parquet"
-# Each captioning job waits until both have locked a GPU: at the end of gpus.py.
+# Each captioning job waits until both have locked a GPU: at the end of devices.py.
 TOGETHER = """
 
 def refuse_unusable(*_, **__):
@@ -42,7 +42,7 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
     alone = pq.read_table(root / CAPTIONS)
     for folder in ("results", "resources"):
         shutil.rmtree(root / folder / "demo/captions")
-    with (root / "latteclip/core/gpus.py").open("a") as file:
+    with (root / "latteclip/core/devices.py").open("a") as file:
         file.write(TOGETHER)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     finished_copy.environment |= {

@@ -24,7 +24,7 @@ from latteclip.captions.engine import Response, at_once, failed, scored
 from latteclip.captions.engines.transformers import SplitTokens, Tokens, load_processor
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
-from latteclip.core import files, gpus
+from latteclip.core import devices, files
 from latteclip.core.errors import GIB, UserError
 from latteclip.core.terminal import one_line
 
@@ -69,7 +69,7 @@ def _is_for_cpu() -> bool:
     # Workers are not forked, in case a library has touched CUDA in this process nevertheless.
     os.environ |= {**DEFAULTS, **os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     if torch.version.cuda is None:
-        gpus.refuse_unusable(torch.__version__, None)
+        devices.refuse_unusable(torch.__version__, None)
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
@@ -81,7 +81,7 @@ def _separate_cache(model: str) -> None:
     vLLM writes the index of its compiled code in place, where another engine may read half of it.
     SLURM gives each job a GPU of the number 0, hence the UUIDs.
     """
-    if uuids := gpus.visible().values():
+    if uuids := devices.visible().values():
         root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         name = "-".join([*uuids, files.digest(model)[:8]]).replace("/", "-")
         os.environ.setdefault(CACHE, str(root / "vllm-latteclip" / name))
@@ -89,7 +89,7 @@ def _separate_cache(model: str) -> None:
 
 def _fitting(n_gpus: int) -> int:
     """Return how many requests this machine's GPUs have memory for, AT_ONCE without a GPU."""
-    sizes = [int(size) for [size] in gpus.query("memory.total") if size.isdigit()]  # MiB
+    sizes = [int(size) for [size] in devices.query("memory.total") if size.isdigit()]  # MiB
     if not sizes:
         return AT_ONCE
     return max(1, min(AT_ONCE, AT_ONCE_PER_GIB * n_gpus * min(sizes) // 1024))
@@ -115,7 +115,7 @@ class VllmEngine:
         threads: int,
         scoring: bool = False,
     ) -> None:
-        gpus.claim(settings.tensor_parallel_size)
+        devices.claim(settings.tensor_parallel_size)
         _separate_cache(settings.model)
         on_cpu = _is_for_cpu()
         # Threads that make pictures the model's input: vLLM has one where this is not set.
@@ -124,7 +124,7 @@ class VllmEngine:
         if on_cpu:
             torch.set_num_threads(threads)
             os.environ |= {**DEFAULTS_OF_CPU, **os.environ}
-        elif sentence := gpus.missing_compiler():
+        elif sentence := devices.missing_compiler():
             raise UserError(sentence)
         import vllm.exceptions
 

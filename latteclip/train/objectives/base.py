@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import parts
-from latteclip.core import devices
 
 
 class TokenizedTexts:
@@ -41,7 +40,7 @@ class TokenizedTexts:
         """Return L2-normalised features [*ids.shape, D]. Each distinct text is encoded once."""
         distinct, where = ids.unique(return_inverse=True)
         features = encode.encode_texts(self.clip, self.tokens[distinct].long())
-        return features[devices.send(where, self.clip.device)]
+        return features[self.clip.send(where)]
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class TrainingBatch:
     scale: torch.Tensor  # exp(logit_scale), with gradient
 
 
-# A scalar, cosines [B, C] to the objective's current classifier, and scalars for the history.
-Outcome = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+# The loss, a scalar, and cosines [B, C] to the objective's current classifier.
+Outcome = tuple[torch.Tensor, torch.Tensor]
 
 
 class Objective:
@@ -79,7 +78,7 @@ class Objective:
         self.clip = texts.tokenized.clip
 
     def loss(self, batch: TrainingBatch) -> Outcome:
-        """Return the loss of a batch, its scores, and detached scalars for the history."""
+        """Return the loss of a batch and its scores."""
         raise NotImplementedError
 
     def after_step(self) -> None:

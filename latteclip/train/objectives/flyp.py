@@ -29,4 +29,4 @@ class Flyp(base.Objective):
         targets = self.texts.tokenized.encode(self.texts.classes[batch.pseudo_labels])
         loss = base.contrastive(batch.features, targets, batch.scale)
         scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T  # [B, C]
-        return loss, scores, {"loss_zero_shot": loss.detach()}
+        return loss, scores

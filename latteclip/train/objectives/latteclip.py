@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.config.keys import SwitchesSection
-from latteclip.core import devices
 from latteclip.train.objectives import base
 
 MARGIN_FLOOR = 1e-6
@@ -56,21 +55,19 @@ class LatteClip(base.Objective):
         switches = self.switches
         if not switches.prototypes:
             self.prototypes = super().classifier()
-        zero_shot = devices.send(batch.pseudo_labels, batch.features.device)  # [B]
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
-        labels = {}
+        labels = []  # [B] for each loss
         if switches.zero_shot_loss:
-            labels["zero_shot"] = zero_shot
+            labels.append(self.clip.send(batch.pseudo_labels))
         if switches.finetuned_loss:
-            labels["finetuned"] = scores.argmax(dim=1)
-        classes, described = self._encode(batch, torch.stack([*labels.values()]))
+            labels.append(scores.argmax(dim=1))
+        classes, described = self._encode(batch, torch.stack(labels))
         against = self.prototypes
         if switches.mixer_prototypes == "epoch":
             against = self.epoch_prototypes
         total = batch.features.new_zeros(())
-        logs = {}
         self._moves = []
-        for (name, of_loss), of_classes in zip(labels.items(), classes, strict=True):
+        for of_loss, of_classes in zip(labels, classes, strict=True):
             of_class = [of_classes] if switches.class_description else []
             features = torch.stack([*of_class, *described])  # [K, B, D]
             weights = torch.ones_like(features[..., 0])  # [K, B]
@@ -79,11 +76,9 @@ class LatteClip(base.Objective):
             target = mix(features, weights)  # [B, D]
             if switches.prototypes:
                 target = targets(self.prototypes, of_loss, target, switches.alpha)
-            part = base.contrastive(batch.features, target, batch.scale)
-            total = total + part
-            logs[f"loss_{name}"] = part.detach()
+            total = total + base.contrastive(batch.features, target, batch.scale)
             self._moves.append((of_loss, target.detach()))
-        return total, scores, logs
+        return total, scores
 
     def _encode(
         self, batch: base.TrainingBatch, labels: torch.Tensor
@@ -99,7 +94,7 @@ class LatteClip(base.Objective):
             ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
         encoded = self.texts.tokenized.encode(torch.cat(ids))
         of_classes, *described = encoded.split([*map(len, ids)])
-        places = torch.searchsorted(devices.send(classes, labels.device), labels)  # [M, B]
+        places = torch.searchsorted(self.clip.send(classes), labels)  # [M, B]
         return of_classes[places], described
 
     def after_step(self) -> None:
