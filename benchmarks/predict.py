@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
@@ -96,7 +97,7 @@ def summary(what: str, images: int, times: list[tuple[float, float]]) -> str:
 
 def compare(model: Path, paths: list[str], args: argparse.Namespace) -> None:
     """Print rates of `predict` and of its encoder alone."""
-    predict.BATCH = args.batch
+    encode.BATCH = args.batch
     predictor = predict.Predictor(model, device="cpu", threads=args.threads)
     clip = predictor.model.clip
     named = [paths[number % len(paths)] for number in range(args.images)]

@@ -164,28 +164,29 @@ def encode_files(clip: Clip, paths: Sequence[str], threads: int) -> FeatureMemma
     """Return features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.pixels)
     features = FeatureMemmap(len(paths), clip.width)
-    for indices, (batch,) in encoded([clip], files, BATCH, threads):
+    for indices, (batch,) in encoded([clip], files, threads):
         features[torch.tensor(indices)] = batch
     return features
 
 
 def classify_files(
     model: FinetunedModel, paths: Sequence[str], k: int, threads: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k best classes of N image files and their scores, both [N, K]."""
-    return classify(encode_files(model.clip, paths, threads), model.classifier, k)
+) -> torch.Tensor:
+    """Return the k best classes [N, K] of N image files, best first."""
+    features = encode_files(model.clip, paths, threads)
+    return classify(features, model.classifier, k)[0]
 
 
 @torch.no_grad()
 def encoded(
-    models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
+    models: Sequence[Clip], files: loader.ImageFiles, threads: int
 ) -> Iterator[tuple[list[Any], list[torch.Tensor]]]:
     """Yield the keys of B files and their features [B, D] on the CPU by models on one device.
 
     The files have the `pixels` of the models.
     """
     progress = Progress(len(files), "images")
-    order = loader.in_order(len(files), batch_size)
+    order = loader.in_order(len(files), BATCH)
     batches = loader.batches(files, order, models[0].device, threads)
     for keys, batch in batches:
         yield keys, [encode_images(clip, clip.normalise(batch)).cpu() for clip in models]

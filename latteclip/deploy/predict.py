@@ -29,7 +29,6 @@ from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
 from latteclip.deploy.guaranteed_predictions import abstention_threshold, result_file
 
 log = logging.getLogger(__name__)
-BATCH = 256  # images that are encoded at once
 SKIPPED = 3  # exit status: some images could not be decoded
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 
@@ -135,7 +134,7 @@ class Predictor:
         passes = []
         for models in [of_clip, *([encoder] for encoder in self.image_encoders)]:
             files = ReadableFiles(paths, models[0].pixels)
-            passes.append(encoded(models, files, BATCH, self.threads))
+            passes.append(encoded(models, files, self.threads))
         for (marks, (features, *others)), *beside in zip(*passes, strict=True):
             for _, error in marks:
                 if error:

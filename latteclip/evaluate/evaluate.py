@@ -58,7 +58,7 @@ def evaluate(
     where = devices.pick(device, threads)
     model = load_finetuned(model_path, where, settings.clip.precision, classnames=names)
     paths = tables.Strings(table["path"])
-    tested, _ = classify_files(model, paths, tables.TOPK, threads)
+    tested = classify_files(model, paths, tables.TOPK, threads)
     predicted: npt.ArrayLike = []
     if left_out_path:
         left_out = tables.read(left_out_path)
@@ -66,7 +66,7 @@ def evaluate(
     else:
         left_out = left_out_images(images_path, settings.fold)
         if len(left_out):
-            best, _ = classify_files(model, tables.Strings(left_out["path"]), 1, threads)
+            best = classify_files(model, tables.Strings(left_out["path"]), 1, threads)
             predicted = best[:, 0]
     write_run(
         table,

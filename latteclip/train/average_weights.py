@@ -79,7 +79,7 @@ def average_weights(
             images = left_out_images(images_path, each.fold)
             if len(images):
                 paths = tables.Strings(images["path"])
-                best, _ = classify_files(model, paths, 1, threads)
+                best = classify_files(model, paths, 1, threads)
                 add({"image_id": images["image_id"], "prediction": best[:, 0].numpy()})
     template = ClassTemplates([first.class_templates.template])
     texts = class_embeddings(first.clip, template, names)

@@ -126,12 +126,10 @@ def test_a_card_without_bfloat16_is_told_what_to_set(monkeypatch):
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(
-    tmp_path, monkeypatch, caplog
+    machine, monkeypatch, caplog
 ):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine(1)
     monkeypatch.setenv("LATTECLIP_GPUS", "shared")
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    nvidia_smi(tmp_path, ["GPU-0"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for wanted in ("auto", "cuda"):

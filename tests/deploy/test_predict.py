@@ -12,6 +12,7 @@ from support.backbones import CLASSNAMES, NAMES, predictions
 from support.tiny import ROOT, write_pictures
 
 from latteclip.cli import main
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
@@ -24,7 +25,7 @@ C = len(CLASSNAMES)
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(predict, "BATCH", 3)
+    monkeypatch.setattr(encode, "BATCH", 3)
 
 
 @pytest.fixture

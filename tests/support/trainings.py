@@ -88,14 +88,8 @@ def start(folder, files, settings, seed=3):
     python = str(warm.interpreter())
     command = [python, "-m", "latteclip"]
     command += ["finetune", "--files", json.dumps(asdict(files)), "--seed", str(seed)]
-    command += [
-        "--settings",
-        settings.model_dump_json(),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    command += ["--settings", settings.model_dump_json()]
+    command += ["--device", "cpu", "--threads", "1"]
     for part in ("model", "history", "checkpoint", "log"):
         command += [f"--{part}", str(folder / part)]
     return subprocess.Popen(

@@ -41,15 +41,12 @@ class Trainings(Inputs):
 
     def run(self, name, objective="latteclip", seed=3, written=None, **given):
         self.write_index(written=written)
-        return self.finetune(name, settings(objective, **given), seed, *self.texts)[:2]
-
-    def finetune(self, name, chosen, seed, *files, **more):
-        outputs = [
-            self.folder / name / part for part in ("model", "history.parquet", "checkpoint")
-        ]
-        inputs = TrainingFiles(self.index, self.labels, *files, **more)
-        finetune(inputs, chosen, *map(str, outputs), seed=seed, device="cpu", threads=1)
-        return outputs
+        parts = ("model", "history.parquet", "checkpoint")
+        outputs = [self.folder / name / part for part in parts]
+        files = TrainingFiles(self.index, self.labels, *self.texts)
+        chosen = settings(objective, **given)
+        finetune(files, chosen, *map(str, outputs), seed=seed, device="cpu", threads=1)
+        return outputs[:2]
 
 
 @pytest.fixture(scope="module")
