@@ -10,7 +10,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int32())])
 
 
 def test_a_table_comes_back_with_its_metadata_and_is_always_the_same_bytes(tmp_path):
-    metadata = IndexMetadata(["é", "b"], content="3")
+    metadata = IndexMetadata(["é", "b"], drawn_from={"train": 3})
     for name in ("a", "b"):
         tables.write(
             tmp_path / name, {"id": ["a", "b"], "size": [1, None]}, SCHEMA, metadata

@@ -49,6 +49,12 @@ def test_a_path_or_the_name_of_a_file_names_an_image(name, image_id):
     assert cells_by_image("f", "key", table, ["class"], IDS) == {image_id: ["x"]}
 
 
+def test_two_rows_about_one_image_are_refused():
+    table = pd.DataFrame({"image_id": ["cat/1.jpg", "1.jpg"]})
+    with pytest.raises(UserError, match=r"key.*cat/1\.jpg"):
+        cells_by_image("f", "key", table, [], IDS)
+
+
 @pytest.mark.parametrize("name", ["2.jpg", "bird/1.jpg", "nowhere.jpg", ""])
 def test_a_name_that_means_no_image_or_two_means_none(name):
     with pytest.raises(UserError, match=r"key.*cat/1\.jpg"):
