@@ -408,7 +408,7 @@ def report_dataset(dataset: Dataset) -> Settings:
 
     Without a chosen model, the page's main method is the last one that can be chosen.
     """
-    run = dataset.run
+    run, keys = dataset.run, dataset.keys
     trains = any(method.trained for method in dataset.methods)
     able = [each for each in dataset.methods if not each.objective.is_supervised]
     return {
@@ -417,18 +417,13 @@ def report_dataset(dataset: Dataset) -> Settings:
         "main": (able or dataset.methods)[-1].name,
         "training": None if trains else [*dataset.method_names, registry.RECOMMENDED],
         "suffix": run.suffix,
-        "config": _resolved(dataset),
-    }
-
-
-def _resolved(dataset: Dataset) -> Settings:
-    """Return the configuration of a dataset, resolved, for its page."""
-    return {
-        "dataset": dataset.name,
-        "limit": dataset.run.keys.limit,
-        "seeds": dataset.run.seeds,
-        **dataset.keys.model_dump(
-            exclude={"size", "methods", "finetune"}, exclude_none=True
-        ),
-        "methods": {m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods},
+        "config": {
+            "dataset": dataset.name,
+            "limit": run.keys.limit,
+            "seeds": run.seeds,
+            **keys.model_dump(exclude={"size", "methods", "finetune"}, exclude_none=True),
+            "methods": {
+                m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods
+            },
+        },
     }

@@ -166,11 +166,8 @@ class Dataset:
         self.results = f"results/{name}"  # as rules name it
         self.folder = run.place(self.results)  # where it lies
         of_dataset = run.layer["datasets"][self.whole]
-        shared = (
-            {key: layer[key] for key in DatasetSection.model_fields if key in layer}
-            for layer in (run.layer, of_dataset, run.given)
-        )
-        self._layer = merge(*shared)
+        merged = merge(run.layer, of_dataset, run.given)
+        self._layer = {k: v for k, v in merged.items() if k in DatasetSection.model_fields}
         self._layer["methods"] = of_dataset.get("methods", {})
         self.keys = validate(DatasetSection, self._layer)
 
@@ -234,10 +231,9 @@ class Dataset:
 
     def captioner(self, kind: str, labeller: str = "") -> Captioner:
         """Return who is asked for a kind of TABLES: a labeller's captioner, or that of the run."""
-        if labeller:
-            for each in self.labellers:
-                if each.name == labeller and each.captioner:
-                    return each.captioner
+        for each in self.labellers if labeller else ():
+            if each.name == labeller and each.captioner:
+                return each.captioner
         settings = self.keys.captioner
         if kind == NAMES:
             settings = settings.model_copy(update={"max_new_tokens": registry.NAME_TOKENS})
