@@ -20,6 +20,7 @@ from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.terminal import counted
 from latteclip.evaluate.results import MISSING, Audit
 from latteclip.labels.answers import Answer, read_answer_file, rename_in_answers
 
@@ -133,4 +134,4 @@ def rename_class(results: str, old: str, new: str, /) -> None:
         )
     for path in files:
         n = rename_in_answers(path, old, new)
-        log.info("%s: %d answers name %r now, and no longer %r.", path, n, new, old)
+        log.info("%s: %r is %r now in %s.", path, old, new, counted(n, "answer"))

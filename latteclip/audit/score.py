@@ -25,6 +25,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
 from latteclip.core.run_options import run_command
+from latteclip.core.terminal import counted
 from latteclip.evaluate.results import (
     MISSING,
     Audit,
@@ -128,8 +129,8 @@ def answered_prefix(plan: SamplingPlan, answers: Mapping[str, Answer]) -> dict[i
     prefix = {row: answers[names[row]] for row in rows}
     if len(prefix) < len(answers):
         log.warning(
-            "%d answers are left out: they are about images after the first one without an answer.",
-            len(answers) - len(prefix),
+            "Left out, for they come after the first image without an answer: %s.",
+            counted(len(answers) - len(prefix), "answer"),
         )
     return prefix
 

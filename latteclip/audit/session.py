@@ -14,6 +14,7 @@ from typing import Any
 from latteclip.audit.server import SCRIPT, SERVED, PageServer
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
+from latteclip.core.terminal import counted
 from latteclip.labels.answers import (
     Answer,
     AnswerSchema,
@@ -191,4 +192,6 @@ def import_answers(session: QuestionSession, path: str) -> None:
     saved = session.answers()
     new = {key: answer for key, answer in exported.answers.items() if key not in saved}
     session.schema.update(session.path, new)
-    log.info("Took %d answers of %d from %s.", len(new), len(exported.answers), path)
+    log.info(
+        "Took %d of %s from %s.", len(new), counted(len(exported.answers), "answer"), path
+    )

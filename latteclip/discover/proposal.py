@@ -21,7 +21,7 @@ from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.files import ACTIONS, digest, read_record, write_json, write_text
 from latteclip.core.run_options import run_command
-from latteclip.core.terminal import one_line
+from latteclip.core.terminal import counted, one_line
 from latteclip.discover import grouping
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
 from latteclip.discover.names import Ints, Names, read_names
@@ -83,9 +83,9 @@ def propose_classes(
     proposal = propose(ids.to_pylist(), evidence, wanted)
     if len(proposal.about.names) < 2:
         raise UserError(
-            f"The {len(ids)} images have fewer than two classes by their names ({names_path}): at "
-            f"least {MIN_IMAGES} images must share a name that the others lack. Write the names of "
-            "the classes into classes.txt in the folder of the images, or change discover.prompt."
+            f"The names of {counted(len(ids), 'image')} ({names_path}) give fewer than two "
+            f"classes: at least {MIN_IMAGES} images must share a name that the others lack. Write "
+            "class names into classes.txt in the folder of the images, or change discover.prompt."
         )
     columns = {
         "image_id": proposal.image_ids,

@@ -25,6 +25,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import link_or_copy, replacing, write_record
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import VotesMetadata
+from latteclip.core.terminal import counted
 from latteclip.evaluate.results import (
     MISSING,
     Audit,
@@ -162,7 +163,7 @@ def read_votes(
     if described.unfit:
         return described.unfit
     if len(table) < MIN_IMAGES:
-        return f"they are of {len(table)} images, and {MIN_IMAGES} are needed"
+        return f"they are of {counted(len(table), 'image')}, and {MIN_IMAGES} are needed"
     ids = table["image_id"]
     predictions = [predicted_classes(each.train_predictions, ids) for each in candidates]
     shares = tables.from_list_column(table["vote"])  # [n, C]
