@@ -141,8 +141,7 @@ def _lead_run(
 def _method_rows(runs: Sequence[results.RunFiles], baseline: str) -> list[Any]:
     """Return the rows of `summary`."""
     table = summary([results.read_metrics(run.metrics) for run in runs], baseline)
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [{**row, "flags": row["flags"].split()} for row in rows]
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def _next_steps(
