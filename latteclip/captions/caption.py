@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import Response, picture_layout
@@ -115,12 +114,12 @@ def _read_captions(questions: Questions, file: str, key: str) -> Iterator[Respon
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
     """Write the rows of all shards, of captions or of class scores, in the order of the index."""
-    has_scores = "options" in pq.read_schema(shard_paths[0]).names
-    schema = tables.CLASS_SCORES if has_scores else tables.CAPTIONS
     metadata = [tables.read_metadata(path, AnswersMetadata) for path in shard_paths]
-    rows = pa.concat_tables([tables.read(path) for path in shard_paths])
+    rows = pa.concat_tables(map(tables.read, shard_paths))
+    schema = tables.CLASS_SCORES if "options" in rows.column_names else tables.CAPTIONS
     index, _ = tables.read_unlabelled(images_path, training=True)
-    rows = rows.take(pc.index_in(index["image_id"], rows[schema.names[0]]))
+    ids = rows[0]  # the first column of both
+    rows = rows.take(pc.index_in(index["image_id"], ids))
     with tables.writing(output, schema, AnswersMetadata.joined(metadata)) as add:
         for piece in rows.combine_chunks().to_batches(tables.CAPTION_ROWS):
             add(pa.table(piece))

@@ -165,7 +165,7 @@ def _draw(items: Sequence[Item], limit: int) -> list[Item]:
 def _check(
     broken: Sequence[Broken],
     items: Sequence[Item],
-    counts: Counter[str],
+    counts: Mapping[str, int],
     max_corrupt: float,
     folder: str,
 ) -> None:
@@ -182,14 +182,14 @@ def _check(
                 f"{found}; replace or remove them, or raise split.max_corrupt ({max_corrupt:.2%}) "
                 "to leave them out."
             )
-    has_tests = any(item.split == "test" for item in items)
-    needs_test = has_tests or all(item.label is not None for item in items)
-    for split in ("train", "test") if needs_test else ("train",):
-        if not counts[split]:
-            raise UserError(
-                f"{folder} has no usable image in the split {split}; add some, or sort the images "
-                "into the folders train and test."
-            )
+    needed = {"train", *(item.split for item in items)} - {"val"}
+    if all(item.label is not None for item in items):
+        needed.add("test")
+    if missing := needed - counts.keys():
+        raise UserError(
+            f"{folder} has no usable image in the split {missing.pop()}; add some, or sort the "
+            "images into the folders train and test."
+        )
 
 
 def decode(path: str) -> Decoded:

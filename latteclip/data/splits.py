@@ -9,7 +9,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -56,8 +55,7 @@ class Item(NamedTuple):
     path: str  # relative to the folder of images, as `latteclip.data.images` reads it
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """Images, and class names as the dataset writes them, in label order."""
 
     items: list[Item]
@@ -69,8 +67,6 @@ def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
 
     Raises UserError where the split does not fit its form, the folder or the expected counts.
     """
-    if not root.is_dir():
-        raise UserError(f"Dataset folder {root} does not exist.")
     if settings.kind == "folders":
         names, rows = _read_class_folders(root, settings)
     elif settings.kind in shards.SUFFIXES:

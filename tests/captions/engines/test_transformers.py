@@ -102,45 +102,14 @@ class Plain:
             for ids, rows in found
         ]
 
-    def letters(self, request):
-        """Of each letter, alone and after a space, in each order."""
-        tokenizer = self.processor.tokenizer
-        texts = [tokenizer.decode([number]) for number in range(len(tokenizer))]
-        places = [
-            [i for i, text in enumerate(texts) if text in (letter, f" {letter}")]
-            for letter in request.choices.texts
-        ]
-        asked = [self.prompt(request, prompt) for prompt in request.choices.prompts]
-        ends = [self.rows(request, prompt)[1][-1] for prompt in asked]
-        return [[end[ids].logsumexp(0).item() for ids in places] for end in ends]
 
-
-@pytest.fixture(scope="module")
-def scorer():
-    return TransformersEngine(SETTINGS, threads=1)
-
-
-@pytest.fixture(scope="module")
-def plain(scorer):
-    return Plain(scorer)
-
-
-def test_likelihoods_are_those_of_a_plain_forward_pass(scorer, plain, requests):
-    for request, scores in zip(
-        requests["likelihood"], scores_of(scorer, requests["likelihood"]), strict=True
-    ):
+def test_likelihoods_are_those_of_a_plain_forward_pass(requests):
+    asked = requests["likelihood"]
+    scorer = TransformersEngine(SETTINGS, threads=1)
+    plain = Plain(scorer)
+    for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
         expected = plain.likelihoods(request)
         assert scores[0] == pytest.approx(expected, abs=TOLERANCE)
-
-
-def test_letters_are_those_of_a_plain_forward_pass(scorer, plain, requests, monkeypatch):
-    monkeypatch.setattr(
-        scorer._tokens, "text", lambda token: "A"
-    )  # as a capable model begins
-    some = requests["multiple_choice"][:12]
-    for request, scores in zip(some, scores_of(scorer, some), strict=True):
-        for found, expected in zip(scores, plain.letters(request), strict=True):
-            assert found == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_another_architecture_counts_its_positions_right(textures, tmp_path):
