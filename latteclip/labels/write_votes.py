@@ -137,8 +137,8 @@ def _caption_votes(
 ) -> Votes:
     """Return the best classes by captions [N], which are scored like images by weights [C, D].
 
-    Empty captions are no votes.
-    The mean over all captions is subtracted first. The tokenizer cuts long captions.
+    The mean over all captions is subtracted first. The tokenizer cuts long captions. Empty captions
+    are no votes.
     """
     clip = clips.load(section.model, section.pretrained, device, section.precision)
     captions = pc.utf8_trim_whitespace(captions)
