@@ -26,7 +26,7 @@ class Toy(base.Objective):
     def loss(self, batch):
         targets = self.texts.tokenized.encode(self.texts.images[batch.index])
         loss = base.contrastive(batch.features, targets, batch.scale)
-        return loss, batch.features.detach() @ self.classifier().T, {}
+        return loss, batch.features.detach() @ self.classifier().T
 
 
 def make(texts, switches, seed):
