@@ -176,12 +176,12 @@ def _check(
             f"{len(broken)} of the {len(items)} images of {folder} cannot be decoded, such as "
             f"{', '.join(some)}"
         )
-        log.warning("%s; they are left out.", found)
         if len(broken) > math.ceil(max_corrupt * len(items)):
             raise UserError(
                 f"{found}; replace or remove them, or raise split.max_corrupt ({max_corrupt:.2%}) "
                 "to leave them out."
             )
+        log.warning("%s, and are left out.", found)
     needed = {"train", *(item.split for item in items)} - {"val"}
     if all(item.label is not None for item in items):
         needed.add("test")
