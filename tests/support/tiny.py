@@ -293,7 +293,7 @@ def write_pseudo_labels(
     return str(path)
 
 
-def write_captions(path, ids, captions, members=None, metadata=None, **columns):
+def write_captions(path, ids, captions, members=None, **columns):
     """A CAPTIONS table; without `members` every id is an image's."""
     n = len(ids)
     usual = {
@@ -304,8 +304,7 @@ def write_captions(path, ids, captions, members=None, metadata=None, **columns):
         "finish_reason": ["stop"] * n,
         "error": pa.nulls(n, pa.string()),
     }
-    metadata = metadata or records.answers_metadata()
-    tables.write(path, usual | columns, tables.CAPTIONS, metadata)
+    tables.write(path, usual | columns, tables.CAPTIONS, records.answers_metadata())
     return str(path)
 
 

@@ -35,9 +35,7 @@ CLASSNAMES = ["striped", "dotted", "woven"]
 class Inputs:
     """Training pictures with pseudo-labels, beside test pictures that are not on disk."""
 
-    def __init__(
-        self, folder, labels, *, true=None, classnames=CLASSNAMES, **pseudo_labels
-    ):
+    def __init__(self, folder, labels, *, true=None, **pseudo_labels):
         n, self.folder = len(labels), folder
         self.files = write_pictures(folder / "pictures", n)
         self.names = [Path(file).name for file in self.files]
@@ -45,7 +43,7 @@ class Inputs:
         splits = ["test", *["train"] * (n - 1), "val", "test"]
         true = [0, *(true or [0] * n), None]
         self.write_index = partial(
-            write_index, folder / "i.parquet", files, splits, true, classnames
+            write_index, folder / "i.parquet", files, splits, true, CLASSNAMES
         )
         self.index = self.write_index()
         self.labels = write_pseudo_labels(

@@ -105,14 +105,13 @@ class Host:
             tree.append(
                 {"type": "file", "path": name, "size": size, "oid": "0", "lfs": lfs}
             )
-        said = {
-            "id": repo,
-            "sha": COMMIT,
-            "siblings": [{"rfilename": name} for name in files],
-        }
-        self.files[f"/api/models/{repo}"] = json.dumps(said).encode()
+        siblings = [{"rfilename": name} for name in files]
+        described = {"id": repo, "sha": COMMIT, "siblings": siblings}
+        self.files[f"/api/models/{repo}"] = json.dumps(described).encode()
         for place in ("main", COMMIT):
-            self.files[f"/api/models/{repo}/revision/{place}"] = json.dumps(said).encode()
+            self.files[f"/api/models/{repo}/revision/{place}"] = json.dumps(
+                described
+            ).encode()
             self.files[f"/api/models/{repo}/tree/{place}"] = json.dumps(tree).encode()
 
     @contextlib.contextmanager
@@ -185,9 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def jpeg(colour=(10, 200, 30), size=(12, 8)):
+def jpeg(colour=(10, 200, 30)):
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    Image.new("RGB", (12, 8), colour).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
