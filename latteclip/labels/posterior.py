@@ -154,8 +154,6 @@ class Posterior:
         for one in self.labellers:
             self._look_at(one, views)
         believed = [one for one in self.labellers if one.tells]
-        if self.has_texts and believed == self.labellers[:1]:
-            self._leave_texts_alone()
         seen = [one for one in believed if not one.is_text and not one.repeats]
         # Class texts see what their encoder sees, so that votes judge them, or else answers.
         if self.has_texts and (seen or len(self.known[0]) >= FEW):
@@ -179,6 +177,8 @@ class Posterior:
         if not self.texts_alone:
             self.fits = min(1.0, named / a**2, 2 * named) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + 2)
+        if self.has_texts and believed == self.labellers[:1]:
+            self._leave_texts_alone()
 
     def _judged(self, seen: Sequence[Labelled]) -> float:
         """Return the accuracy of texts by labellers that err apart from them, or by answers."""
