@@ -221,7 +221,7 @@ def test_votes_that_images_do_not_predict_leave_the_labels_of_class_texts():
     """The folds of images follow from votes, so a few labels differ."""
     same = []
     for seed in range(4):
-        planted = Planted(seed, counts=(80, 0, 0, 0, 0, 0), texts=0.4)
+        planted = Planted(seed, (120, 66, 36, 20, 11, 6), noise=0.1, texts=0.5)
         nobody = planted.rng.permutation(planted.voter(0.3))
         alone = planted.fit({}, planted.texts).labels_
         beside_votes = planted.fit({"nobody": nobody}, planted.texts).labels_
