@@ -1,6 +1,7 @@
 """One table over datasets and methods, from the metrics of every run."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pandas as pd
 from latteclip.core.files import write_text
 from latteclip.core.tables import FLAGS
 from latteclip.evaluate.results import FIGURES, read_audit, read_metrics, read_selection
+from latteclip.report.provenance import asked
 
 HEADINGS = {  # of the table for people
     "acc1_mean": "acc1",
@@ -28,7 +30,8 @@ def summarize(
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    Below the table for people are the choices of models, and the verdicts of audits.
+    Below the table for people are the choices of models, the verdicts of audits, and the requests
+    and tokens of captioners.
     """
     table = summary([read_metrics(path) for path in metrics_paths], baseline)
     selections = [read_selection(path) for path in selections_paths]
@@ -39,6 +42,9 @@ def summarize(
     lines = [f"- chosen: {each.dataset}: {each.reason}" for each in selections]
     audits = [read_audit(path) for path in audits_paths]
     lines += [f"- audited: {each.dataset}: {each.sentence}" for each in audits]
+    for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
+        for name, used in asked(folder):
+            lines.append(f"- asked for {folder.name}/{name}: {used.in_words}.")
     text = "\n".join([accuracy_table(table), "", *lines])
     write_text(markdown_output, f"{text.rstrip()}\n")
 

@@ -59,6 +59,11 @@ def test_a_run_ends_with_the_table_and_every_stage_covers_its_images(finished):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:5]]
     methods = ["zero_shot", "flyp", "latteclip"]
     assert [row[:2] for row in rows] == [["demo", method] for method in methods]
+    for table in ("images", "groups"):
+        [used] = [
+            line for line in lines if f"asked for demo/captions/{table}.parquet" in line
+        ]
+        assert re.search(rf"\b{N_TRAIN} requests\b.* tokens", used), used
     index = parquet(finished, "images.parquet")
     pairs = zip(index["image_id"], index["split"], strict=True)
     train = [image_id for image_id, split in pairs if split != "test"]
