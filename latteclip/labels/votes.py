@@ -35,6 +35,11 @@ class Votes:
                 options = array[:, None]
                 shares = np.ones(options.shape, dtype=np.float32)
             else:
+                if not (array >= 0).all():
+                    raise ValueError(
+                        "Votes [N, C] are probabilities, so not below 0. Ranked classes [N, K] are "
+                        "given as a pair of classes and their probabilities."
+                    )
                 shares = array
                 options = np.broadcast_to(np.arange(array.shape[1]), array.shape)
         shares = np.where(options >= 0, shares, 0).astype(np.float32)

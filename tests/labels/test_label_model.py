@@ -455,6 +455,8 @@ def test_a_sample_and_parts_give_almost_the_labels_of_all_images(monkeypatch):
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match="features or votes"):
         LabelModel().fit(None)
+    with pytest.raises(ValueError, match="Ranked classes"):
+        LabelModel().fit(None, {"ranks": np.array([[2, 0], [1, -1]])})
 
 
 def test_the_example_of_the_documents_runs():
