@@ -125,7 +125,7 @@ UNKNOWN = _schema(
     captioner_score=FLOAT,  # the same by class scores; null where there are none
     is_unknown=pa.bool_(),  # above the threshold of the captioner's score if any, or else CLIP's
 )
-TOPK = 5  # best classes of an image that PSEUDO_LABELS and PREDICTIONS have
+TOPK = 5  # best classes of an image that PSEUDO_LABELS has, and that metrics count
 CAPTION_ROWS = 10_000  # rows in a row group of CAPTIONS
 AT_ONCE = 4096  # values of a column that are Python objects at once
 HISTORY = _schema(  # a training
@@ -314,7 +314,7 @@ def lookup_column(path: str | Path, column: str, ids: pa.ChunkedArray) -> pa.Chu
     """Return a column of a table for ids in its first column, or raise UserError."""
     with _opened(path) as file:
         key = file.schema_arrow.names[0]
-    table = read(path, [key, column])
+        table = file.read([key, column])
     return table[column].take(find_rows(ids, table[key], path))
 
 

@@ -19,8 +19,8 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
 - b make the votes likeliest: half as they are, by u q + (1 - u) overall, of which a share 1 - u is
   random, and half by sum_c q_c theta_cv. Either alone is wrong somewhere: images that are right
   where votes are confused would count for little, or errors of images would be errors of votes.
-  Votes that images do not make likelier by 8 nats count for nothing, unless no votes are. Class
-  texts beside such votes alone are alone.
+  Votes that images do not make likelier by 8 nats count for nothing where others are made so.
+  Class texts beside none but such votes name classes alone, as without votes.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
 - A person's answer replaces r, and exponents of all sources have a normal prior at 1, worth 200
