@@ -198,12 +198,10 @@ rule write_votes:
 
 
 ENCODERS_CLASSIFIER = {}
-ENCODERS_OPTION = ""
 if run.image_encoders:
     ENCODERS_CLASSIFIER["encoders_prototypes"] = (
         "results/{dataset}/classifiers/image_prototypes_encoders.safetensors"
     )
-    ENCODERS_OPTION = " --encoders-prototypes {output.encoders_prototypes}"
 
 
 rule fuse_labels:
@@ -231,7 +229,10 @@ rule fuse_labels:
         labellers=as_json(jobs.labellers),
         files=file_names(*FUSED_LABEL_FILES),
         image_encoders=options("image_encoders"),
+        encoders_prototypes=[
+            f"--encoders-prototypes {path}" for path in ENCODERS_CLASSIFIER.values()
+        ],
     shell:
         "latteclip fuse-labels --files {params.files:q} --labellers {params.labellers:q}"
-        " {params.image_encoders}" + ENCODERS_OPTION + " --output {output.labels}"
+        " {params.image_encoders} {params.encoders_prototypes} --output {output.labels}"
         " --report {output.report} --prototypes {output.prototypes} --votes {output.votes} --log {log}"
