@@ -1,11 +1,11 @@
-"""Make the pinned requirements anew: `make envs`.
+"""Pin the requirements: `make envs`.
 
     python envs/pin.py cpu      # envs/cpu.txt
     python envs/pin.py cuda     # envs/cuda.txt
 
-pip looks for versions of all that pyproject.toml asks for which go together, on this platform and
-with this Python, in the index that it is told to use; it installs nothing. (Where the index does
-not offer what packages depend on by itself, PIP_USE_FEATURE=fast-deps spares their download.)
+pip finds versions of all that pyproject.toml asks for which go together, on this platform and with
+this Python, in its index, and installs nothing. Where the index does not serve the metadata of
+packages, PIP_USE_FEATURE=fast-deps spares their download.
 """
 
 import json
@@ -21,6 +21,8 @@ from typing import Any
 ENVS = Path(__file__).resolve().parent
 # Where CPU builds of torch may come from, and what keeps pip to their versions.
 FOR_CPU = ("PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
+# Later versions need Python 3.11.5, and Debian 12 has 3.11.2.
+ALSO = ("soupsieve<3",)
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,18 @@ def main(name: str) -> None:
 
 
 def wanted(extras: tuple[str, ...]) -> list[str]:
-    """What pyproject.toml asks for."""
+    """Return what pyproject.toml asks for."""
     project = tomllib.loads((ENVS.parent / "pyproject.toml").read_text("utf-8"))["project"]
     optional = project["optional-dependencies"]
     return [
+        *ALSO,
         *project["dependencies"],
         *(line for extra in extras for line in optional[extra]),
     ]
 
 
 def resolved(requirements: list[str], *, on_cpu: bool) -> list[dict[str, Any]]:
-    """The metadata of each package of an environment that has what is wanted."""
+    """Return the metadata of each package of an environment that has what is wanted."""
     environment = {
         key: value for key, value in os.environ.items() if on_cpu or key not in FOR_CPU
     }
@@ -87,7 +90,7 @@ def resolved(requirements: list[str], *, on_cpu: bool) -> list[dict[str, Any]]:
 
 
 def pinned(packages: list[dict[str, Any]], left_out: frozenset[str]) -> list[str]:
-    """One requirement per package; its version without the build, which would tie it to a host."""
+    """Return one requirement for each package, without the build, which would tie it to a host."""
     lines = [
         f"{package['name']}=={package['version'].partition('+')[0]}"
         for package in packages
