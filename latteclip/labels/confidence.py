@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from latteclip.labels.labellers import MIN_DRAWN
-from latteclip.labels.posterior import PRIOR_TEXTS, Posterior, Tables
+from latteclip.labels.posterior import PRIOR, Posterior, Tables
 from latteclip.labels.votes import Floats, Ints
 
 
@@ -27,8 +27,8 @@ class Confidence:
         if model.texts_alone:
             known = model.tables.r[rows]
             right = (known.argmax(axis=1) == classes).sum()
-            right += PRIOR_TEXTS * (1 + model.labellers[0].accuracy) / 2
-            sure = known.max(axis=1).sum() + PRIOR_TEXTS
+            right += PRIOR * (1 + model.labellers[0].accuracy) / 2
+            sure = known.max(axis=1).sum() + PRIOR
             self.factor = min(1.0, float(right / sure))
             self.share = 1.0
             return

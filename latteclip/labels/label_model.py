@@ -19,12 +19,12 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
 - b make the votes likeliest: half as they are, by u q + (1 - u) overall, of which a share 1 - u is
   random, and half by sum_c q_c theta_cv. Either alone is wrong somewhere: images that are right
   where votes are confused would count for little, or errors of images would be errors of votes.
-  Votes that images do not make likelier by 8 nats count for nothing where others are made so.
+  Votes that images do not make likelier by ten nats count for nothing where others are made so.
   Class texts beside none but such votes name classes alone, as without votes.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
 - A person's answer replaces r, and exponents of all sources have a normal prior at 1, worth 200
-  answers. Where texts alone name classes it is worth 5, an answered image counts as three in S_c,
+  answers. Where texts alone name classes it is worth six, an answered image counts twice in S_c,
   and scores are directions from ten answers on: texts may be wrong, and nothing else says so.
 
 **How right a labeller is** cannot be read off the likelihood: where images predict votes well,
@@ -270,7 +270,9 @@ class LabelModel:
         for k, name in enumerate(self._names()):
             one = model.labellers[k]
             labels, has = self._first(k)
-            accuracy = by_answers(labels, has, given) or by_views(one, model.is_bounded(k))
+            accuracy = by_answers(labels, has, given)
+            if accuracy is None and model.is_bounded(k) and model.trust >= 0.5:
+                accuracy = by_views(one)
             weight = float(weights[k].mean() * model.exponents[k])
             needed = 0 if accuracy else answers_needed(int(has.sum()))
             self.labellers_[name] = Labeller(accuracy, weight, needed)

@@ -20,9 +20,7 @@ from latteclip.labels.votes import (
 ENOUGH = 25.0  # votes of a class that its prior is worth, and more where it has fewer votes
 FEW = 10  # images, or votes, below which nothing is compared; probabilities of ranks alone
 MIN_DRAWN = 20  # answers that state an accuracy, and check a confidence
-# Images name a share A of the votes. Two sources of accuracy a that err apart agree on a^2.
-MOST_SHARED = 1.12  # largest A / a^2 at which errors count as apart
-MIN_ACCURACY = 0.8  # below which look-alikes are confused by images and labeller together
+MIN_ACCURACY = 0.85  # below which look-alikes are confused by images and labeller together
 ERROR = 0.03  # of the estimate by views on real sets, and by the number of votes at most
 WIDTH = 0.05  # half of the 95 % interval that the needed answers promise
 Z = 1.96
@@ -162,12 +160,10 @@ def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
     )
 
 
-def by_views(one: Labelled, is_bounded: bool) -> Interval | None:
-    """Return the accuracy by two halves of the image features, where these err apart from votes."""
+def by_views(one: Labelled) -> Interval | None:
+    """Return the accuracy by two halves of the image features, where these are trusted."""
     a, n = one.accuracy, int(one.has.sum())
-    if not is_bounded or not a >= MIN_ACCURACY or one.size < FEW:
-        return None
-    if not 1 / MOST_SHARED <= one.named_share / a**2 <= MOST_SHARED:
+    if not a >= MIN_ACCURACY or one.size < FEW:
         return None
     sampling = Z * math.sqrt(a * (1 - a) / n)
     if sampling > ERROR:

@@ -30,15 +30,13 @@ from latteclip.labels.votes import (
 )
 
 ROUNDS, STEPS = 6, 3  # of learning images, and of learning the rest in between
-PRIOR = 6.0  # prior votes of each class
+PRIOR = 6.0  # votes that what is known without them is worth
 SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
 PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
-PRIOR_TEXTS = 5.0  # answers that what is known without them is worth where texts are alone
-ANSWERED = 3.0  # images that an answered one is worth there
+ANSWERED = 2.0  # images that an answered one is worth where texts are alone
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
-EVIDENCE = 8.0  # nats by which images make votes likelier, at least, to count
 NEVER = -100.0  # logit of a class that no vote and no answer names
 
 
@@ -185,8 +183,8 @@ class Posterior:
         texts, named, right = self.labellers[0], 0.0, 0.0
         if not seen:
             rows, classes = self.known
-            right = PRIOR_TEXTS * texts.accuracy + (texts.named[rows] == classes).sum()
-            return float(right / (PRIOR_TEXTS + len(rows)))
+            right = PRIOR * texts.accuracy + (texts.named[rows] == classes).sum()
+            return float(right / (PRIOR + len(rows)))
         for one in seen:
             named += agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
             right += one.accuracy * one.has.sum()
@@ -224,7 +222,7 @@ class Posterior:
         one.gain = max(0.0, 1 - found / blind)
         vote = one.first[has]
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
-        one.tells = found - blind > EVIDENCE
+        one.tells = found - blind > FEW
         one.size = _size(given)
         halves = []
         for view in views:
@@ -335,7 +333,7 @@ class Posterior:
                 0.0,
                 self.exponents,
                 centre=1.0,
-                precision=PRIOR_TEXTS if self.texts_alone else PRIOR_ANSWERS,
+                precision=PRIOR if self.texts_alone else PRIOR_ANSWERS,
             )
             self.tables = self._tables(scores, self.given)
         self.r = self.put(self.tables.r)
