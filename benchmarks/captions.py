@@ -41,8 +41,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from latteclip.captions import caption
-from latteclip.captions import engine as engines
+from latteclip.captions import answers, caption
 from latteclip.captions.engine import messages
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
@@ -163,7 +162,7 @@ class Ways:
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
-        engines.start = lambda *_, **__: self.vllm
+        answers.start = lambda *_, **__: self.vllm
 
     def one_at_a_time_transformers(self) -> list[str]:
         return [

@@ -1,33 +1,32 @@
-"""Answers to requests: cached in SQLite beyond the run that asked, and as rows of a table."""
+"""Get answers to questions: asked for once, cached in SQLite, and written as a table."""
 
 import contextlib
-import errno
+import importlib
 import itertools
 import json
 import logging
-import os
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 
-from latteclip.captions.engine import Response, loads_model
-from latteclip.captions.pictures import Layout
-from latteclip.captions.questions import Request
+from latteclip.captions.engine import Engine, Response
+from latteclip.captions.questions import Layout, Questions, Request
 from latteclip.config.keys import CaptionerSection
+from latteclip.config.registry import ENGINES
 from latteclip.core import files, tables
-from latteclip.core.errors import UserError
-from latteclip.core.files import sqlite_uri
-from latteclip.core.terminal import FOR_RUN
+from latteclip.core.errors import UserError, ending_in_order
+from latteclip.core.terminal import FOR_RUN, Progress
+from latteclip.data.images import Workers
 
 log = logging.getLogger(__name__)
-# Columns of a row, and the answer that they come from; None: nothing was asked.
-Row = tuple[dict[str, Any], Response | None]
+MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 COMMIT_ANSWERS = 20  # written to the disk together
-LOCK_SECONDS = 60.0  # to wait while another process writes
 CREATE = """
     CREATE TABLE IF NOT EXISTS answers
         (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT, n_tokens INTEGER, n_read INTEGER)
@@ -36,10 +35,51 @@ INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
 SELECT = "SELECT text, finish_reason, n_tokens, n_read FROM answers WHERE digest = ?"
 
 
+def write_answers(
+    questions: Questions,
+    captioner: CaptionerSection,
+    output: str,
+    store: str,
+    labeller: str,
+    threads: int,
+) -> None:
+    """Ask the questions, and write a table of columns that follow from the answer to each.
+
+    A signal leaves the cache of the answers whole. Each shard, and each labeller, writes a file of
+    its own in it. UserError: the engine does not start, fails again and again, or leaves too many
+    questions without an answer.
+    """
+    name = f"{questions.shard.replace('/', '-of-')}{labeller and f'.{labeller}'}"
+    saved = f"The answers so far are cached in {store}: rerun to go on."
+    images = Workers(questions.layout.with_pictures, threads, lambda each: each.paths[0])
+    with ending_in_order(saved), AnswerCache(store, name) as cache, images:
+        runner = Runner(questions, captioner, threads, cache, images)
+        runner.ask_all()
+        _write_table(runner, output)
+    rate = runner.n_asked / max(runner.seconds, 1e-9)
+    log.info(
+        "Asked %d requests in %.1f s: %.1f answers/s.", runner.n_asked, runner.seconds, rate
+    )
+
+
+def start(captioner: CaptionerSection, threads: int, *, scoring: bool = False) -> Engine:
+    """Start an engine, whose requests have choices if `scoring`."""
+    # By its name, so that its edit reruns this engine's stages alone.
+    module = importlib.import_module(f"latteclip.captions.engines.{captioner.engine}")
+    started = time.monotonic()
+    engine: Engine = module.make(captioner, threads, scoring)
+    seconds = time.monotonic() - started
+    log.info("Engine %s started in %.0f s.", captioner.engine, seconds)
+    return engine
+
+
+# --- which answer is whose -----------------------------------------------------------------------
+
+
 def identity(captioner: CaptionerSection, layout: Layout, *, scoring: bool) -> str:
     """Return everything that decides an answer, besides the images and the question, as JSON."""
     decides = {
-        "model": fingerprint(captioner),
+        "model": _fingerprint(captioner),
         "revision": captioner.revision,
         "dtype": captioner.dtype,
         "quantization": captioner.quantization,
@@ -50,24 +90,24 @@ def identity(captioner: CaptionerSection, layout: Layout, *, scoring: bool) -> s
     return json.dumps(decides, sort_keys=True)
 
 
-def digest(request: Request, identity: str) -> str:
-    """Return the key of a request's answer."""
-    question = (request.prompt, repr(request.choices), identity)
-    return files.digest(*request.checksums, *question)
-
-
-def fingerprint(captioner: CaptionerSection) -> str:
+def _fingerprint(captioner: CaptionerSection) -> str:
     """Return a digest of a folder's files, name and commit on the hub, or a server's name."""
     from huggingface_hub import hf_hub_download
 
     model = captioner.model
     if Path(model).is_dir():
         return files.fingerprint(model)
-    if loads_model(captioner):
+    if ENGINES[captioner.engine].loads_model:
         with contextlib.suppress(OSError, ValueError):  # without the file no engine starts
             file = hf_hub_download(model, "config.json", revision=captioner.revision)
             return f"{model}@{Path(file).parent.name}"
     return model
+
+
+def digest(request: Request, identity: str) -> str:
+    """Return the key of a request's answer."""
+    question = (request.prompt, repr(request.choices), identity)
+    return files.digest(*request.checksums, *question)
 
 
 class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
@@ -87,8 +127,8 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             # A file of no bytes is that of a job that begins, or was killed when it began.
             if path.stem.partition("-")[2] != split and path.stat().st_size
         )
-        self._files = {path: _connected(path) for path in (self.path, *others)}
-        with _explained(self.path), self._files[self.path] as file:
+        self._files = {path: files.sqlite_file(path) for path in (self.path, *others)}
+        with files.sqlite_errors(self.path), self._files[self.path] as file:
             file.execute(CREATE)
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +142,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         if digest in self._pending:
             return self._pending[digest]
         for path, file in self._files.items():
-            with _explained(path):
+            with files.sqlite_errors(path):
                 if row := file.execute(SELECT, [digest]).fetchone():
                     return Response(*row)
         return None
@@ -119,28 +159,134 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             (digest, answer.text, answer.finish_reason, answer.n_tokens, answer.n_read)
             for digest, answer in self._pending.items()
         ]
-        with _explained(self.path), self._files[self.path] as file:
+        with files.sqlite_errors(self.path), self._files[self.path] as file:
             file.executemany(INSERT, rows)
         self._pending.clear()
 
 
-def _connected(path: Path) -> sqlite3.Connection:
-    with _explained(path):
-        return sqlite3.connect(sqlite_uri(path), uri=True, timeout=LOCK_SECONDS)
+# --- asking --------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as a UserError, or as an OSError where the disk is full."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        raise UserError(
-            f"The cached answers of {path} cannot be used ({error}); see that nothing else uses it "
-            "and that its disk can be written, or delete it: its requests are asked again."
-        ) from None
+def is_poor(answer: Response | None) -> bool:
+    """Return whether there is an answer, which is empty or cut."""
+    if answer is None or answer.error is not None:
+        return False
+    return answer.finish_reason == "length" or not answer.text.strip()
+
+
+@dataclass
+class Runner:
+    """Asks an engine, once a request needs it, for the answers that the cache lacks."""
+
+    questions: Questions
+    captioner: CaptionerSection
+    threads: int
+    cache: AnswerCache
+    images: Workers[Request, Request]
+    # By row, the digest of its request, and of the request after an empty or cut answer.
+    first: Mapping[int, str] = field(default_factory=dict)
+    second: Mapping[int, str] = field(default_factory=dict)
+    failed: dict[str, Response] = field(default_factory=dict)  # by digest of the request
+    n_asked: int = 0
+    is_answered: bool = False  # whether there is any answer, now or of an earlier run
+    seconds: float = 0.0  # of answering
+
+    def ask_all(self) -> None:
+        """Ask about all rows, and once more where the answer is empty or cut."""
+        self.first = self._digests(self.questions.wanted, again=False)
+        self._ask(self.first, again=False)
+        poor = [row for row, digest in self.first.items() if is_poor(self._found(digest))]
+        self.second = self._digests(poor, again=True)
+        self._ask(self.second, again=True)
+
+    def answer(self, row: int) -> Response | None:
+        """Return the answer about a row, also of an earlier run, or why there is none.
+
+        A whole second answer takes the place of an empty or cut one, with the tokens of both.
+        """
+        first = self._found(self.first[row]) if row in self.first else None
+        second = self._found(self.second[row]) if row in self.second else None
+        if first is None or second is None or second.error is not None:
+            return first
+        n_tokens = (first.n_tokens or 0) + (second.n_tokens or 0)
+        n_read = (first.n_read or 0) + (second.n_read or 0)
+        better = first if is_poor(second) else second
+        return replace(better, n_tokens=n_tokens, n_read=n_read)
+
+    def _found(self, digest: str) -> Response | None:
+        return self.cache.get(digest) or self.failed.get(digest)
+
+    def _digests(self, rows: Iterable[int], *, again: bool) -> dict[int, str]:
+        request = self.questions.request
+        return {row: digest(request(row, again=again), self._identity) for row in rows}
+
+    @cached_property
+    def _identity(self) -> str:
+        questions = self.questions
+        return identity(self.captioner, questions.layout, scoring=questions.scoring)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return start(self.captioner, self.threads, scoring=self.questions.scoring)
+
+    def _ask(self, digests: Mapping[int, str], *, again: bool) -> None:
+        """Ask about these rows, in the order of the questions, unless they have an answer.
+
+        Equal requests are one. What a server fails to answer is asked again, but not what it
+        refuses.
+        """
+        rows = [row for row in self.questions.order if row in digests]
+        row_of = {digests[row]: row for row in rows}
+        new = [row for digest, row in row_of.items() if self.cache.get(digest) is None]
+        self.is_answered |= len(new) < len(row_of)
+        failed = self._round(new, digests, again, MAX_CONSECUTIVE_FAILURES)
+        if not self._loads_model:  # a model would fail again
+            self._round(failed, digests, again, math.inf)
+
+    def _round(
+        self, rows: Sequence[int], digests: Mapping[int, str], again: bool, most: float
+    ) -> list[int]:
+        """Ask about rows, and return those without an answer, but not those that were refused.
+
+        UserError: `most` requests failed one after another, so that further ones would fail.
+        """
+        failed = list[int]()
+        if not rows:
+            return failed
+        n_failures = 0
+        progress = Progress(len(rows), "answers")
+        engine = self._engine
+        started = time.monotonic()
+        requests = (self.questions.request(row, again=again) for row in rows)
+        for request, answer in engine.answer(self.images.in_order(requests)):
+            self.n_asked += 1
+            progress.add(1)
+            digest = digests[request.key]
+            if answer.error is None:
+                self.cache.add(digest, answer)
+                if not self._loads_model:  # the answer may be paid
+                    self.cache.commit()
+                self.is_answered = True
+                n_failures = 0
+                continue
+            self.failed[digest] = answer
+            if not answer.is_refused:
+                failed.append(request.key)
+            elif self.is_answered:
+                continue
+            n_failures += 1
+            if n_failures >= most:
+                raise UserError(
+                    f"{n_failures} requests failed one after another, the last with: "
+                    f"{answer.error.rstrip('.')}. Check captioner.engine and captioner.model. The "
+                    "answers before them are cached: run again to ask for the rest."
+                )
+        self.seconds += time.monotonic() - started
+        return failed
+
+    @property
+    def _loads_model(self) -> bool:
+        return ENGINES[self.captioner.engine].loads_model
 
 
 # --- tables of answers ---------------------------------------------------------------------------
@@ -191,26 +337,26 @@ class AnswersMetadata:
         return cls(shards[0].model, *map(sum, counts))
 
 
-def write_rows(
-    rows: Iterable[Row],
-    schema: pa.Schema,
-    captioner: CaptionerSection,
-    output: str,
-) -> None:
-    """Write a table in pieces from a captioner's answers.
+def _write_table(runner: Runner, output: str) -> None:
+    """Write the table of the questions in pieces.
 
     UserError: no row has an answer, or more lack one than captioner.max_failed, without those that
     a server refuses.
     """
+    questions, captioner = runner.questions, runner.captioner
+    schema = tables.CLASS_SCORES if questions.scoring else tables.CAPTIONS
     metadata = AnswersMetadata(captioner.model)
     reason: str | None = None
-    rows = iter(rows)
+    rows = iter(range(len(questions)))
     with tables.writing(output, schema, metadata) as add:
         while piece := list(itertools.islice(rows, tables.CAPTION_ROWS)):
-            for columns, answer in piece:
-                metadata.count(columns, answer)
-                reason = reason or columns["error"]
-            add(pa.Table.from_pylist([columns for columns, _ in piece], schema))
+            columns = []
+            for row in piece:
+                answer = runner.answer(row)
+                columns.append(questions.columns(row, answer))
+                metadata.count(columns[-1], answer)
+                reason = reason or columns[-1]["error"]
+            add(pa.Table.from_pylist(columns, schema))
         asked = metadata.requests
         missing = metadata.failed + metadata.empty
         allowed = captioner.max_failed

@@ -5,18 +5,16 @@ where it stopped, and a request is answered once.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.captions.answers import AnswersMetadata
+from latteclip.captions.answers import AnswersMetadata, write_answers
 from latteclip.captions.engine import Response, picture_layout
-from latteclip.captions.questions import Questions, Request, questions_about
-from latteclip.captions.runner import write_answers
+from latteclip.captions.questions import Questions, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core import tables
@@ -33,6 +31,24 @@ _OPENING = re.compile(
     re.I,
 )
 _AROUND = " \"'*`\u201c\u201d\u2018\u2019"  # quotes and emphasis around a caption
+
+
+class CaptionQuestions(Questions):
+    """Questions whose answers are captions."""
+
+    def request(self, row: int, *, again: bool) -> Request:
+        return self.about(row, self.prompt_of(row) + (SHORTER if again else ""))
+
+    def columns(self, row: int, answer: Response | None) -> dict[str, Any]:
+        found = answer or NOT_ASKED
+        return {
+            "id": self.id_of(row),
+            "members": self.of_members(row, "image_id"),
+            "prompt": self.prompt_of(row),
+            "caption": clean(found.text),
+            "finish_reason": found.finish_reason,
+            "error": found.error,
+        }
 
 
 def caption_images(
@@ -56,60 +72,34 @@ def caption_images(
     The classifier decides which images come first, and a person's answers which are left out.
     UserError: the engine does not start, or too many captions are missing.
     """
-    questions = questions_about(
-        images_path,
-        pseudo_labels_path,
-        shard,
-        prompt=prompt,
-        are_groups=canvas is not None,
+    questions = CaptionQuestions(
+        *(images_path, pseudo_labels_path, prompt),
+        *(picture_layout(captioner, canvas), shard),
         max_images=captioner.max_images,
         classifier_path=classifier_path,
         answers_path=answers_path,
     )
-
-    def request(row: int, further: str = "") -> Request:
-        return questions.request(row, questions.prompt_of(row) + further)
-
-    def columns_of(row: int, answer: Response | None) -> dict[str, Any]:
-        found = answer or NOT_ASKED
-        return {
-            "id": questions.id_of(row),
-            "members": questions.of_members(row, "image_id"),
-            "prompt": questions.prompt_of(row),
-            "caption": clean(found.text),
-            "finish_reason": found.finish_reason,
-            "error": found.error,
-        }
-
     if ENGINES[captioner.engine].reads_file:
-        key = "groups_file" if canvas else "images_file"
-        file = getattr(captioner, key)
-        answers = _read_captions(questions, file, f"captioner.{key}")
-        rows = [columns_of(row, answer) for row, answer in enumerate(answers)]
-        table = pa.Table.from_pylist(rows, tables.CAPTIONS)
-        tables.write(output, table, tables.CAPTIONS, AnswersMetadata(file))
-        return
-    write_answers(
-        questions,
-        request,
-        columns_of,
-        tables.CAPTIONS,
-        *(picture_layout(captioner, canvas), captioner, output, store),
-        shard=shard,
-        labeller=labeller,
-        threads=threads,
-        request_again=partial(request, further=SHORTER),
-    )
+        _copy_captions(questions, captioner, output)
+    else:
+        write_answers(questions, captioner, output, store, labeller, threads)
 
 
-def _read_captions(questions: Questions, file: str, key: str) -> Iterator[Response]:
-    """Yield the captions of the rows, from the columns image_id and caption of the user's file."""
+def _copy_captions(
+    questions: CaptionQuestions, captioner: CaptionerSection, output: str
+) -> None:
+    """Write the captions of the user's file, by its columns image_id and caption."""
+    key = "groups_file" if questions.layout.canvas else "images_file"
+    file, name = getattr(captioner, key), f"captioner.{key}"
     ids = questions.images["image_id"].to_pylist()
-    captions = cells_by_image(file, key, read_table(file, key), ["caption"], ids)
+    captions = cells_by_image(file, name, read_table(file, name), ["caption"], ids)
+    rows = []
     for row in range(len(questions)):
         [caption] = captions.get(questions.id_of(row), [""])
-        text = "" if pd.isna(caption) else " ".join(str(caption).split())
-        yield Response(text, "stop", None)
+        text = "" if pd.isna(caption) else str(caption)
+        rows.append(questions.columns(row, Response(text, "stop", None)))
+    table = pa.Table.from_pylist(rows, tables.CAPTIONS)
+    tables.write(output, table, tables.CAPTIONS, AnswersMetadata(file))
 
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:

@@ -1,6 +1,5 @@
 """Engines, which answer requests, and what they answer."""
 
-import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +9,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from latteclip.captions.pictures import Layout
-from latteclip.captions.questions import Choices, Request
+from latteclip.captions.questions import Choices, Layout, Request
 from latteclip.config.keys import AUTO, CaptionerSection
-from latteclip.config.registry import ENGINES
 from latteclip.core.terminal import one_line
 
 LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
@@ -21,28 +18,17 @@ OVERVIEW = 336  # side of the square that LLaVA-1.6 sees of a whole image, pixel
 Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-def square(captioner: CaptionerSection) -> int | None:
-    """Return the side of the square to which images are scaled, or None: they keep their shape."""
-    if captioner.square_side == AUTO:
-        return OVERVIEW if LLAVA_NEXT.search(captioner.model) else None
-    return captioner.square_side
-
-
 def picture_layout(captioner: CaptionerSection, canvas: int | None = None) -> Layout:
     """Return the layout of a request. Images are scaled down only where they keep their shape."""
-    side = square(captioner)
-    keeps_size = side or canvas
-    return Layout(canvas, None if keeps_size else captioner.max_image_side, side)
+    side = captioner.square_side
+    if side == AUTO:
+        side = OVERVIEW if LLAVA_NEXT.search(captioner.model) else None
+    return Layout(canvas, None if side or canvas else captioner.max_image_side, side)
 
 
 def at_once(captioner: CaptionerSection, usual: int) -> int:
     """Return how many requests an engine works on at once."""
     return usual if captioner.batch_size == AUTO else int(captioner.batch_size)
-
-
-def loads_model(captioner: CaptionerSection) -> bool:
-    """Return whether this process loads the model, and no server has it."""
-    return ENGINES[captioner.engine].loads_model
 
 
 @dataclass(frozen=True, config={"strict": True})
@@ -105,11 +91,3 @@ class Engine(Protocol):
         Answers come in any order, and requests are taken as there is room for them. A request that
         cannot be answered gets an answer with an error.
         """
-
-
-def start(captioner: CaptionerSection, threads: int, *, scoring: bool = False) -> Engine:
-    """Start an engine, whose requests have choices if `scoring`."""
-    # By its name, so that its edit reruns this engine's stages alone.
-    module = importlib.import_module(f"latteclip.captions.engines.{captioner.engine}")
-    engine: Engine = module.make(captioner, threads, scoring)
-    return engine

@@ -1,11 +1,11 @@
-"""Questions about images and groups of images: which are asked, in which order, and requests.
+"""Questions about images and groups: which are asked, in which order, and what a request shows.
 
 Imports no torch at its beginning: worker processes start in a fraction of a second.
 """
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,14 @@ from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest
+from latteclip.data.images import open_rgb
 
 if TYPE_CHECKING:
     from latteclip.clip.classifier import Classifier
 
 GROUP_SIZE = 4
 SEED = 0  # of the groups
+GAP = 20 / 672  # between the cells of a grid, of its side: as in the paper's code
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,94 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """The R rows (images or groups) of a table, in columns: a million rows must fit."""
+class Layout:
+    """How the images of a request become the pictures that the model sees."""
 
-    images: pa.Table  # the index of the N training images
-    classnames: Sequence[str]
-    rows: np.ndarray  # int [R], the image that a row is about or was drawn for
-    members: np.ndarray  # int [R, images of a request]
-    labels: Sequence[int]  # N pseudo-labels; empty where the prompt names none
-    prompt: str  # {} is the pseudo-label
-    order: Sequence[int]  # rows to ask about, the first one first
-    # Rows that get an answer: those, and what a person answered if a model did before.
-    wanted: Collection[int]
+    canvas: int | None = None  # side of the square picture of several images, pixels
+    max_side: int | None = None  # a larger image is scaled down to this many pixels
+    # Then each picture is scaled to a square of this side, pixels.
+    square: int | None = None
+
+    def with_pictures(self, request: Request) -> Request:
+        """Give a request its pictures. UserError: an image is not as the index has it.
+
+        Worker processes read and decode the images ahead of the engine.
+        """
+        pairs = zip(request.paths, request.checksums, strict=True)
+        images = [
+            open_rgb(path, wanted=checksum, max_side=self.max_side)
+            for path, checksum in pairs
+        ]
+        return replace(request, pictures=self.pictures(images))
+
+    def pictures(self, images: list[Image.Image]) -> list[Image.Image]:
+        """Return the RGB pictures that the model sees of RGB images."""
+        if self.canvas:
+            images = [grid(images, self.canvas)]
+        if self.square is None:
+            return images
+        # Whatever the shape (bicubic), as LLaVA-1.6 does for its overview.
+        size = (self.square, self.square)
+        return [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+
+
+class Questions:
+    """A question about each image, or each group, of a shard without the test split.
+
+    There are R rows, in columns: a million rows must fit.
+    """
+
+    scoring = False  # whether requests have choices
+
+    def __init__(
+        self,
+        images_path: str,
+        pseudo_labels_path: str | None,
+        prompt: str,  # {} is the pseudo-label
+        layout: Layout,  # with a canvas, questions are about groups
+        shard: str,
+        *,
+        max_images: int | None,  # None: all are asked about
+        classifier_path: str | None,  # decides which images come first
+        answers_path: str | None,  # a person's answers
+    ) -> None:
+        self.prompt, self.layout, self.shard = prompt, layout, shard
+        # The index of the N training images.
+        self.images, self.classnames = tables.read_unlabelled(images_path, training=True)
+        image_ids = self.images["image_id"].to_pylist()
+        self.labels = list[int]()  # N pseudo-labels; empty where the prompt names none
+        if layout.canvas or PLACE in prompt:
+            if pseudo_labels_path is None:
+                raise UserError(
+                    f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
+                )
+            self.labels = tables.lookup_column(
+                pseudo_labels_path,
+                "pseudo_label",
+                self.images["image_id"],
+            ).to_pylist()
+        members = np.arange(len(image_ids))[:, None]
+        if (
+            layout.canvas
+        ):  # drawn over the whole dataset in every shard, so that shards agree
+            members = draw_groups(image_ids, self.labels)
+        number, of = map(int, shard.split("/"))
+        # The image that a row is about or was drawn for, and those of its request: int [R, n].
+        self.rows = np.flatnonzero([shard_of(name, of) == number for name in image_ids])
+        self.members = members[self.rows]
+        # Rows to ask about, the first one first.
+        self.order: Sequence[int] = range(len(self.rows))
+        # Rows that get an answer: those, and what a person answered if a model did before.
+        self.wanted: Collection[int] = self.order
+        if (
+            max_images is not None
+        ):  # every shard orders the whole dataset, so that shards agree
+            is_answered = self._answered(answers_path)
+            chosen = self._by_doubt(pseudo_labels_path, classifier_path)
+            chosen = chosen[~is_answered[chosen]][:max_images]
+            row_of = {image: row for row, image in enumerate(self.rows.tolist())}
+            self.order = [row_of[image] for image in chosen.tolist() if image in row_of]
+            self.wanted = {*self.order, *np.flatnonzero(is_answered[self.rows]).tolist()}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +159,15 @@ class Questions:
             return self.prompt
         return fill(self.prompt, self.classnames[self.labels[self.rows[row]]])
 
-    def request(self, row: int, prompt: str, choices: Choices | None = None) -> Request:
+    def request(self, row: int, *, again: bool) -> Request:
+        """Return the request about a row, or that after an answer that was empty or cut."""
+        raise NotImplementedError
+
+    def columns(self, row: int, answer: Any) -> dict[str, Any]:
+        """Return the columns of the table of answers; `answer` is None where none was wanted."""
+        raise NotImplementedError
+
+    def about(self, row: int, prompt: str, choices: Choices | None = None) -> Request:
         """Return a request about the images of a row, without its pictures."""
         paths, checksums = (self.of_members(row, name) for name in ("path", "checksum"))
         return Request(row, (), prompt, choices, paths, checksums)
@@ -90,90 +176,34 @@ class Questions:
         """Return a column of the index for the images of a row."""
         return [self.images[column][int(image)].as_py() for image in self.members[row]]
 
+    def _by_doubt(
+        self, pseudo_labels_path: str | None, classifier_path: str | None
+    ) -> np.ndarray:
+        """Return the N images, those with the least certain label by the classifier first.
 
-def questions_about(
-    images_path: str,
-    pseudo_labels_path: str | None,
-    shard: str,
-    *,
-    prompt: str = "",
-    are_groups: bool = False,
-    max_images: int | None = None,  # None: all are asked about
-    classifier_path: str | None = None,  # decides which images come first
-    answers_path: str | None = None,  # a person's answers
-) -> Questions:
-    """Return one question about each image, or each group, of a shard without the test split."""
-    table, classnames = tables.read_unlabelled(images_path, training=True)
-    image_ids = table["image_id"].to_pylist()
-    labels: list[int] = []
-    if are_groups or PLACE in prompt:
-        if pseudo_labels_path is None:
-            raise UserError(
-                f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
-            )
-        labels = tables.lookup_column(
-            pseudo_labels_path,
-            "pseudo_label",
-            table["image_id"],
-        ).to_pylist()
-    members = np.arange(len(image_ids))[:, None]
-    if are_groups:  # drawn over the whole dataset in every shard, so that shards agree
-        members = draw_groups(image_ids, labels)
-    number, of = map(int, shard.split("/"))
-    rows = np.flatnonzero([shard_of(name, of) == number for name in image_ids])
-    order: Sequence[int] = range(len(rows))
-    wanted: Collection[int] = order
-    if max_images is not None:  # every shard orders the whole dataset, so that shards agree
-        is_answered = _answered(table, classnames, answers_path)
-        chosen = _by_doubt(table, classnames, pseudo_labels_path, classifier_path)
-        chosen = chosen[~is_answered[chosen]][:max_images]
-        row_of = {image: row for row, image in enumerate(rows.tolist())}
-        order = [row_of[image] for image in chosen.tolist() if image in row_of]
-        wanted = {*order, *np.flatnonzero(is_answered[rows]).tolist()}
-    return Questions(
-        images=table,
-        classnames=classnames,
-        rows=rows,
-        members=members[rows],
-        labels=labels,
-        prompt=prompt,
-        order=order,
-        wanted=wanted,
-    )
+        Without a classifier, the order is random.
+        """
+        ids = self.images["image_id"]
+        if classifier_path is None or pseudo_labels_path is None:
+            return np.argsort([digest("ask", name) for name in ids.to_pylist()])
+        from latteclip.clip.classifier import load_classifier
 
+        classifier, _ = load_classifier(classifier_path, classnames=self.classnames)
+        _, margins = best_classes(pseudo_labels_path, ids, classifier, 1)
+        return np.argsort(margins, kind="stable")
 
-def _by_doubt(
-    table: pa.Table,
-    classnames: Sequence[str],
-    pseudo_labels_path: str | None,
-    classifier_path: str | None,
-) -> np.ndarray:
-    """Return the N images, those with the least certain label by the classifier first.
+    def _answered(self, answers_path: str | None) -> np.ndarray:
+        """Return which of the N images a person answered: bool [N]."""
+        if answers_path is None:
+            return np.zeros(len(self.images), bool)
+        from latteclip.labels.answers import UNSURE, AnswerSchema
 
-    Without a classifier, the order is random.
-    """
-    ids = table["image_id"]
-    if classifier_path is None or pseudo_labels_path is None:
-        return np.argsort([digest("ask", name) for name in ids.to_pylist()])
-    from latteclip.clip.classifier import load_classifier
-
-    classifier, _ = load_classifier(classifier_path, classnames=classnames)
-    _, margins = best_classes(pseudo_labels_path, ids, classifier, 1)
-    return np.argsort(margins, kind="stable")
-
-
-def _answered(
-    table: pa.Table, classnames: Sequence[str], answers_path: str | None
-) -> np.ndarray:
-    """Return which of the N images a person answered: bool [N]."""
-    if answers_path is None:
-        return np.zeros(len(table), bool)
-    from latteclip.labels.answers import UNSURE, AnswerSchema
-
-    saved = AnswerSchema(table, classnames).read(Path(answers_path))
-    known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
-    found: np.ndarray = pc.is_in(table["image_id"], pa.array(known, pa.string())).to_numpy()
-    return found
+        saved = AnswerSchema(self.images, self.classnames).read(Path(answers_path))
+        known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
+        found: np.ndarray = pc.is_in(
+            self.images["image_id"], pa.array(known, pa.string())
+        ).to_numpy()
+        return found
 
 
 def best_classes(
@@ -231,3 +261,25 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
             step += (groups[:, :turn] == drawn[:, None]).any(axis=1)
         groups[:, turn] = drawn
     return groups
+
+
+def grid(pictures: Sequence[Image.Image], canvas: int) -> Image.Image:
+    """Lay four RGB pictures out in a 2x2 grid on a black square (LatteCLIP, section 3.2).
+
+    Each is scaled to fit its cell without distortion (Lanczos) and centred in it. `canvas` is the
+    side of the square in pixels.
+    """
+    gap = round(canvas * GAP)
+    cell = (canvas - gap) // 2
+    step = cell + gap
+    square = Image.new("RGB", (canvas, canvas))
+    for position, picture in enumerate(pictures):
+        row, column = divmod(position, 2)
+        scale = min(cell / picture.width, cell / picture.height)
+        width = max(1, round(picture.width * scale))
+        height = max(1, round(picture.height * scale))
+        scaled = picture.resize((width, height), Image.Resampling.LANCZOS)
+        left = column * step + (cell - width) // 2
+        top = row * step + (cell - height) // 2
+        square.paste(scaled, (left, top))
+    return square

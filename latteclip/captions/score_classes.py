@@ -9,24 +9,22 @@ bias for a class, for which they need all images.
 import json
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
+from latteclip.captions.answers import write_answers
 from latteclip.captions.engine import Response, picture_layout, scores_of
 from latteclip.captions.questions import (
     Choices,
+    Layout,
     Questions,
     Request,
     best_classes,
-    questions_about,
 )
-from latteclip.captions.runner import write_answers
 from latteclip.clip.classifier import load_classifier
 from latteclip.config.keys import CaptionerSection, ScoresSection
-from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest
@@ -69,61 +67,69 @@ def score_classes(
         raise UserError(
             f"Scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it."
         )
-    images = questions_about(
+    questions = ClassQuestions(
         images_path,
         pseudo_labels_path,
+        class_embeddings_path,
+        scores,
+        prompt,
+        picture_layout(captioner),
         shard,
-        prompt=prompt,
-        max_images=scores.max_images,
         classifier_path=classifier_path,
         answers_path=answers_path,
     )
-    classifier, described = load_classifier(
-        class_embeddings_path, classnames=images.classnames
-    )
-    ids = images.images["image_id"]
-    k = _n_options(scores, len(images.classnames))
-    options, _ = best_classes(pseudo_labels_path, ids, classifier, k)
-    texts = ClassTemplates(**described["class_templates"])
-    questions = ClassQuestions(images, options[images.rows], scores, texts)
-    write_answers(
-        *(images, questions.request, questions.columns, tables.CLASS_SCORES),
-        *(picture_layout(captioner), captioner, output, store),
-        shard=shard,
-        labeller=labeller,
-        threads=threads,
-        scoring=True,
-    )
+    write_answers(questions, captioner, output, store, labeller, threads)
 
 
-def _n_options(scores: ScoresSection, n_classes: int) -> int:
-    """Return how many of CLIP's best classes are the options of an image."""
-    most = MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO
-    return n_classes if n_classes <= most else TOPK
+class ClassQuestions(Questions):
+    """Questions about the classes of the R images of a shard, of which K are options of each."""
 
+    scoring = True
 
-@dataclass(frozen=True)
-class ClassQuestions:
-    """The R images of a shard, and the K options of each."""
+    def __init__(
+        self,
+        images_path: str,
+        pseudo_labels_path: str,
+        class_embeddings_path: str,
+        scores: ScoresSection,
+        prompt: str,
+        layout: Layout,
+        shard: str,
+        *,
+        classifier_path: str | None,
+        answers_path: str | None,
+    ) -> None:
+        super().__init__(
+            *(images_path, pseudo_labels_path, prompt, layout, shard),
+            max_images=scores.max_images,
+            classifier_path=classifier_path,
+            answers_path=answers_path,
+        )
+        classifier, described = load_classifier(
+            class_embeddings_path, classnames=self.classnames
+        )
+        k = len(self.classnames)
+        if k > (MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO):
+            k = TOPK
+        best, _ = best_classes(pseudo_labels_path, self.images["image_id"], classifier, k)
+        self.options = best[self.rows]  # int32 [R, K]
+        self.settings = scores
+        # Of the classes, if decisions are asked for.
+        self.texts = ClassTemplates(**described["class_templates"])
 
-    images: Questions
-    options: np.ndarray  # int32 [R, K]
-    settings: ScoresSection
-    texts: ClassTemplates  # of the classes if decisions are asked for
-
-    def request(self, row: int) -> Request:
+    def request(self, row: int, *, again: bool) -> Request:
         """Return the request about an image."""
         names = self._names(row)
         kind = str(self.settings.kind)
         if kind == LIKELIHOOD:
             texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
-            return self.images.request(row, self.images.prompt, Choices(kind, texts))
+            return self.about(row, self.prompt, Choices(kind, texts))
         listed = [[names[i] for i in order] for order in self._orders(row)]
         texts, ask = letters_of(len(names)), letters_prompt
         if kind == DECISIONS:
             texts, ask = tuple(names), self._decision
         prompts = tuple(map(ask, listed))
-        return self.images.request(row, prompts[0], Choices(kind, texts, prompts))
+        return self.about(row, prompts[0], Choices(kind, texts, prompts))
 
     def _decision(self, options: Sequence[str]) -> str:
         """Return the question of a decision, in JSON: each option with its text and synonyms."""
@@ -141,7 +147,7 @@ class ClassQuestions:
             values = self._values(row, scores_of(answer))
         k = self.options.shape[1]
         return {
-            "image_id": self.images.id_of(row),
+            "image_id": self.id_of(row),
             "options": self.options[row].tolist() if values else [],
             "log_probabilities": values[:k],
             "none": values[k] if values[k:] else None,
@@ -158,12 +164,12 @@ class ClassQuestions:
 
     def _orders(self, row: int) -> list[list[int]]:
         names = self._names(row)
-        [checksum] = self.images.of_members(row, "checksum")
+        [checksum] = self.of_members(row, "checksum")
         content = checksum.hex()
         return [order_of(content, number, names) for number in range(ORDERS)]
 
     def _names(self, row: int) -> list[str]:
-        return [self.images.classnames[c] for c in self.options[row]]
+        return [self.classnames[c] for c in self.options[row]]
 
 
 def letters_of(n_options: int) -> tuple[str, ...]:

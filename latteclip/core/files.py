@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -201,8 +202,8 @@ def existing(path: str | Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def sqlite_uri(path: Path) -> str:
-    """Return the address of an SQLite file, which is created where it is absent.
+def sqlite_file(path: Path) -> sqlite3.Connection:
+    """Open an SQLite file, which is created where it is absent.
 
     SQLite takes a file system without locks for a locked file, unless the address says otherwise.
     """
@@ -214,7 +215,23 @@ def sqlite_uri(path: Path) -> str:
             lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:  # SQLite reports the others
         lacks_locks = error.errno in NO_LOCKS
-    return path.absolute().as_uri() + ("?nolock=1" if lacks_locks else "")
+    uri = path.absolute().as_uri() + ("?nolock=1" if lacks_locks else "")
+    with sqlite_errors(path):
+        return sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)
+
+
+@contextlib.contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors as a UserError, or as an OSError where the disk is full."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise UserError(
+            f"The cache {path} cannot be used ({error}); see that nothing else uses it and that "
+            "its disk can be written, or delete it: what it had is computed or asked for again."
+        ) from None
 
 
 def labeller_table(name: str) -> str:

@@ -26,7 +26,8 @@ from latteclip.core.files import (
     digest,
     read_object,
     replacing,
-    sqlite_uri,
+    sqlite_errors,
+    sqlite_file,
 )
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
@@ -225,15 +226,9 @@ def _decoded(
 def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a cache of decoded images."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with contextlib.closing(sqlite3.connect(sqlite_uri(path), uri=True)) as file:
-            file.execute(CREATE)
-            yield file
-    except sqlite3.Error as error:
-        raise UserError(
-            f"{path}, the cache of decoded images, cannot be used ({error}); free some space on "
-            "the disk, or delete the file, and rerun."
-        ) from None
+    with sqlite_errors(path), contextlib.closing(sqlite_file(path)) as file:
+        file.execute(CREATE)
+        yield file
 
 
 def read_cache(cache: sqlite3.Connection, stamps: Mapping[str, str]) -> dict[str, Decoded]:

@@ -10,8 +10,7 @@ from latteclip.captions.answers import (
     identity,
 )
 from latteclip.captions.engine import Response
-from latteclip.captions.pictures import Layout
-from latteclip.captions.questions import Request
+from latteclip.captions.questions import Layout, Request
 from latteclip.core import files
 from latteclip.core.errors import UserError
 

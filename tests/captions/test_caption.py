@@ -12,8 +12,7 @@ from support.captioning import (
 
 from latteclip.captions.caption import SHORTER, clean
 from latteclip.captions.engine import Response
-from latteclip.captions.pictures import grid
-from latteclip.captions.questions import draw_groups
+from latteclip.captions.questions import draw_groups, grid
 
 
 def same_picture(a, b):

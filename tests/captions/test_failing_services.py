@@ -91,7 +91,7 @@ ASKED = {"no credit": 1, "no quota": 2, "busy": 2 * MOST}
 @pytest.mark.parametrize("end", ENDS)
 def test_what_was_paid_for_is_kept_where_a_service_ends(ask, monkeypatch, capsys, end):
     """However long it lasts: requests are bounded, and a rerun asks for the rest alone."""
-    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", MOST)
+    monkeypatch.setattr("latteclip.captions.answers.MAX_CONSECUTIVE_FAILURES", MOST)
     status, _, body = ENDS[end]
     ask.fail(ENDS[end], lambda number: number >= PAID)
     assert ask() == 2
@@ -120,7 +120,7 @@ def every_second(pictures, failure):
 
 
 def test_refused_pictures_are_counted_and_no_failures(ask, monkeypatch):
-    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 2)
+    monkeypatch.setattr("latteclip.captions.answers.MAX_CONSECUTIVE_FAILURES", 2)
     ask.service.fail = every_second([], (422, {}, sentence("Flagged.")))
     for n_asked in (N, N // 2):  # a rerun asks about them alone
         ask.service.requests.clear()
@@ -133,7 +133,7 @@ def test_refused_pictures_are_counted_and_no_failures(ask, monkeypatch):
 
 @pytest.mark.parametrize("failure", [(200, {}, b'{"choices": ['), (504, {}, b"")], ids=str)
 def test_what_fails_is_asked_once_more_in_the_same_run(ask, monkeypatch, capsys, failure):
-    monkeypatch.setattr("latteclip.captions.engines.server.RETRIES", 0)
+    monkeypatch.setattr("latteclip.captions.engines.openai.RETRIES", 0)
     ask.fail(failure, lambda number: number in (1, 4))
     assert ask(max_failed=0.0) == 0
     assert ask.errors() == []
@@ -143,7 +143,7 @@ def test_what_fails_is_asked_once_more_in_the_same_run(ask, monkeypatch, capsys,
     ask.output.unlink()
     shutil.rmtree(ask.folder / "store")
     with monkeypatch.context() as patch:
-        patch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 2)
+        patch.setattr("latteclip.captions.answers.MAX_CONSECUTIVE_FAILURES", 2)
         assert ask(max_failed=0.5) == 0  # although each second question fails as well
     assert len(ask.errors()) == N // 2
     assert ask(max_failed=0.4) == 2
@@ -152,7 +152,7 @@ def test_what_fails_is_asked_once_more_in_the_same_run(ask, monkeypatch, capsys,
 
 
 def test_a_server_that_refuses_each_request_is_given_up(ask, monkeypatch, capsys):
-    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", MOST)
+    monkeypatch.setattr("latteclip.captions.answers.MAX_CONSECUTIVE_FAILURES", MOST)
     ask.fail((400, {}, sentence("Model other is unknown.")))
     assert ask() == 2
     printed = refusal(capsys)
@@ -182,7 +182,7 @@ def text_of(file):
 )
 def test_no_secret_is_left(ask, monkeypatch, capfd, status, failed, exit_status):
     """The server repeats the request in its errors."""
-    monkeypatch.setattr("latteclip.captions.engines.server.RETRIES", 0)
+    monkeypatch.setattr("latteclip.captions.engines.openai.RETRIES", 0)
     service = ask.service
     service.key = None
     monkeypatch.setenv(

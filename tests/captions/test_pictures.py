@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latteclip.captions.pictures import Layout, Preparer, data_url, grid
-from latteclip.captions.questions import Request
+from latteclip.captions.engines.openai import picture_parts
+from latteclip.captions.questions import Layout, Request, grid
 from latteclip.data.images import checksum
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
@@ -59,9 +59,10 @@ def with_metadata(path, kind):
 def test_a_server_gets_the_pixels_alone(tmp_path):
     file = with_metadata(tmp_path / "a", "JPEG")
     asked = Request(0, (), "", None, [str(file)], [checksum(file.read_bytes())])
-    [picture] = Preparer(Layout())(asked).pictures
+    shown = Layout().with_pictures(asked)
+    [picture], [part] = shown.pictures, picture_parts(shown)
     assert picture.size == (30, 40)  # upright
-    content = base64.b64decode(data_url(picture).partition(",")[2])
+    content = base64.b64decode(part["image_url"]["url"].partition(",")[2])
     assert PLACE.encode() not in content
     sent = Image.open(io.BytesIO(content))
     sent.load()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
-from latteclip.captions import caption, engine
+from latteclip.captions import answers, caption
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import Response
 from latteclip.captions.engine import scored as scored_answer
@@ -80,7 +80,7 @@ def recorder(monkeypatch):
         recorder.starts += 1
         return recorder
 
-    monkeypatch.setattr(engine, "start", start)
+    monkeypatch.setattr(answers, "start", start)
     return recorder
 
 

@@ -13,8 +13,7 @@ from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
 from latteclip.captions import engine as engines
-from latteclip.captions.pictures import Layout, lay_out
-from latteclip.captions.questions import Choices, Request
+from latteclip.captions.questions import Choices, Layout, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
@@ -142,7 +141,7 @@ SIZES = [(120, 90), (60, 100), (50, 50), (128, 128)]
 
 def pictures(paths):
     images = [open_rgb(path).resize(size) for path, size in zip(paths, SIZES, strict=True)]
-    squares = lay_out(images[:1], Layout(square=56)), lay_out(images, Layout(112))
+    squares = Layout(square=56).pictures(images[:1]), Layout(112).pictures(images)
     return [*([image] for image in images), *squares]
 
 

@@ -224,7 +224,7 @@ def started(kind, monkeypatch):
         monkeypatch.setenv(f"{variable}_API_KEY", KEY)
         service.key = KEY
         engines = "latteclip.captions.engines"
-        monkeypatch.setattr(f"{engines}.server.RETRIES", 1)
+        monkeypatch.setattr(f"{engines}.openai.RETRIES", 1)
         yield service
 
 

@@ -13,7 +13,7 @@ import openai
 from pydantic import BaseModel, Field
 
 from latteclip.captions.engine import Response, Tokens, scored
-from latteclip.captions.engines.server import ServerEngine, picture_parts
+from latteclip.captions.engines.openai import ServerEngine, picture_parts
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.terminal import decisions_address

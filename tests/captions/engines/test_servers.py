@@ -13,9 +13,9 @@ from support.captioning import SETTINGS as BASE
 from support.captioning import mean_colour
 from support.servers import sentence, serving
 
-from latteclip.captions import engine as engines
+from latteclip.captions import answers
 from latteclip.captions.engine import scores_of
-from latteclip.captions.engines import server
+from latteclip.captions.engines import openai
 from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
@@ -33,8 +33,8 @@ def picture(number):
 def engine(service, retries=2, **changes):
     settings = {**dict(BASE), "engine": service.engine, "model": service.model}
     settings |= {"batch_size": 4, **changes}
-    with mock.patch("latteclip.captions.engines.server.RETRIES", retries):
-        return engines.start(type(BASE)(**settings), 1)
+    with mock.patch("latteclip.captions.engines.openai.RETRIES", retries):
+        return answers.start(type(BASE)(**settings), 1)
 
 
 def requests(service, n):
@@ -75,7 +75,7 @@ def test_several_requests_are_under_way_and_each_gets_its_answer(service):
 def test_a_reply_that_does_not_end_is_an_error_of_its_request(
     service, monkeypatch, limit, value, reason
 ):
-    monkeypatch.setattr(server, limit, value)
+    monkeypatch.setattr(openai, limit, value)
     service.drip = 0.005
     failing(service, (200, {}, b" " * 500))
     assert reason in errors(service, 1)[0]

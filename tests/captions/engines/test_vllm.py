@@ -30,7 +30,7 @@ from pathlib import Path
 from support.commands import *
 from support.processes import nvidia_smi
 from support.captioning import changed
-from latteclip.captions import caption, engine as engines
+from latteclip.captions import answers as stage, caption
 from latteclip.cli import main
 
 def other(model, files):
@@ -39,7 +39,7 @@ def other(model, files):
     cleanup_dist_env_and_memory()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # starts twice as fast
     sizes = {"max_new_tokens": 12, "max_model_len": 1024}
-    engine = engines.start(changed(settings, model=str(model), **sizes), 1)
+    engine = stage.start(changed(settings, model=str(model), **sizes), 1)
     return answers_of(engine, files[:4]), read_by_vllm(engine, files[:4])
 
 if __name__ == "__main__":
@@ -49,9 +49,9 @@ if __name__ == "__main__":
     log = folder / "long.log"
     assert main.main(command(index, unfit, folder / "x.parquet", "--log", log)[1:]) == 2
 
-    start = engines.start
+    start = stage.start
     engine = start(settings, 1, scoring=True)
-    engines.start = lambda *_, **__: engine
+    stage.start = lambda *_, **__: engine
     files_of = (str(folder / "captions.parquet"), str(folder / "store"))
     caption.caption_images(index, None, PROMPT, settings, *files_of, threads=1)
     engine._tokens.text = lambda token: "A"  # as a capable model begins
@@ -66,7 +66,7 @@ if __name__ == "__main__":
         for choices in (letters, Choices("likelihood", ("a", "b")), None)
         for each in [dataclasses.replace(asked[0], prompt=long, choices=choices)]
     ]
-    engines.start = start
+    stage.start = start
     del engine
     found["others"] = {each.name: other(each, files) for each in sorted(Path(models).iterdir())}
     (folder / "found.json").write_text(json.dumps(found))
@@ -203,13 +203,13 @@ class Held:  # an LLM that answers late, and notes how many pixels it holds
         ]
 
 sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=Held)
-from latteclip.captions import engine
+from latteclip.captions import answers
 from latteclip.config.keys import CaptionerSection
 
 from latteclip.captions.questions import Request
 from PIL import Image
 
-captioner = engine.start(CaptionerSection(**json.loads(sys.argv[1])), 1)
+captioner = answers.start(CaptionerSection(**json.loads(sys.argv[1])), 1)
 large = Image.new("RGB", (1344, 1344))
 requests = [Request(number, [large], "?") for number in range(150)]
 assert {request.key for request, _ in captioner.answer(iter(requests))} == set(range(150))
