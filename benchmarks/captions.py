@@ -79,7 +79,7 @@ def settings_for(model: str | None) -> CaptionerSection:
 def make_images(folder: Path, n: int, side: int | None = None) -> str:
     """Write an index of n textures, no two files of the same bytes, and return its path."""
     shards = layers.PACKAGE / "demo" / "images"
-    _, split = read_split(shards, IndexSettings(kind="webdataset"))
+    split = read_split(shards, IndexSettings(kind="webdataset"))
     items = split.items[: min(n, DISTINCT)]
     contents = [read_bytes(shards / item.path) for item in items]
     if side is not None:

@@ -18,7 +18,7 @@ from latteclip.config.resolve import Dataset, Run
 from latteclip.core import run_options, tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
-from latteclip.data.folder_files import image_files
+from latteclip.data.images import image_files
 from latteclip.report.provenance import job_costs
 from latteclip.train.settings import recipe_for, steps_per_epoch
 

@@ -260,7 +260,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
     """Unpack the files of a tar up to its end mark and the checksum of its compression."""
     with tarfile.open(archive, tarinfo=HeaderOrEnd) as tar:
         for entry in tar_entries(tar):
-            if entry.isreg() and not entry.issparse():
+            if entry.isreg():
                 tar.extract(entry, folder, filter="data")
             elif not entry.isdir():
                 log.warning("%s: left out %r, a link or device.", archive, entry.name[:80])

@@ -1,4 +1,4 @@
-"""Read and decode images, in worker processes if there are many.
+"""Find, read and decode images, in worker processes if there are many.
 
 In a shard an image has the path `<shard>.tar#<first byte>+<bytes>`, read by one seek, or
 `<file>.parquet#<row group>+<row>`. The last row group is cached, since neighbouring rows are
@@ -28,9 +28,14 @@ import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latteclip.core.errors import UserError
+from latteclip.core.files import LITTER
 
 # HEIC, which phones write. A worker has one core, and never decodes the thumbnail instead.
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
+) | {".tif", ".tiff", ".webp"}
+LINKED = 2  # levels on which links to folders are followed, as class folders may be
 # Pillow knows many more formats, and runs programs for some of them.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
 MAX_PIXELS = 2**27  # pixels of one image, at most: twice 4 bytes each are 1 GiB
@@ -47,6 +52,41 @@ _LOCK = threading.Lock()
 _MEMBER = re.compile(
     r"(.+\.(tar|parquet))#(\d{1,18})\+(\d{1,18})", re.ASCII | re.DOTALL | re.IGNORECASE
 )
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file in lower case, such as .jpg."""
+    return os.path.splitext(name)[1].lower()
+
+
+def walk(
+    folder: str | Path, linked: int = LINKED, prefix: str = ""
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files in a folder and below it with their paths in it, sorted by these.
+
+    Litter is left out. Links to folders are followed on `linked` levels.
+    """
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if LITTER.match(entry.name):
+            continue
+        name = prefix + entry.name
+        if not entry.is_dir():
+            yield name, entry
+        elif linked > 0 or not entry.is_symlink():
+            yield from walk(entry.path, linked - 1, f"{name}/")
+
+
+def image_files(folder: str | Path) -> list[str]:
+    """Return the image files in a folder and below it by their paths in it."""
+    return [name for name, _ in walk(folder) if suffix_of(name) in IMAGE_SUFFIXES]
+
+
+def stamp(path: str | os.DirEntry[str]) -> str:
+    """Return size and time of a file, which no change of its content leaves as they were."""
+    state = os.stat(path)
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 class Member(NamedTuple):

@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import io
-import itertools
 import json
 import logging
 import math
@@ -31,14 +30,13 @@ from latteclip.core.files import (
 )
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
-from latteclip.data import find_duplicates, folder_files
+from latteclip.data import find_duplicates
 from latteclip.data import images as image_files
 from latteclip.data.images import Workers, checksum
 from latteclip.data.splits import Item, Split, read_split
 
 log = logging.getLogger(__name__)
-BATCH = 8192  # images written at a time
-CACHED_TOGETHER = 512  # images: a killed run loses no more
+BATCH = 2048  # images decoded and written at a time: a killed run loses no more
 # Beside the index, where Snakemake removes nothing. Other code that decodes has another cache.
 CODE = digest(inspect.getsource(image_files), inspect.getsource(find_duplicates))
 CACHE = f".decode_cache_{CODE[:16]}.sqlite"
@@ -90,12 +88,11 @@ def index_images(
     if classes_path is not None:
         proposed = {"class_list": os.path.abspath(classes_path), "class_names": None}
         settings = settings.model_copy(update=proposed)
-    place = folder_files.linked(folder)
-    images, split = read_split(Path(place), settings)
-    below = os.path.relpath(images, place)
-    if not below.startswith(os.pardir):
-        images = Path(folder, below)
-    metadata = _metadata(images, split, settings)
+    place = Path(folder).resolve()
+    split = read_split(place, settings)
+    below = os.path.relpath(split.folder, place)
+    images = split.folder if below.startswith(os.pardir) else Path(folder, below)
+    metadata = _metadata(split, settings)
     items = split.items
     if discovery_path is not None:
         left_out = {*read_object(discovery_path)["left_out"]}
@@ -137,20 +134,18 @@ def index_images(
     log.info("Indexed %d images: %s.", counts.total(), dict(counts))
 
 
-def _metadata(images: Path, split: Split, settings: IndexSettings) -> IndexMetadata:
-    """Return the class names, and which files of class folders are left out."""
+def _metadata(split: Split, settings: IndexSettings) -> IndexMetadata:
+    """Return the class names, and which files are left out."""
     names: list[str] = []
     if settings.class_names != DISCOVER:
         names = clean_classnames(split.names, settings.classname_replace)
     log.info("Classes: %s", one_line(", ".join(names)))
     named = zip(names, split.names, strict=True)
     written_names = {name: written for name, written in named if name != written}
-    others = Counter[str]()
-    if settings.kind == "folders":
-        others = folder_files.other_files(images)
+    others = dict(split.skipped.most_common())
     if others:
-        log.warning("Left out files that are no images, by suffix: %s.", dict(others))
-    return IndexMetadata(names, written_names, dict(others.most_common()))
+        log.warning("Left out files that are no images, by suffix: %s.", others)
+    return IndexMetadata(names, written_names, others)
 
 
 def _draw(items: Sequence[Item], limit: int) -> list[Item]:
@@ -168,7 +163,7 @@ def _check(
     items: Sequence[Item],
     counts: Mapping[str, int],
     max_corrupt: float,
-    folder: str,
+    folder: Path,
 ) -> None:
     """Raise UserError where too many images are broken, or a needed split has none left."""
     if broken:
@@ -214,12 +209,10 @@ def _decoded(
     decoded = read_cache(cache, stamps)
     progress.skip(len(decoded))
     new = [path for path in stamps if path not in decoded]
-    results = zip(new, workers.in_order(new), strict=True)
-    while batch := dict(itertools.islice(results, CACHED_TOGETHER)):
-        decoded |= batch
-        write_cache(cache, batch, stamps)
-        progress.add(len(batch))
-    return decoded
+    found = dict(zip(new, workers.in_order(new), strict=True))
+    write_cache(cache, found, stamps)
+    progress.add(len(found))
+    return decoded | found
 
 
 @contextlib.contextmanager
@@ -256,6 +249,6 @@ def write_cache(
 def _stamp(path: str) -> str:
     """Return size and time of the file that holds an image, "" where there is none."""
     try:
-        return folder_files.stamp(os.stat(image_files.container_of(path)))
+        return image_files.stamp(image_files.container_of(path))
     except OSError:
         return ""

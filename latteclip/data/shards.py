@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from latteclip.core.errors import UserError, first_line
 from latteclip.data import images
-from latteclip.data.folder_files import IMAGE_SUFFIXES, suffix_of, walk
+from latteclip.data.images import IMAGE_SUFFIXES, suffix_of, walk
 
 # Suffixes of shards, by kind of split.
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -73,6 +73,8 @@ def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (entry := tar.next()) is not None:
         if entry.size < 0 or tar.offset <= offset:
             raise tarfile.ReadError("an entry leads back to an earlier one")
+        if entry.issparse():
+            raise tarfile.ReadError("a sparse file")
         if len(tar.pax_headers) > MAX_GLOBALS:
             raise tarfile.ReadError(f"more than {MAX_GLOBALS} global headers")
         offset = tar.offset
@@ -90,12 +92,11 @@ def find_shards(folder: Path, kind: str, globs: Mapping[Any, str]) -> dict[str, 
         split_of |= dict.fromkeys(sorted(fitting), split)
     if split_of:
         return split_of
-    for name in sorted(
-        name for name, _ in walk(folder) if suffix_of(name) == SUFFIXES[kind]
-    ):
-        words = WORD.findall(name.lower())
-        split = words[-1] if words else ""
-        split_of[name] = "val" if split == "dev" else split
+    for name, _ in walk(folder):
+        if suffix_of(name) == SUFFIXES[kind]:
+            words = WORD.findall(name.lower())
+            split = words[-1] if words else ""
+            split_of[name] = "val" if split == "dev" else split
     nameless = [name for name, split in split_of.items() if not split]
     if not split_of or 0 < len(nameless) < len(split_of):
         raise UserError(
@@ -114,15 +115,15 @@ def read_shard(
     the field of JSON that is one.
     """
     try:
-        if kind == "parquet":
-            return list(_parquet_samples(shard, label)), _described_classes(shard, label)
-        return list(_tar_samples(shard, label)), ()
-    except UserError:
-        raise
+        if kind == "webdataset":
+            return list(_tar_samples(shard, label)), ()
+        with pq.ParquetFile(shard) as file:
+            return list(_parquet_samples(file, label)), _described_classes(file, label)
     except Exception as error:  # tarfile raises errors of many kinds on damaged headers
         raise UserError(
             f"{shard} is neither a complete tar without compression nor a Parquet file of images "
-            f"as `datasets` writes it ({first_line(error)}); download or write it again."
+            f"as `datasets` writes it ({first_line(error)}); download or write it again, or set "
+            "split.label to its labels."
         ) from None
 
 
@@ -130,33 +131,27 @@ def _tar_samples(shard: Path, label: str | None) -> Iterator[Sample]:
     """Yield the images of a tar in order."""
     suffix_of_labels, _, json_field = (label or "cls").partition(":")
     with shard.open("rb") as file, tarfile.open(shard, "r:", tarinfo=HeaderOrEnd) as tar:
-        for key, group in itertools.groupby(_tar_parts(tar, shard), itemgetter(0)):
+        for key, group in itertools.groupby(_tar_parts(tar), itemgetter(0)):
             parts = {suffix: entry for _, suffix, entry in group}
             labels = parts.get(suffix_of_labels.lower())
-            text = _tar_label(file, labels, json_field, shard) if labels else None
+            text = _tar_label(file, labels, json_field) if labels else None
             for suffix, image in parts.items():
                 if f".{suffix}" in IMAGE_SUFFIXES:
                     yield f"{key}.{suffix}", f"{image.offset_data}+{image.size}", text
 
 
-def _tar_parts(
-    tar: tarfile.TarFile, shard: Path
-) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _tar_parts(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Yield the parts of samples: key, suffix in lower case, and entry."""
     for entry in tar_entries(tar):
-        if entry.isdir():
-            continue
-        if not entry.isreg() or entry.issparse():
-            raise UserError(
-                f"{shard} contains {entry.name[:80]!r}, which is not a plain file and is refused."
-            )
         # A key is a path up to the first dot of its last part.
         part = PART.fullmatch(entry.name.removeprefix("./"))
-        if part:  # neither hidden nor of no sample
+        if not entry.isreg() and not entry.isdir():
+            raise tarfile.ReadError(f"{entry.name[:80]!r} is not a plain file")
+        if part and entry.isreg():  # neither hidden nor of no sample
             yield part[1], part[2].lower(), entry
 
 
-def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str, shard: Path) -> str:
+def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str) -> str:
     """Read a part that holds a number or a class name, in a field of JSON if one is named."""
     file.seek(entry.offset_data)
     try:
@@ -167,46 +162,37 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str, shard: P
         label.encode()  # JSON may name half of a character
         return label
     except (ValueError, LookupError, TypeError, RecursionError):
-        what = f"JSON with the field {json_field!r}" if json_field else "text in UTF-8"
-        raise UserError(
-            f"{shard}: {entry.name} is not {what} of at most {MAX_LABEL} bytes; set "
-            "split.label to the labels."
+        form = f"JSON with {json_field!r}" if json_field else "text in UTF-8"
+        raise ValueError(
+            f"{entry.name[:80]!r} is not {form} of {MAX_LABEL} bytes"
         ) from None
 
 
-def _parquet_samples(shard: Path, label: str | None) -> Iterator[Sample]:
-    """Yield the images of a Parquet file in order."""
-    column = label or "label"
-    with pq.ParquetFile(shard) as file:
-        images.image_column(file)
-        schema = file.schema_arrow
-        if file.metadata.num_rows > MAX_ROWS:
-            raise ValueError(f"it has more than {MAX_ROWS} rows")
-        if label and label not in schema.names:
-            raise ValueError(f"it has no column {label!r} but {schema.names}")
-        number = itertools.count()
-        for group in range(file.num_row_groups):
-            for row, value in enumerate(_parquet_labels(file, group, column)):
-                yield str(next(number)), f"{group}+{row}", value
+def _parquet_samples(file: pq.ParquetFile, label: str | None) -> Iterator[Sample]:
+    """Yield the images of a Parquet file in order, with None where it has no column of labels."""
+    column, schema = label or "label", file.schema_arrow
+    images.image_column(file)
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    if sum(map(abs, sizes)) > MAX_ROWS:
+        raise ValueError(f"it has more than {MAX_ROWS} rows")
+    if label and label not in schema.names:
+        raise ValueError(f"it has no column {label!r} but {schema.names}")
+    number = itertools.count()
+    for group, size in enumerate(sizes):
+        labels: Iterable[Any] = itertools.repeat(None, size)
+        if column in schema.names:
+            # Numbers take little memory, however many they are. Others are read one by one.
+            is_number = pa.types.is_integer(schema.field(column).type)
+            pieces = images.rows(file, group, column, LABELS_AT_ONCE if is_number else 1)
+            labels = itertools.chain.from_iterable(map(pa.Array.to_pylist, pieces))
+        for row, value in enumerate(labels):
+            yield str(next(number)), f"{group}+{row}", value
 
 
-def _parquet_labels(file: pq.ParquetFile, group: int, column: str) -> Iterator[Any]:
-    """Yield the labels of a row group, None where there is no such column."""
-    schema = file.schema_arrow
-    if column not in schema.names:
-        yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
-        return
-    # Numbers take little memory, however many they are. Other values are read one by one.
-    are_numbers = pa.types.is_integer(schema.field(column).type)
-    at_once = LABELS_AT_ONCE if are_numbers else 1
-    for labels in images.rows(file, group, column, at_once):
-        yield from labels.to_pylist()
-
-
-def _described_classes(shard: Path, label: str | None) -> tuple[str, ...]:
+def _described_classes(file: pq.ParquetFile, label: str | None) -> tuple[str, ...]:
     """Return the class names in label order that a Parquet file describes, if any."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        features = json.loads(pq.read_schema(shard).metadata[FEATURES])["info"]["features"]
+        features = json.loads(file.schema_arrow.metadata[FEATURES])["info"]["features"]
         names = features[label or "label"]["names"]
         return TypeAdapter(tuple[str, ...]).validate_python(names)
     return ()

@@ -6,6 +6,7 @@ folders or from shards (`shards`).
 
 import hashlib
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ from latteclip.core.files import (
     from_json,
     lines_of,
 )
-from latteclip.data import folder_files, images, shards
-from latteclip.data.folder_files import IMAGE_SUFFIXES, inside
+from latteclip.data import shards
+from latteclip.data.images import IMAGE_SUFFIXES, image_exists, suffix_of, walk
 
 TEST_FRACTION = 0.3  # of labelled images, where nothing says which are for testing
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
@@ -58,17 +59,21 @@ class Item(NamedTuple):
 class Split(NamedTuple):
     """Images, and class names as the dataset writes them, in label order."""
 
+    folder: Path  # of the images
     items: list[Item]
     names: list[str]
+    skipped: Counter[str]  # by suffix, files of class folders that are no images
 
 
-def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
-    """Return the folder of images and the split of a dataset's folder.
+def read_split(root: Path, settings: IndexSettings) -> Split:
+    """Return the split of a dataset's folder.
 
     Raises UserError where the split does not fit its form, the folder or the expected counts.
     """
+    files: list[str] = []
     if settings.kind == "folders":
-        names, rows = _read_class_folders(root, settings)
+        files = [name for name, _ in walk(root / settings.images)]
+        names, rows = _read_class_folders(root, settings, files)
     elif settings.kind in shards.SUFFIXES:
         names, rows = _read_shards(root, settings)
     else:
@@ -76,7 +81,8 @@ def read_split(root: Path, settings: IndexSettings) -> tuple[Path, Split]:
     items = _labelled(rows, names, root)
     _check(items, names, settings.counts, root)
     some = [item.path for item in items[:: len(items) // 2 or 1]]
-    return _folder_with(root, settings.images, some), Split(items, names)
+    folder = _folder_with(root, settings.images, some)
+    return Split(folder, items, names, _skipped(files))
 
 
 def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Item]:
@@ -88,7 +94,7 @@ def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Ite
     label_of |= {name: number for number, name in enumerate(names)}
     items = []
     for image_id, split, value, path in rows:
-        inside(image_id, root)
+        _check_inside(image_id, root)
         if isinstance(value, list | dict) or value not in label_of:
             raise UserError(
                 f"{root}: {image_id} has the label {str(value)[:80]!r}, none of the {len(names)} "
@@ -101,6 +107,17 @@ def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Ite
             split = "test" if label is not None and drawn < TEST_FRACTION else "train"
         items.append(Item(image_id, split, label, path))
     return items
+
+
+def _check_inside(name: str, root: Path) -> None:
+    """Raise UserError where a name in a list, shard or folder leads out of the folder of images."""
+    leads_out = name.startswith("/") or ".." in name.split("/")
+    is_utf8 = name.encode(errors="ignore").decode() == name
+    if not name or leads_out or "\0" in name or not is_utf8:
+        raise UserError(
+            f"{root}: {name!r} is not a path in UTF-8 inside the folder of images (split.images "
+            "sets that folder)."
+        )
 
 
 def _check(
@@ -127,7 +144,7 @@ def _folder_with(root: Path, name: str | Path, wanted: Sequence[str]) -> Path:
     # Mirrors pack the same files under other top folders.
     deeper = (sorted(root.glob("*/" * depth)) for depth in range(1, DEPTH + 1))
     for folder in itertools.chain([root / name, root], *deeper):
-        if any(images.image_exists(folder / file) for file in wanted):
+        if any(image_exists(folder / file) for file in wanted):
             return folder
     raise UserError(
         f"{wanted[0]} is neither in {root / name} nor in the folders below {root}."
@@ -158,9 +175,6 @@ def _sorted_names(labels: Iterable[str], root: Path) -> list[str]:
             f"{CLASSES}, or, in a table, in a column classname."
         )
     return names
-
-
-# A file that lists images.
 
 
 def _read_table(root: Path, settings: IndexSettings) -> Listing:
@@ -230,17 +244,23 @@ def _table_names(table: Sequence[TableRow], root: Path) -> list[str]:
     return [name_of[number] for number in numbers]
 
 
-# Class folders.
+def _skipped(files: Iterable[str]) -> Counter[str]:
+    """Count the files that are no images, but classes.txt, by suffix."""
+    suffixes = (suffix_of(name) for name in files if os.path.basename(name) != CLASSES)
+    others = (suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
+    return Counter(suffix if suffix.isascii() else "other" for suffix in others)
 
 
-def _read_class_folders(root: Path, settings: IndexSettings) -> Listing:
+def _read_class_folders(
+    root: Path, settings: IndexSettings, files: Iterable[str]
+) -> Listing:
     """Read class folders: {train,val,test}/<class>/..., or <class>/... in the folder of images.
 
     A list of classes gives the names and their order. Folders match its names after clean-up.
     Images outside of class folders are unlabelled.
     """
     folder = root / settings.images
-    found = _in_folders(folder)
+    found = _in_folders(name for name in files if suffix_of(name) in IMAGE_SUFFIXES)
     train, test = (
         {n for s, n, _ in found if s == split and n} for split in ("train", "test")
     )
@@ -269,18 +289,15 @@ def _read_class_folders(root: Path, settings: IndexSettings) -> Listing:
     return names, rows
 
 
-def _in_folders(folder: Path) -> list[tuple[str, str, str]]:
+def _in_folders(files: Iterable[str]) -> list[tuple[str, str, str]]:
     """Return the split, class folder and image_id of each image, in this order.
 
     "" stands for images outside of class folders, and for all splits where no folder is one.
     """
-    places = map(_IN_FOLDERS.fullmatch, folder_files.image_files(folder))
+    places = map(_IN_FOLDERS.fullmatch, files)
     found = [(place[1] or "", place[2] or "", place[0]) for place in places if place]
     in_splits = [row for row in found if row[0]]
     return sorted(in_splits or found, key=lambda row: (("", *SPLITS).index(row[0]), row[1]))
-
-
-# Shards.
 
 
 def _read_shards(root: Path, settings: IndexSettings) -> Listing:

@@ -25,7 +25,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
-from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
+from latteclip.data.images import IMAGE_SUFFIXES, image_files
 from latteclip.deploy.guaranteed_predictions import abstention_threshold, result_file
 
 log = logging.getLogger(__name__)

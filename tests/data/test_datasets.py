@@ -95,9 +95,9 @@ def test_each_of_the_ten_is_fetched_unpacked_and_read(key, host, tmp_path, caplo
     given = DownloadSettings(**jobs.download_dataset(found))
     download_dataset(key, given, str(tmp_path / "data"))
     settings = IndexSettings(**jobs.index_images(found))
-    folder, split = read_split(tmp_path / "data", settings)
+    split = read_split(tmp_path / "data", settings)
     assert {item.image_id: item.label for item in split.items} == TRAIN | TEST
-    assert all((folder / item.path).is_file() for item in split.items)
+    assert all((split.folder / item.path).is_file() for item in split.items)
     assert split.names == NAMES
     values = own_file(key)["datasets"][key]
     assert f"licence: {values['licence']}" in caplog.text

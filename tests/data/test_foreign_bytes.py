@@ -221,7 +221,7 @@ def read_of_shard(kind, content):
     with tempfile.TemporaryDirectory() as place:
         Path(place, f"a{SUFFIXES[kind]}").write_bytes(content)
         Path(place, "classes.txt").write_text("a\nb")
-        _, split = read_split(Path(place), IndexSettings(kind=kind))
+        split = read_split(Path(place), IndexSettings(kind=kind))
         return [
             (_bytes_or_none(Path(place, item.path)), item.label) for item in split.items
         ]
@@ -251,6 +251,24 @@ def test_no_byte_of_a_parquet_file_ends_the_process():
         other = bytearray(content)
         other[place] = (content[place] + 1) % 256
         check(partial(read_of_shard, "parquet", bytes(other)))
+
+
+def with_rows_of_a_group(content, n):
+    """A Parquet file of two rows whose footer says that its row group has n."""
+    end = len(content) - 8
+    start = end - int.from_bytes(content[end : end + 4], "little")
+    # The last of its fields 3 of 8 bytes, in Thrift's compact form, with the value 2.
+    place = content.rindex(b"\x16\x04", start, end) + 1
+    number = bytes(n * 2 >> shift & 127 | 128 for shift in range(0, 35, 7)) + b"\x00"
+    footer = content[start:place] + number + content[place + 1 : end]
+    return content[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def test_a_row_group_of_more_rows_than_it_can_have_is_refused():
+    content = with_rows_of_a_group(
+        parquet_bytes([b"one", b"two"], [0, 1], column="other"), 10**10
+    )
+    assert check(partial(read_of_shard, "parquet", content)) is None
 
 
 NAMES = st.sampled_from(

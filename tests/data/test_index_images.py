@@ -86,7 +86,7 @@ import os, signal, sys
 from pathlib import Path
 from support.image_folders import index
 from latteclip.data import images, index_images
-images.CHUNK, index_images.CACHED_TOGETHER = 1, 3
+images.CHUNK, index_images.BATCH = 1, 3
 put, pieces = index_images.write_cache, []
 def killing(*args):
     put(*args)

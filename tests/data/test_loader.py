@@ -39,7 +39,7 @@ def test_forked_workers_read_shards(tmp_path):
     (tmp_path / "classes.txt").write_text("a\nb")
     wanted = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
     for kind in ("webdataset", "parquet"):
-        _, split = read_split(tmp_path, IndexSettings(kind=kind))
+        split = read_split(tmp_path, IndexSettings(kind=kind))
         files = ImageFiles([str(tmp_path / item.path) for item in split.items], np.asarray)
         np.testing.assert_array_equal(files[3][1], wanted[3])
         keys = [range(start, 40, 8) for start in range(8)]

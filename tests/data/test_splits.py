@@ -9,7 +9,7 @@ from latteclip.data.splits import read_split
 
 
 def read(root, kind="folders", **settings):
-    return read_split(root, IndexSettings(kind=kind, **settings))[1]
+    return read_split(root, IndexSettings(kind=kind, **settings))
 
 
 def listed(split):

@@ -132,7 +132,7 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
         samples = [(str(n), {"png": content}) for n, content in enumerate(contents)]
         tar_shard(Path("d", "a.tar"), samples)
         Path("d", "classes.txt").write_text("a\nb")
-    _, split = read_split(Path("d"), IndexSettings(kind=kind))
+    split = read_split(Path("d"), IndexSettings(kind=kind))
     rewrite_index([f"d/{item.path}" for item in split.items])
     with pytest.raises(UserError, match="Label Studio"):
         export_labels(".", "label-studio", str(tmp_path / "tasks"))
