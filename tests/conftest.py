@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 from support import warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tiny tensors: more threads only wait for each other. Also of processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Of tests with random cases: seconds in all for `make test`, minutes for `make fuzz`.
 mild = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -43,12 +45,6 @@ def pytest_configure(config):
     """One folder of warm processes for all workers of pytest-xdist, which inherit what is set."""
     if not hasattr(config, "workerinput"):
         os.environ |= {warm.FOLDER: tempfile.mkdtemp(), warm.OWNER: str(os.getpid())}
-
-
-def pytest_collection_finish():
-    import torch
-
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 def pytest_unconfigure(config):

@@ -1,6 +1,5 @@
 """A run that is killed ends with what an unbroken run gives."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,14 @@ from support.commands import SETTINGS, command, read
 from support.servers import ChatServer
 from support.tiny import write_index, write_pictures
 
+from latteclip.cli import main
+
 N, CONCURRENCY = 120, 4
 
 
 @pytest.fixture
-def start(server, tmp_path):
-    """Starts caption-images, with a cache of the given name."""
+def arguments(server, tmp_path):
+    """Of caption-images, with a cache and an output of the given name."""
     files = write_pictures(tmp_path / "pictures", N, size=(6, 5))
     index = write_index(
         tmp_path / "i.parquet", files, ["train"] * N, [None] * N, ["a", "b"]
@@ -28,28 +29,24 @@ def start(server, tmp_path):
     # Texts of 4 words fit.
     changes = {"engine": "openai", "model": ChatServer.model, "max_new_tokens": 4}
     settings = changed(SETTINGS, batch_size=CONCURRENCY, **changes)
-
-    def start(name):
-        output = tmp_path / f"{name}.parquet"
-        arguments = command(index, settings, output, prompt="See?")
-        arguments[0] = Path(sys.executable).with_name("latteclip")  # with its processes
-        options = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_interrupts}
-        return subprocess.Popen(arguments, env=dict(os.environ), **options), output
-
-    return start
+    return lambda name: command(index, settings, tmp_path / name, prompt="See?")
 
 
-def finish(process, output):
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+def run(words, output):
+    assert main.main(words) == 0
     return read(output)
 
 
-def stop_after(process, output, server, n, number):
-    """Send the signal once the server has answered n more requests; the exit status.
+def stop_after(words, output, server, n, number):
+    """Send the signal once the server has answered n requests; the exit status.
 
     No process that decodes images outlives it.
     """
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("latteclip"), *words],  # with its own processes
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
+    )
     wanted = server.answered + n
 
     def slow(*_):
@@ -71,10 +68,13 @@ def stop_after(process, output, server, n, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_asks_again_what_was_under_way_alone(start, server, number):
-    unbroken = finish(*start("unbroken"))
+def test_a_killed_run_asks_again_what_was_under_way_alone(
+    arguments, server, tmp_path, number
+):
+    unbroken = run(arguments("unbroken"), tmp_path / "unbroken")
     assert len(server.requests) == N
-    status = stop_after(*start("broken"), server, N // 4, number)
+    broken = arguments("broken"), tmp_path / "broken"
+    status = stop_after(*broken, server, N // 4, number)
     assert status == (143 if number == signal.SIGTERM else -number)
-    assert finish(*start("broken")) == unbroken
+    assert run(*broken) == unbroken
     assert len(server.requests) - N <= N + CONCURRENCY  # answers may be paid

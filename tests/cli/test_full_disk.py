@@ -57,8 +57,7 @@ def test_captioning(tmp_path):
     captions.write_text("\n".join(["image_id,caption", *rows]))
     own = changed(SETTINGS, engine="file", images_file=str(captions))
     disk = tmp_path / "disk"
-    # Not by a process that is running already, which does not see this disk.
-    words = ["-m", "latteclip", *command(index, own, disk / "captions.parquet")[1:]]
+    words = ["-m", "latteclip", *command(index, own, disk / "captions.parquet")]
     assert is_about_space(on_small_disk(disk, 4, sys.executable, *words))
 
 

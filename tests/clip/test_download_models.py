@@ -3,6 +3,7 @@
 In processes of their own, for huggingface_hub reads its environment when it is imported.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,17 +15,19 @@ from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone, write_encoder
 from support.web import COMMIT, Host
 
 TOKEN = "hf_tokenThatMayNotBeShown"
-COMMAND = """
-import sys
+# It prints the exit statuses, and does not wait between retries.
+DOWNLOAD = """
+import json, sys, time
+time.sleep = lambda seconds: None
 from latteclip.cli.main import main
-sys.exit(main())
+print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
 """
 ENCODE = """
-import sys, torch
+import torch
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-found = clips.load(sys.argv[1], sys.argv[2] or None, torch.device("cpu"))
-print(encode.encode_texts(found, found.tokenizer(["a photo of a red thing"])).norm().item())
+clip = clips.load("hf-hub:me/both", None, torch.device("cpu"))
+print(encode.encode_texts(clip, clip.tokenizer(["a photo of a red thing"])).norm().item())
 """
 
 
@@ -39,12 +42,17 @@ class Hub(Host):
         super().__init__()
         self.folder = folder
         self.cache = folder / "hf"
-        self.note = folder / "note.json"
-        self.prelude = ""
+        self.note = folder / "0.json"
 
-    def python(self, code, *arguments, offline=False):
-        return subprocess.run(
-            [sys.executable, "-c", self.prelude + code, *map(str, arguments)],
+    def download(self, *models, offline=False, then=""):
+        """`latteclip download-model` of each: exit statuses, what it said, what `then` printed."""
+        notes = [self.folder / f"{number}.json" for number in range(len(models))]
+        commands = [
+            ["download-model", "--settings", json.dumps(model), "--output", str(note)]
+            for model, note in zip(models, notes, strict=True)
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", DOWNLOAD + then, json.dumps(commands)],
             env={
                 **os.environ,
                 "HF_ENDPOINT": self.url,
@@ -57,15 +65,20 @@ class Hub(Host):
             text=True,
             check=False,
         )
-
-    def download(self, kind, offline=False, **settings):
-        """`latteclip download-model`; its exit status and what it said."""
-        options = ["--settings", json.dumps({"kind": kind, **settings})]
-        options += ["--output", self.note]
-        done = self.python(COMMAND, "download-model", *options, offline=offline)
+        assert done.returncode == 0, done.stderr
         assert TOKEN not in done.stdout + done.stderr
-        assert self.note.exists() == (done.returncode == 0)
-        return done.returncode, done.stderr
+        first, *printed = done.stdout.splitlines()
+        statuses = json.loads(first)
+        assert [note.exists() for note in notes] == [status == 0 for status in statuses]
+        return statuses, done.stderr, printed
+
+    def refusals(self, *models):
+        """The one sentence about each model, none of which can be fetched."""
+        statuses, said, _ = self.download(*models)
+        assert statuses == [2] * len(models), said
+        sentences = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert len(sentences) == len(models) and "Traceback" not in said
+        return sentences
 
     def noted(self):
         return json.loads(self.note.read_text())
@@ -89,21 +102,6 @@ def gone(tmp_path):
         return hub
 
 
-def refusal(told):
-    """The one sentence of a command that failed."""
-    status, said = told
-    assert status == 2, said
-    [sentence] = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in said
-    return sentence
-
-
-def assert_encodes_offline(hub, model, pretrained=""):
-    done = hub.python(ENCODE, model, pretrained, offline=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(1, abs=1e-5)
-
-
 def test_a_clip_repo_is_fetched_loaded_and_noted_again_offline(gone, tmp_path):
     """Its text tower is of transformers: the configuration is fetched, the weights are not."""
     write_backbone("hf_mean", tmp_path / "both")
@@ -114,11 +112,12 @@ def test_a_clip_repo_is_fetched_loaded_and_noted_again_offline(gone, tmp_path):
         "hf_tokenizer_name": "me/both",
     }
     files["open_clip_config.json"] = json.dumps(config).encode()
+    both = {"kind": "clip", "model": "hf-hub:me/both"}
     with gone.running():
         gone.serve_repo("me/both", {**files, "open_clip_pytorch_model.bin": b"a pickle"})
         gone.serve_repo("me/bert", contents(tmp_path / "both" / "text_tower"))
-        status, said = gone.download("clip", model="hf-hub:me/both")
-        assert status == 0 and str(gone.cache / "hub") in said, said
+        statuses, said, _ = gone.download(both)
+        assert statuses == [0] and str(gone.cache / "hub") in said, said
     note = gone.noted()
     commits = {"me/both": COMMIT, "me/bert": COMMIT}
     assert note == {
@@ -128,16 +127,11 @@ def test_a_clip_repo_is_fetched_loaded_and_noted_again_offline(gone, tmp_path):
         "commits": commits,
     }
     assert "open_clip_pytorch_model.bin" not in gone.fetched()
-    assert_encodes_offline(gone, "hf-hub:me/both")
-    gone.prelude = "import time; time.sleep = lambda seconds: None\n"  # between retries
     for offline in (True, False):  # the hub may be asked, and is silent
         gone.note.unlink()
-        assert gone.download("clip", offline=offline, model="hf-hub:me/both")[0] == 0
+        statuses, _, [norm] = gone.download(both, offline=offline, then=ENCODE)
+        assert statuses == [0] and float(norm) == pytest.approx(1, abs=1e-5)
         assert gone.noted() == note
-
-
-def serve_captioner(hub, **more):
-    hub.serve_repo("me/llava", {**contents(DEMO_LLAVA), **more})
 
 
 OTHER_FORMATS = {
@@ -149,9 +143,9 @@ OTHER_FORMATS = {
 
 
 def test_only_the_files_of_a_captioner_that_engines_read_are_fetched(hub):
-    serve_captioner(hub, **OTHER_FORMATS)
-    status, said = hub.download("captioner", model="me/llava")
-    assert status == 0, said
+    hub.serve_repo("me/llava", {**contents(DEMO_LLAVA), **OTHER_FORMATS})
+    statuses, said, _ = hub.download({"kind": "captioner", "model": "me/llava"})
+    assert statuses == [0], said
     assert hub.noted()["commits"] == {"me/llava": COMMIT}
     assert contents(DEMO_LLAVA).keys() <= hub.fetched()
     assert not hub.fetched() & (OTHER_FORMATS.keys() - {"onnx/config.json"})
@@ -165,26 +159,26 @@ def test_only_the_files_of_a_captioner_that_engines_read_are_fetched(hub):
     ],
 )
 def test_a_repo_that_cannot_be_reached_is_one_sentence(gone, kind, model, refused):
-    if refused is None:
-        sentence = refusal(gone.download(kind, model=model))
-    else:
+    if refused:
         gone.refused = {"/me/": refused, "/api/models/me/": refused}
-        with gone.running():
-            sentence = refusal(gone.download(kind, model=model))
+    with gone.running() if refused else contextlib.nullcontext():
+        [sentence] = gone.refusals({"kind": kind, "model": model})
     assert model in sentence and "HF_TOKEN" in sentence and "HF_ENDPOINT" in sentence
 
 
-@pytest.mark.parametrize("kind", ["clip", "captioner", "image_encoder"])
-def test_a_repo_without_safetensors_is_refused(hub, tmp_path, kind):
+def test_repos_without_safetensors_are_refused(hub, tmp_path):
     write_encoder(tmp_path / "encoder")
-    folder = {
+    folders = {
         "clip": DEMO_CLIP,
         "captioner": DEMO_LLAVA,
         "image_encoder": tmp_path / "encoder",
-    }[kind]
-    files = contents(folder).items()
-    left = {name: content for name, content in files if not name.endswith(".safetensors")}
-    hub.serve_repo("me/model", {**left, "pytorch_model.bin": b"x"})
-    model = "me/model" if kind == "captioner" else "hf-hub:me/model"
-    assert "safetensors" in refusal(hub.download(kind, model=model))
+    }
+    models = []
+    for kind, folder in folders.items():
+        files = contents(folder).items()
+        left = {name: content for name, content in files if "safetensors" not in name}
+        hub.serve_repo(f"me/{kind}", {**left, "pytorch_model.bin": b"x"})
+        start = "" if kind == "captioner" else "hf-hub:"
+        models.append({"kind": kind, "model": f"{start}me/{kind}"})
+    assert all("safetensors" in sentence for sentence in hub.refusals(*models))
     assert "pytorch_model.bin" not in hub.fetched()

@@ -197,10 +197,7 @@ CONFIGURED = (
     "method=latteclip",
     "seeds=1",
 )
-ON_GPUS = {
-    *("pseudo_label_images", "caption_images_shard", "caption_groups_shard"),
-    *("finetune", "evaluate"),
-}
+INDEX, CAPTIONS = "results/demo/images.parquet", "results/demo/captions/images.parquet"
 # The training waits after its first step until SLURM stops it: at the end of finetune.py.
 WAITING = """
 
@@ -264,7 +261,7 @@ def asked(job):
 
 @pytest.fixture(scope="module")
 def run(finished, tmp_path_factory):
-    """The shrunken demo's training as the cluster ran it, with captions in two shards."""
+    """The shrunken demo with an index and captions in two shards that the cluster wrote."""
     lacking = [name for name in DAEMONS if shutil.which(name, path=_search_path()) is None]
     if lacking:
         pytest.skip(f"SLURM is not installed: no {', '.join(lacking)}")
@@ -273,20 +270,22 @@ def run(finished, tmp_path_factory):
             "this machine's name does not stand for 127.0.0.1: others could reach SLURM"
         )
     checkout = finished.copy(tmp_path_factory.mktemp("cluster") / "checkout")
-    shutil.rmtree(checkout.root / "results")
+    for name in (INDEX, CAPTIONS):
+        (checkout.root / name).unlink()
     folder = tmp_path_factory.mktemp("slurm") / "slurm"
     with pytest.MonkeyPatch.context() as patch, Slurm(folder) as slurm:
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         run = ClusterRun(checkout, slurm)
-        run.finish(run.start(warm.interpreter(), f"{TRAINING}/metrics.json"))
+        run.finish(run.start(warm.interpreter(), CAPTIONS))
         yield run
 
 
 def test_each_stage_asks_for_what_it_needs(run):
     jobs = run.slurm.jobs()
     found = {rule: asked(first) for rule, [first, *_] in jobs.items()}
-    assert {rule for rule, each in found.items() if each["gpu"]} == ON_GPUS
+    assert found.keys() == {"index_images", "caption_images_shard", "gather_captions"}
     for rule, each in found.items():
+        assert each["gpu"] == (rule == "caption_images_shard"), rule
         assert each["partition"] == ("gpu" if each["gpu"] else "cpu"), rule
         assert each["memory"] >= 4_000, rule
         assert each["minutes"] >= 10, rule
@@ -296,20 +295,20 @@ def test_each_stage_asks_for_what_it_needs(run):
 
 
 def test_a_requeued_training_continues_to_what_one_machine_trains(run, finished):
-    metrics = [root / TRAINING / "metrics.json" for root in (run.root, finished.root)]
-    assert metrics[0].read_text() == metrics[1].read_text()
-    folder = run.root / TRAINING
-    weights = folder / "model" / "open_clip_model.safetensors"
-    before = weights.read_bytes()
+    for name in (INDEX, CAPTIONS):
+        assert (run.root / name).read_bytes() == (finished.root / name).read_bytes()
+    folder, model = run.root / TRAINING, "model/open_clip_model.safetensors"
     shutil.rmtree(folder)
     with (run.root / "latteclip/train/finetune.py").open("a") as file:
         file.write(WAITING)
     # Signals of SLURM reach the stages, which are no children of warm processes.
     process = run.start(sys.executable, f"{TRAINING}/history.parquet")
     wait(lambda: [*folder.glob("checkpoint/*.pt")], "a checkpoint")
-    run.slurm.requeue(run.slurm.jobs()["finetune"][-1]["JobId"])
+    [training] = run.slurm.jobs()["finetune"]
+    assert asked(training)["gpu"]
+    run.slurm.requeue(training["JobId"])
     run.finish(process)
     log = (folder / "logs" / "finetune.log").read_text()
     assert "Resuming after step" in log
-    assert weights.read_bytes() == before
+    assert (folder / model).read_bytes() == (finished.root / TRAINING / model).read_bytes()
     assert not (folder / "checkpoint").exists()

@@ -77,3 +77,24 @@ def test_memory_grows_with_each_attempt(configured):
     memory = Rules(configured(), SimpleNamespace()).memory(48_000, per_million=0)
     job = SimpleNamespace(dataset="demo")
     assert [memory(job, {}, attempt, 8) for attempt in (1, 3)] == [48_000, 108_000]
+
+
+# --- code -----------------------------------------------------------------------------------------
+
+EDITS = {  # a module: stages that an edit reruns, and stages that it does not
+    "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
+    "labels.label_model": ("labels.fuse_labels", "train.finetune"),
+    "report.gallery": ("report.report_dataset", "report.summarize"),
+    "core.files": ("captions.caption", None),  # which reads users' tables
+    # It has no effect on results, or its values are parameters.
+    "core.devices": (None, "train.finetune"),
+    "config.keys": (None, "train.finetune"),
+    "train.objectives.losses": (None, "train.finetune"),  # code of the objective
+}
+
+
+def test_an_edit_reruns_the_stages_that_import_the_module():
+    for edited, (rerun, spared) in EDITS.items():
+        for stage, reruns in ((rerun, True), (spared, False)):
+            found = jobs.closure(f"latteclip.{stage}") if stage else set()
+            assert not stage or (f"latteclip.{edited}" in found) == reruns, edited

@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from pydantic_core import to_jsonable_python
+from support.processes import status_of_fork
 from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
@@ -189,25 +191,20 @@ def test_a_folder_that_a_user_filled_is_not_replaced(tmp_path):
     assert (output / "mine.jpg").read_bytes() == b"mine"
 
 
-KILLED = """
-import os, signal, sys
-import tarfile
-from latteclip.cli import main
-extract = tarfile.TarFile.extract
-def dying(tar, entry, *args, **options):
-    if entry.name.endswith("b.jpg"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return extract(tar, entry, *args, **options)
-tarfile.TarFile.extract = dying
-sys.exit(main.main(sys.argv[1:]))
-"""
+def test_an_unpack_killed_half_way_is_redone(host, tmp_path, monkeypatch):
+    extract = tarfile.TarFile.extract
 
+    def dying(tar, entry, *args, **options):
+        if entry.name.endswith("b.jpg"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return extract(tar, entry, *args, **options)
 
-def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
     output = tmp_path / "demo" / "data"
     words = arguments(output, of_archive(host.serve("/images.tar.gz", ARCHIVE)))
-    done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
-    assert done.returncode == -signal.SIGKILL and not output.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extract", dying)
+        assert status_of_fork(main.main, words) == -signal.SIGKILL
+    assert not output.exists()
     [left] = (path for path in output.parent.iterdir() if path.name.endswith(".tmp"))
     assert (left / "images" / "a.jpg").is_file()
     assert main.main(words) == 0

@@ -2,16 +2,15 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 from support.image_folders import coop, folders, index
+from support.processes import status_of_fork
 from support.shards import labelled, picture, tar_shard
 
 from latteclip.core.errors import UserError
-from latteclip.data import index_images
+from latteclip.data import images, index_images
 from latteclip.data.index_images import CACHE, checksum
 
 
@@ -80,23 +79,6 @@ def test_too_many_broken_images_are_an_error(root, tmp_path):
 
 # The cache of decoded images.
 
-# A run that ends like one without power, after it cached some images.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from support.image_folders import index
-from latteclip.data import images, index_images
-images.CHUNK, index_images.BATCH = 1, 3
-put, pieces = index_images.write_cache, []
-def killing(*args):
-    put(*args)
-    pieces.append(args)
-    if len(pieces) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-index_images.write_cache = killing
-index(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
 
 def spoil(*files):
     """Break images so that nobody notices who does not decode them: size and time stay."""
@@ -123,11 +105,22 @@ def test_what_was_decoded_is_not_decoded_again(root, tmp_path, caplog):
     assert outputs(tmp_path) == outputs(tmp_path / "fresh")
 
 
-def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog):
+def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog, monkeypatch):
+    """As one without power, after it cached some images."""
+    put, pieces = index_images.write_cache, []
+
+    def killing(*args):
+        put(*args)
+        pieces.append(args)
+        if len(pieces) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     index(root, tmp_path / "fresh")
-    words = [sys.executable, "-c", KILLED, root, tmp_path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run(words, env=environment).returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "CHUNK", 1)
+        patch.setattr(index_images, "BATCH", 3)
+        patch.setattr(index_images, "write_cache", killing)
+        assert status_of_fork(index, root, tmp_path) == -signal.SIGKILL
     spoil(*(root / "cat" / f"{number}.jpg" for number in range(10)))
     _, _, corrupt = index(root, tmp_path)
     assert not corrupt and "12 of 20 images are in the cache" in caplog.text

@@ -1,6 +1,7 @@
 """The stages that classify images by the model of a run."""
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from support import records
 from support.tiny import write_index, write_pictures
 from support.worlds import World, ZeroShotFiles
 
+from latteclip.audit.teach import teach
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClipSection
@@ -19,6 +21,14 @@ from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate import evaluate as stage
+from latteclip.evaluate.results import (
+    QUESTIONS,
+    Audit,
+    AuditedRun,
+    RunFiles,
+    accuracy_by_answers,
+)
+from latteclip.labels.guarantees import Interval
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
@@ -214,3 +224,45 @@ def test_test_images_and_held_out_images_get_their_best_class(dataset):
     assert len(apart) == 3
     class_of = dict(zip(names, best, strict=True))
     assert found == [(name, class_of[name]) for name in apart]
+
+
+# --- what a person's answers state about a run ----------------------------------------------------
+
+RUN = ("flyp", 0)
+IDS = [f"{number}.png" for number in range(40)]
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """Of 30 checked images 24 were left out of the training, and 18 of these are right."""
+    path = tmp_path / "train_predictions.parquet"
+    columns = {
+        "image_id": IDS[:24],
+        "prediction": np.repeat([0, 1], [18, 6]).astype(np.int32),
+    }
+    tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(["a", "b"]))
+    return RunFiles(*RUN, "", str(path))
+
+
+def report(n):
+    return records.fusion(answers=dict.fromkeys(IDS[:n], "a"), checking=IDS[:n])
+
+
+def test_checks_of_labels_are_checks_of_a_model_that_did_not_learn_from_them(predictions):
+    found, asking = accuracy_by_answers(predictions, report(30), None)
+    assert (found.value, found.n, asking) == (0.75, 24, "teach")
+    assert found.low < 0.6 < 0.85 < found.high
+    for few in (report(9), records.fusion()):
+        assert accuracy_by_answers(predictions, few, None) == (None, "teach")
+
+
+def test_an_audit_of_the_run_comes_first(predictions):
+    accuracy = Interval(0.6, 0.5, 0.7, 80)
+    run = AuditedRun(*RUN, accuracy, [])
+    audit = Audit("d", "test", 500, 90, "", [run])
+    found = accuracy_by_answers(predictions, report(30), audit)
+    assert found == (accuracy, "audit")
+
+
+def test_the_page_names_the_number_of_questions_that_teach_asks():
+    assert signature(teach).parameters["budget"].default == QUESTIONS

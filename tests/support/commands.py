@@ -1,15 +1,12 @@
 """Commands, and requests of all kinds about textures with their answers."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from support import captioning, warm
+from support import captioning
 from support.captioning import changed
 from support.image_folders import write_textures
-from support.tiny import DEMO_LLAVA, ROOT, write_index
+from support.tiny import DEMO_LLAVA, write_index
 
 from latteclip.captions import caption
 from latteclip.captions import engine as engines
@@ -34,34 +31,13 @@ def read(path):
     return {name: columns[name] for name in WRITTEN}
 
 
-def command(index, settings, output, *more, prompt=PROMPT, kind="images"):
+def command(index, settings, output, *more, prompt=PROMPT):
+    """The words of caption-images."""
     return [
-        *(warm.command("latteclip"), f"caption-{kind}"),
-        *("--images", index, "--prompt", prompt, "--threads", "1"),
+        *("caption-images", "--images", index, "--prompt", prompt, "--threads", "1"),
         *("--captioner", json.dumps(settings.model_dump())),
         *("--output", str(output), "--store", f"{output}.store", *map(str, more)),
     ]
-
-
-def run(*arguments, env=None, **options):
-    """Run caption-images as a command of its own."""
-    return _finish(command(*arguments, **options), env or {})
-
-
-def python(code, *arguments, **environment):
-    paths = {
-        "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools" / "demo_models")]
-        )
-    }
-    return _finish([sys.executable, "-c", code, *map(str, arguments)], paths | environment)
-
-
-def _finish(words, environment):
-    environment = os.environ | environment
-    finished = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert finished.returncode == 0, finished.stderr
-    return finished
 
 
 @pytest.fixture(scope="session")

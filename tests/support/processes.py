@@ -1,9 +1,11 @@
 """A module that worker processes can import, and a stand-in for nvidia-smi."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import time
+from multiprocessing import forkserver
 
 
 def square(number):
@@ -17,6 +19,19 @@ def die_among_many_bytes(number):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.3)
     return bytes(200_000)
+
+
+def status_of_fork(function, *arguments):
+    """The exit status of a fork of this process that calls a function, negative for a signal."""
+
+    def run():
+        forkserver._forkserver._forkserver_pid = None  # that is no child of the fork
+        function(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 SHELL = shutil.which("sh", path=os.defpath)

@@ -3,6 +3,7 @@
 Such a process forks for each command that it is asked for. The child takes the arguments,
 environment, folder and streams of whoever asks, and runs the command's own script; nothing of this
 package was imported before. As a command this is such a process: `python -m support.warm SCRIPT`.
+That of vLLM runs the Python code that is the first argument.
 """
 
 import atexit
@@ -26,7 +27,7 @@ from support.warm_command import FOLDER, NUMBER, PYTHON, ask, ended
 TESTS = Path(__file__).parents[1]
 OWNER = "WARM_OWNER"  # the process whose end is theirs
 # What the commands of a script import, in this order.
-IMPORTED = {
+COMMANDS = {
     "snakemake": ("pydantic.main", "snakemake.cli"),
     "latteclip": (
         *("numpy", "PIL.Image", "pyarrow.parquet", "torch", "torchvision", "open_clip"),
@@ -43,6 +44,7 @@ IMPORTED = {
         *("pillow_heif", "sqlite3"),
     ),
 }
+IMPORTED = COMMANDS | {"vllm": ("vllm.entrypoints.openai.api_server",)}
 
 
 def run(script, arguments, environment, folder, stages=False):
@@ -64,7 +66,7 @@ def run(script, arguments, environment, folder, stages=False):
 
 def interpreter():
     """Python of an environment in which Snakemake and `latteclip` are warm."""
-    for script in IMPORTED:
+    for script in COMMANDS:
         _connect(script).close()
     folder = Path(os.environ[FOLDER]) / "environment"
     with FileLock(f"{folder}.lock"):
@@ -78,6 +80,7 @@ def command(script):
 
     Where it is killed, that process ends a moment later, and only then does its output.
     """
+    _connect(script).close()
     return str(interpreter().with_name(script))
 
 
@@ -192,7 +195,10 @@ def _main(name):
     _become(script, *_serve(Path(os.environ[FOLDER]) / name))
     sys.executable = os.environ.pop(PYTHON, sys.executable)
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        if name == "vllm":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            runpy.run_path(str(script), run_name="__main__")
         status = 0
     except SystemExit as error:
         if not isinstance(error.code, int | None):

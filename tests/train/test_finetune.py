@@ -203,9 +203,9 @@ def test_a_full_disk_under_a_checkpoint_is_one(inputs, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def command(inputs):
-    """Starts a training of 20 epochs by the command line, its parts in a folder."""
+    """Starts a training of ten epochs by the command line, its parts in a folder."""
     files = TrainingFiles(inputs.index, inputs.labels, *inputs.texts)
-    return lambda folder: start(folder, files, settings(epochs=20))
+    return lambda folder: start(folder, files, settings(epochs=10))
 
 
 @pytest.mark.slow

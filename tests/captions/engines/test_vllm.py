@@ -1,6 +1,6 @@
 """vLLM's offline engine beside transformers, also with the architectures that people use.
 
-One process starts all engines, for the import of vLLM takes the longest.
+In processes that have imported vLLM (see `warm`), which takes the longest.
 """
 
 import json
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import transformers
-from support import tiny_lmms
+from support import tiny_lmms, warm
 from support.captioning import changed
-from support.commands import SETTINGS, N, answers_of, pictures, python, read, scores_of
+from support.commands import SETTINGS, N, answers_of, pictures, read, scores_of
 from support.processes import nvidia_smi
+from support.tiny import ROOT
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import messages
@@ -42,35 +43,44 @@ def other(model, files):
     engine = stage.start(changed(settings, model=str(model), **sizes), 1)
     return answers_of(engine, files[:4]), read_by_vllm(engine, files[:4])
 
-if __name__ == "__main__":
-    index, folder, models, files = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
-    settings = changed(SETTINGS, engine="vllm", batch_size=8)
-    unfit = changed(settings, max_model_len=9999)
-    log = folder / "long.log"
-    assert main.main(command(index, unfit, folder / "x.parquet", "--log", log)[1:]) == 2
+index, folder, models, files = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
+settings = changed(SETTINGS, engine="vllm", batch_size=8)
+unfit = changed(settings, max_model_len=9999)
+log = folder / "long.log"
+assert main.main(command(index, unfit, folder / "x.parquet", "--log", log)) == 2
 
-    start = stage.start
-    engine = start(settings, 1, scoring=True)
-    stage.start = lambda *_, **__: engine
-    files_of = (str(folder / "captions.parquet"), str(folder / "store"))
-    caption.caption_images(index, None, PROMPT, settings, *files_of, threads=1)
-    engine._tokens.text = lambda token: "A"  # as a capable model begins
-    found = {}
-    for kind in ("likelihood", "multiple_choice"):
-        asked = [request(kind, number, path) for number, path in enumerate(files)]
-        found[kind] = scores_of(engine, asked)
-    long = "word " * 400
-    letters = Choices("multiple_choice", ("A", "B"), (PROMPT, long))
-    found["refused"] = [
-        [answer.error for _, answer in engine.answer([each])]
-        for choices in (letters, Choices("likelihood", ("a", "b")), None)
-        for each in [dataclasses.replace(asked[0], prompt=long, choices=choices)]
-    ]
-    stage.start = start
-    del engine
-    found["others"] = {each.name: other(each, files) for each in sorted(Path(models).iterdir())}
-    (folder / "found.json").write_text(json.dumps(found))
+start = stage.start
+engine = start(settings, 1, scoring=True)
+stage.start = lambda *_, **__: engine
+files_of = (str(folder / "captions.parquet"), str(folder / "store"))
+caption.caption_images(index, None, PROMPT, settings, *files_of, threads=1)
+engine._tokens.text = lambda token: "A"  # as a capable model begins
+found = {}
+for kind in ("likelihood", "multiple_choice"):
+    asked = [request(kind, number, path) for number, path in enumerate(files)]
+    found[kind] = scores_of(engine, asked)
+long = "word " * 400
+letters = Choices("multiple_choice", ("A", "B"), (PROMPT, long))
+found["refused"] = [
+    [answer.error for _, answer in engine.answer([each])]
+    for choices in (letters, Choices("likelihood", ("a", "b")), None)
+    for each in [dataclasses.replace(asked[0], prompt=long, choices=choices)]
+]
+stage.start = start
+del engine
+found["others"] = {each.name: other(each, files) for each in sorted(Path(models).iterdir())}
+(folder / "found.json").write_text(json.dumps(found))
 """
+
+
+def python(code, *arguments, **environment):
+    """Run Python code; what it prints."""
+    folders = (ROOT, ROOT / "tests", ROOT / "tools" / "demo_models")
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    words = [code, *map(str, arguments)]
+    status, output = warm.run("vllm", words, os.environ | environment, ROOT)
+    assert status == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +94,20 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_vllm(index, textures, models, tmp_path_factory):
-    """An engine in a process of its own, as on a GPU: its standard error, and its folder."""
+    """The folder in which an engine in a process of its own, as on a GPU, wrote what it found."""
     folder = tmp_path_factory.mktemp("vllm")
-    run = python(ALL, index, folder, models, *textures, VLLM_ENABLE_V1_MULTIPROCESSING="1")
-    return run.stderr, folder
+    python(ALL, index, folder, models, *textures, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def found(by_vllm):
-    return json.loads((by_vllm[1] / "found.json").read_text())
+    return json.loads((by_vllm / "found.json").read_text())
 
 
 @pytest.mark.slow
 def test_vllm_writes_what_transformers_writes(by_vllm, answers):
-    path = by_vllm[1] / "captions.parquet"
+    path = by_vllm / "captions.parquet"
     assert read(path) == answers
     assert tables.read_metadata(path, AnswersMetadata).requests == N
 
@@ -122,8 +132,7 @@ def test_what_vllm_refuses_is_one_error_of_the_request(found):
 
 @pytest.mark.slow
 def test_why_an_engine_does_not_start_is_in_the_job_s_log(by_vllm):
-    _, folder = by_vllm
-    long = (folder / "long.log").read_text()
+    long = (by_vllm / "long.log").read_text()
     [reason] = [line for line in long.splitlines() if line.startswith("error: ")]
     assert "cannot be loaded" in reason and "captioner.max_model_len" in reason
 
@@ -234,11 +243,12 @@ def test_an_engine_starts_and_holds_little_on_a_card_of_a_slurm_job(tmp_path, mo
     machine = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     machine |= {"XDG_CACHE_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1"}
     settings = changed(VLLM, batch_size="auto").model_dump_json()
-    run = python(START, settings, *names, **machine)
-    found = json.loads(run.stdout.splitlines()[-1])
+    output = python(START, settings, *names, **machine)
+    [line] = [line for line in output.splitlines() if line.startswith("{")]
+    found = json.loads(line)
     assert found["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert found["VLLM_ENGINE_READY_TIMEOUT_S"] == "3600"
-    assert "VLLM_ENGINE_READY_TIMEOUT_S" in run.stderr
+    assert "VLLM_ENGINE_READY_TIMEOUT_S" in output.partition(line)[0]
     assert found["limit_mm_per_prompt"] == {"image": 1, "video": 0, "audio": 0}
     assert found["max_num_seqs"] == 95  # of a card of 24 GiB
     # The engines of this card and model alone; SLURM gives each job a card of the same number.

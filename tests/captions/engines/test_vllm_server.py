@@ -4,12 +4,12 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 
 import pytest
+from support import warm
 from support.captioning import changed
 from support.commands import PROMPT, SETTINGS, read
 from support.tiny import DEMO_LLAVA
@@ -17,6 +17,10 @@ from support.tiny import DEMO_LLAVA
 from latteclip.captions import caption
 
 SERVED_AS = "tiny"
+SERVE = """
+import runpy
+runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def vllm_server(tmp_path_factory):
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *(warm.command("vllm"), SERVE),
         *("--model", DEMO_LLAVA),
         *("--host", "127.0.0.1", "--port", port, "--served-model-name", SERVED_AS),
         *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager"),
