@@ -35,7 +35,6 @@ FIRST = (
     "tests/workflow/test_projects.py",
     "tests/train/test_finetune.py",
     "tests/clip/test_download_models.py",
-    "tests/workflow/test_storage.py",
     "tests/workflow/test_discover.py",
     "tests/project/test_browser.py",
 )

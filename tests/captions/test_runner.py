@@ -9,22 +9,7 @@ from support.tiny import write_pictures
 from latteclip.captions.caption import gather_captions
 from latteclip.captions.engine import Response
 from latteclip.captions.questions import shard_of
-from latteclip.cli.estimate import WORK
 from latteclip.core.errors import UserError
-
-
-def test_a_deleted_table_is_made_again_byte_by_byte_without_an_engine(
-    dataset, recorder, caplog
-):
-    caplog.set_level("INFO")
-    dataset.caption_images()
-    assert len(WORK.findall("\n".join(caplog.messages))) == 1  # as the estimate reads it
-    before = dataset.output.read_bytes()
-    dataset.output.unlink()
-    recorder.forget()
-    dataset.caption_images()
-    assert (recorder.starts, recorder.requests) == (0, [])
-    assert dataset.output.read_bytes() == before
 
 
 def test_added_and_changed_images_alone_are_asked(dataset, recorder):

@@ -6,11 +6,8 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from pydantic_core import to_jsonable_python
@@ -23,8 +20,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import digest
 from latteclip.data import download_dataset as downloads
 from latteclip.data.download_dataset import download_dataset, fetch
-
-LATTECLIP = Path(sys.executable).with_name("latteclip")
 
 
 def unknown(*where):
@@ -137,27 +132,25 @@ def of_archive(url):
     return to_jsonable_python(settings(url), exclude_none=True)
 
 
-def hub(host, tmp_path, source):
-    """Run the stage against a hub; its exit status, log and output."""
+@pytest.fixture
+def hub(host, tmp_path, capsys):
+    """Runs the stage against a hub; its exit status, log and output."""
     output = tmp_path / "resources" / "demo" / "data"
-    values = {"downloads": {"images.tar.gz": {"sources": [source]}}}
-    environment = {"HF_ENDPOINT": host.url, "HF_HUB_OFFLINE": "0"}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [LATTECLIP, *arguments(output, values)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stderr, output
+
+    def run(source):
+        values = {"downloads": {"images.tar.gz": {"sources": [source]}}}
+        with host.as_hub(tmp_path / "hf"):
+            status = main.main(arguments(output, values))
+        return status, capsys.readouterr().err, output
+
+    return run
 
 
-def test_name_and_checksum_are_looked_up_on_hugging_face(host, tmp_path):
+def test_name_and_checksum_are_looked_up_on_hugging_face(host, hub):
     content = zipped({"images/a.jpg": jpeg()})
     host.serve_repo("me/photos", {"OxfordFlowers.zip": content, "other.zip": b"x"})
     source = {"hf": "me/photos", "file": "*flower*.zip", "checksum": "hub"}
-    status, log, output = hub(host, tmp_path, source)
+    status, log, output = hub(source)
     assert status == 0 and (output / "images" / "a.jpg").is_file(), log
     asked = len(host.requests)
     downloads, spec = output.parent / "downloads", DownloadSection(sources=[source])
@@ -165,7 +158,7 @@ def test_name_and_checksum_are_looked_up_on_hugging_face(host, tmp_path):
     assert len(host.requests) == asked
     shutil.rmtree(output.parent)
     host.files["/me/photos/resolve/main/OxfordFlowers.zip"] = b"broken"
-    status, log, _ = hub(host, tmp_path, source)
+    status, log, _ = hub(source)
     assert status == 2 and ", not sha256:" in log, log
 
 

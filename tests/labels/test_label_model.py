@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from latteclip.labels import label_model, votes
-from latteclip.labels.image_classes import fold_of
 from latteclip.labels.label_model import Answers, LabelModel
 from latteclip.labels.labellers import by_answers
 
@@ -352,13 +351,6 @@ def test_no_checking_answer_has_a_part_in_what_it_checks():
     assert found.held_out_confidence_[7] == other.held_out_confidence_[7]
     assert np.array_equal(found.heads_[0].held_out[7], other.heads_[0].held_out[7])
     assert np.mean(found.held_out_labels_ == planted.truth[rows]) > 0.9
-
-
-def test_images_of_a_group_are_in_one_fold():
-    groups = np.arange(600) // 3
-    folds = fold_of(np.random.default_rng(0).integers(5, size=600), groups)
-    assert all(len(set(folds[groups == one])) == 1 for one in range(200))
-    assert len(set(folds)) > 10
 
 
 def test_many_answers_need_little_memory():

@@ -155,12 +155,6 @@ def test_a_file_that_cannot_vote_is_one_sentence(written, columns, message):
     assert "\n" not in str(caught.value)
 
 
-def test_two_columns_of_one_name_are_refused(written):
-    table = pd.DataFrame(of(other=["woven"] * 5)).rename(columns={"other": "class"})
-    with pytest.raises(UserError, match="two columns"):
-        written(table)
-
-
 # --- CLIP and captions ---------------------------------------------------------------------------
 
 

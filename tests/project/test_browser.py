@@ -165,17 +165,6 @@ def test_pages_exclude_nobody_and_fit_the_window(visit, axe, files, name, width,
     assert all(url.startswith(("file:", "data:")) for url in seen)
 
 
-def test_a_page_of_results_opens_by_the_keyboard(visit, files):
-    page = visit(files["labelled"].as_uri())
-    facts = page.locator("#provenance .facts")
-    expect(facts).not_to_be_visible()
-    page.locator("#provenance > details > summary").press("Enter")
-    expect(facts).to_be_visible()
-    card = page.locator("details.card").first
-    card.locator("summary").click()
-    expect(card.locator("text=Caption")).to_be_visible()
-
-
 # --- the page of an audit -------------------------------------------------------------------------
 
 

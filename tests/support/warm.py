@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 from filelock import FileLock
@@ -196,7 +197,9 @@ def _main(name):
     sys.executable = os.environ.pop(PYTHON, sys.executable)
     try:
         if name == "vllm":
-            exec(sys.argv.pop(1), {"__name__": "__main__"})
+            # Of processes that this code spawns, none looks for the module.
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(sys.argv.pop(1), vars(sys.modules["__main__"]))
         else:
             runpy.run_path(str(script), run_name="__main__")
         status = 0

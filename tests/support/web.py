@@ -11,6 +11,8 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import gdown
+import huggingface_hub.constants
+import huggingface_hub.hf_api
 import pytest
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,6 +44,7 @@ def _changed(whole, changes):
 
 WHOLE = 200  # the status of an answer with the whole file
 COMMIT = "c" * 40  # of every repo that it serves as a Hugging Face hub
+TOKEN = "hf_tokenThatMayNotBeShown"
 
 
 @contextlib.contextmanager
@@ -118,6 +121,25 @@ class Host:
     def running(self):
         with listening(type("Handler", (_Handler,), {"host": self})) as self.url:
             yield self
+
+    @contextlib.contextmanager
+    def as_hub(self, cache, offline=False):
+        """Let huggingface_hub, which reads its environment when it is imported, ask this host."""
+        place = "{repo_id}/resolve/{revision}/{filename}"
+        constants = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.url}/{place}",
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_OFFLINE": offline,
+            "HF_HUB_DISABLE_XET": True,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in constants.items():
+                patch.setattr(huggingface_hub.constants, name, value)
+            patch.setattr(huggingface_hub.hf_api.api, "endpoint", self.url)
+            patch.setenv("HF_TOKEN", TOKEN)
+            patch.setattr("time.sleep", lambda seconds: None)  # between retries
+            yield
 
     def spend(self, faults, path):
         """Whether a fault is due; each is due a number of times."""

@@ -247,9 +247,6 @@ def written(folder):
     return max((file.stat().st_mtime_ns for file in folder.glob("*.pt")), default=0)
 
 
-# --- how it is computed --------------------------------------------------------------------------
-
-
 def test_statistics_of_batch_norm_stay_to_the_byte(inputs, backbones):
     model = backbones["resnet"]
     tuned, _ = inputs.run("resnet", "flyp", model=model, batch_size=7)

@@ -1,12 +1,16 @@
-"""The workflow run from a folder of its own, and as a module of another workflow."""
+"""The workflow in a folder of its own, as a module of another one, in a storage, and killed."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 import yaml
 from support import warm
+from support.checkout import DEMO, edit, shrink
 from support.image_folders import class_folders
 from support.tiny import DEMO_CLIP
 
@@ -132,3 +136,43 @@ def test_a_module_from_a_repository_is_its_rules_with_the_installed_code(
     hosted = 'github("me/latteclip", path="workflow/Snakefile", branch="main")'
     plan = module(checkout, project, hosted, replaced, "-n")
     assert "results/latte/summary.csv" in plan and "rule index_images" not in plan
+
+
+# --- storage and locks ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="the plugin copies with rsync")
+def test_a_storage_holds_the_results_that_a_folder_would(finished_copy, tmp_path):
+    root, elsewhere = finished_copy.root, tmp_path / "storage"
+    metrics = "results/demo/zero_shot/seed0/metrics.json"
+    expected = (root / metrics).read_text()
+    shutil.rmtree(root / "results")
+    storage = ("--default-storage-provider", "fs", "--default-storage-prefix", elsewhere)
+    command = ("--config", "method=zero_shot,zero_shot_adapted", *storage)
+    finished_copy.ran(*command)
+    assert (elsewhere / metrics).read_text() == expected
+    for name in ("results/summary.md", "results/demo/selection.json"):
+        assert (elsewhere / name).is_file()
+    assert not [file for file in (root / "results").rglob("*") if file.is_file()]
+    assert not (elsewhere / "resources").exists()  # images and answers stay
+    assert "Nothing to be done" in finished_copy.ran(*command)
+
+
+@pytest.mark.slow
+def test_after_a_killed_run_the_next_names_the_option_that_removes_its_lock(checkout):
+    edit(checkout, DEMO, shrink)
+    target = "results/demo/images.parquet"
+    lock = checkout.root / ".snakemake" / "locks" / "0.output.lock"
+    run = checkout.start("snakemake", "-j1", target, start_new_session=True)
+    try:
+        while not (lock.exists() and lock.read_text()) and run.poll() is None:
+            time.sleep(0.005)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+    refused = checkout.snakemake(target)
+    assert refused.returncode != 0 and "--unlock" in refused.stdout
+    checkout.ran("--unlock")
+    checkout.ran(target)
+    assert not list(checkout.root.rglob("*.tmp"))

@@ -23,6 +23,7 @@ from support.tiny import write_pictures
 
 from latteclip.audit.server import PageServer
 from latteclip.cli import main
+from latteclip.cli.estimate import WORK
 from latteclip.core import tables
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import IndexMetadata
@@ -175,7 +176,7 @@ def deleted(checkout):
     (checkout.root / RESULTS / "flyp/seed0/metrics.json").unlink()
 
 
-# Which stages import which module is the matter of tests/config/test_code.py.
+# Which stages import which module is the matter of tests/config/test_jobs.py.
 EDITS = {
     "finetune={'lr': 1e-4}": (None, TUNED),
     "prompts={'image': 'What is this?'}": (None, {"caption_images": 1, **NEW_CAPTIONS}),
@@ -256,6 +257,7 @@ def test_captions_that_were_removed_are_made_again_without_an_engine(finished_co
         kind = Path(name).stem
         log = (finished_copy.root / RESULTS / "logs" / f"caption_{kind}.log").read_text()
         assert "Asked 0 requests" in log and "started" not in log
+        assert len(WORK.findall(log)) == 1  # as the estimate reads it
         assert (finished_copy.root / name).read_bytes() == before[name]
     assert planned(finished_copy) == {}  # the same bytes rerun nothing
 
@@ -266,7 +268,7 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     folder = finished_copy.root / RESULTS / "latteclip/seed0"
     command = ["-j1", folder.relative_to(finished_copy.root) / "history.parquet"]
     command += ["--config", "seeds=1", "compute={'checkpoint_minutes': 0}"]
-    command += ["finetune={'epochs': 10}"]  # of three steps
+    command += ["finetune={'epochs': 6}"]  # of three steps
     options = {"start_new_session": True, "preexec_fn": hear_interrupts}
     run = finished_copy.start("snakemake", *command, **options)
     while not [*folder.glob("checkpoint/*.pt")] and run.poll() is None:
@@ -278,7 +280,7 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     saved = int(re.search(r"Step (\d+) is saved", log.read_text())[1])
     finished_copy.ran(*command)
     assert f"Resuming after step {saved}," in log.read_text()
-    assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(30))
+    assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(18))
     assert not (folder / "checkpoint").exists()
 
 
