@@ -23,19 +23,18 @@ settings.load_profile("fuzz" if "FUZZ_SECONDS" in os.environ else "test")
 # Files that take longest begin, so that none is left for the end side by side.
 FIRST = (
     "tests/cluster/test_slurm.py",
-    "tests/captions/engines/test_vllm.py",
     "tests/workflow/test_workflow.py",
+    "tests/captions/engines/test_vllm.py",
+    "tests/workflow/test_walk.py",
     "tests/workflow/test_labellers.py",
+    "tests/workflow/test_discover.py",
+    "tests/workflow/test_cores.py",
+    "tests/workflow/test_projects.py",
     "tests/captions/engines/test_vllm_server.py",
     "tests/deploy/test_export.py",
-    "tests/workflow/test_walk.py",
-    "tests/captions/test_kills.py",
+    "tests/project/test_recipes.py",
     "tests/labels/test_label_model.py",
-    "tests/data/test_index_images.py",
-    "tests/workflow/test_projects.py",
     "tests/train/test_finetune.py",
-    "tests/clip/test_download_models.py",
-    "tests/workflow/test_discover.py",
     "tests/project/test_browser.py",
 )
 
