@@ -188,7 +188,7 @@ class Questions:
             return np.argsort([digest("ask", name) for name in ids.to_pylist()])
         from latteclip.clip.classifier import load_classifier
 
-        classifier, _ = load_classifier(classifier_path, classnames=self.classnames)
+        classifier, _ = load_classifier(classifier_path)
         _, margins = best_classes(pseudo_labels_path, ids, classifier, 1)
         return np.argsort(margins, kind="stable")
 

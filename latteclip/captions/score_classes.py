@@ -105,9 +105,7 @@ class ClassQuestions(Questions):
             classifier_path=classifier_path,
             answers_path=answers_path,
         )
-        classifier, described = load_classifier(
-            class_embeddings_path, classnames=self.classnames
-        )
+        classifier, described = load_classifier(class_embeddings_path)
         k = len(self.classnames)
         if k > (MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO):
             k = TOPK

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -101,12 +101,10 @@ def save_classifier(
         save_file(tensors, temporary, {KEY: json.dumps(described, ensure_ascii=False)})
 
 
-def load_classifier(
-    path: str | Path, **expected: object
-) -> tuple[Classifier, dict[str, Any]]:
+def load_classifier(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
     """Load a classifier to the CPU, with its description.
 
-    UserError: there is no such file, it is damaged, or has other entries than `expected`.
+    UserError: there is no such file, or it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -123,9 +121,6 @@ def load_classifier(
         raise UserError(
             f"{path} is not a classifier ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
-    for key, value in expected.items():
-        if described.get(key) != value:
-            raise UserError(f"{path} has another {key} than asked for; rerun its stage.")
     return classifier, described
 
 
@@ -196,9 +191,9 @@ def threshold(scores: torch.Tensor, n: int) -> float:
     return scores.sort().values[max(0, len(scores) - 1 - n)].item()
 
 
-def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetector:
-    """Load the detector of these classes that `UnknownDetector.save` wrote, or raise UserError."""
-    classifier, described = load_classifier(path, classnames=list(classnames))
+def load_detector(path: str | Path) -> UnknownDetector:
+    """Load the detector that `UnknownDetector.save` wrote, or raise UserError."""
+    classifier, described = load_classifier(path)
     mean = torch.tensor(described.pop("mean"))
     line = described.pop("threshold")
     return UnknownDetector(classifier.weights, mean, line, described)

@@ -210,9 +210,7 @@ class PretrainedClip(Section):
 
 def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
     """Write a folder that open_clip, `predict` and `export` read like a fine-tuned model."""
-    classifier, described = load_classifier(
-        classifier_path, model=settings.clip.model, pretrained=settings.clip.pretrained
-    )
+    classifier, described = load_classifier(classifier_path)
     cpu = torch.device("cpu")
     clip = clips.load(settings.clip.model, settings.clip.pretrained, cpu)
     encoders = [load(name, cpu) for name in settings.encoders]

@@ -269,21 +269,16 @@ def save_finetuned(
 
 
 def load_finetuned(
-    model: str | Path,
-    device: torch.device,
-    precision: str = "bf16",
-    *,
-    classnames: Sequence[str] | None = None,
+    model: str | Path, device: torch.device, precision: str = "bf16"
 ) -> FinetunedModel:
     """Load a model with a classifier from the folder that `find_model` finds.
 
-    UserError: it is no such model, a file is broken, or it has other `classnames`.
+    UserError: it is no such model, or a file is broken.
     """
     folder = find_model(model)
     clip = load(f"{FOLDER}{folder}", None, device, precision)
-    expected = {} if classnames is None else {"classnames": list(classnames)}
     path = folder / CLASSIFIER
-    classifier, values = load_classifier(path, **expected)
+    classifier, values = load_classifier(path)
     known = clip_config.fields_of(Description, values)
     described = from_values(Description, known, str(path))
     width = clip.width + sum(described.encoder_widths)

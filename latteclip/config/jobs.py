@@ -21,8 +21,6 @@ from latteclip.core.files import SCORES, digest_of, edited_classes, fingerprint,
 MODEL_NOTE = "resources/models/{model}.json"
 # A link to the user's folder, by which an index names the images.
 FOLDER_LINK = "resources/{dataset}/folder"
-# Predictions of the trainings of an average for the images that they left out.
-LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
 # Files of a run by what they are, and those that a candidate has.
 FILES = {
     "metrics": "metrics.json",

@@ -110,7 +110,7 @@ class Predictor:
             self.threshold = abstention_threshold(self.model, self, abstain)
         if unknown:
             path = result_file(DETECTOR, self.model.folder, "--unknown")
-            self.detector = load_detector(path, self.model.classnames)
+            self.detector = load_detector(path)
             base = self.detector.described
             self.pretrained = clips.load(
                 base["model"], base["pretrained"], picked, precision

@@ -10,11 +10,11 @@ from pydantic import Field
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.clip.encode import classify_files
 from latteclip.clip.image_encoders import PretrainedClip, assemble_model
-from latteclip.clip.model import load_finetuned
+from latteclip.clip.model import FinetunedModel, load_finetuned
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold, held_out_for_choice, left_out_images
-from latteclip.evaluate.results import read_evaluated_images, write_run
+from latteclip.evaluate.results import HeldOut, read_evaluated_images, write_run
 from latteclip.labels.features import read_all_features
 from latteclip.train.settings import TrainingMetadata
 
@@ -44,39 +44,51 @@ def evaluate(
     predictions_output: str,
     metrics_output: str,
     train_predictions_output: str,
-    left_out_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
     """Classify the test split with a fine-tuned model, or all images without a test split.
 
-    The training images that were left out of training are classified as well. For an average, they
-    have the classes that its trainings predicted.
+    The training images that were left out of training are classified as well.
     """
-    table, names = read_evaluated_images(images_path)
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
-    model = load_finetuned(model_path, where, settings.clip.precision, classnames=names)
-    paths = tables.Strings(table["path"])
-    tested = classify_files(model, paths, tables.TOPK, threads)
-    predicted: npt.ArrayLike = []
-    if left_out_path:
-        left_out = tables.read(left_out_path)
-        predicted = left_out["prediction"]
-    else:
-        left_out = left_out_images(images_path, settings.fold)
-        if len(left_out):
-            best = classify_files(model, tables.Strings(left_out["path"]), 1, threads)
-            predicted = best[:, 0]
-    write_run(
-        table,
-        names,
-        np.asarray(tested),
-        (left_out["image_id"], predicted),
+    model = load_finetuned(model_path, where, settings.clip.precision)
+    classify_evaluated(
+        images_path,
+        model,
+        classify_left_out(images_path, model, settings.fold, threads),
         history.flags,
         (dataset, method, seed),
         (predictions_output, metrics_output, train_predictions_output),
+        threads,
     )
+
+
+def classify_left_out(
+    images_path: str, model: FinetunedModel, fold: Fold, threads: int
+) -> tuple[list[str], list[int]]:
+    """Return the ids of the images that a training left out, and their classes by its model."""
+    images = left_out_images(images_path, fold)
+    if not len(images):
+        return [], []
+    best = classify_files(model, tables.Strings(images["path"]), 1, threads)
+    return images["image_id"].to_pylist(), best[:, 0].tolist()
+
+
+def classify_evaluated(
+    images_path: str,
+    model: FinetunedModel,
+    held_out: HeldOut,
+    flags: Sequence[str],
+    run: tuple[str, str, int],
+    outputs: tuple[str, str, str],
+    threads: int,
+) -> None:
+    """Classify the images of `read_evaluated_images`, and write the files of `write_run`."""
+    table, names = read_evaluated_images(images_path)
+    ranked = classify_files(model, tables.Strings(table["path"]), tables.TOPK, threads)
+    write_run(table, names, np.asarray(ranked), held_out, flags, run, outputs)
 
 
 def evaluate_classifier(
@@ -96,7 +108,7 @@ def evaluate_classifier(
 ) -> None:
     """Write the model of a classifier without training, its predictions and its metrics."""
     table, names = read_evaluated_images(images_path)
-    classifier, _ = load_classifier(classifier_path, classnames=names)
+    classifier, _ = load_classifier(classifier_path)
 
     def rank(ids: pa.ChunkedArray, k: int) -> npt.NDArray[np.int_]:
         features = read_all_features(pseudo_labels_path, image_encoders_paths, ids)

@@ -27,6 +27,8 @@ from latteclip.labels.guarantees import MIN_ANSWERS, Interval, share_of_new
 
 log = logging.getLogger(__name__)
 Run = tuple[str, int]  # method and seed
+# Ids and classes of training images that a run did not learn from.
+HeldOut = tuple[pa.ChunkedArray | list[str], npt.ArrayLike]
 MISSING = -1
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 METRICS = ("dataset", "method", "seed", "flags", "images", *FIGURES)
@@ -67,7 +69,7 @@ def write_run(
     images: pa.Table,
     classnames: list[str],
     ranked: npt.NDArray[np.int_],
-    held_out: tuple[pa.ChunkedArray, npt.ArrayLike],
+    held_out: HeldOut,
     flags: Sequence[str],
     run: tuple[str, str, int],
     outputs: tuple[str, str, str],

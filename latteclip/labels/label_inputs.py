@@ -88,7 +88,7 @@ class LabelInputs:
         image_encoders_paths: Sequence[str] = (),
     ) -> "LabelInputs":
         """Read the features of N images, and the votes of each labeller."""
-        classes, described = load_classifier(files.class_embeddings, classnames=classnames)
+        classes, described = load_classifier(files.class_embeddings)
         features = [
             read_features(path, image_ids)[:].numpy()
             for path in (files.pseudo_labels, *image_encoders_paths)

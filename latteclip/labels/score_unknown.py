@@ -47,7 +47,7 @@ def score_unknown(
     answers = read_answers(answers_path, of_training, classnames)
     answered = np.flatnonzero(training)[answers.rows]
     is_none: Bools = np.asarray(~answers.shares.any(axis=1))
-    classes, described = load_classifier(class_embeddings_path, classnames=classnames)
+    classes, described = load_classifier(class_embeddings_path)
     features = read_features(pseudo_labels_path, table["image_id"])
     detector, distances = UnknownDetector.learn(
         features, torch.from_numpy(training), classes.weights, settings.share, described

@@ -80,7 +80,7 @@ def write_votes(
     index, classnames = tables.read_unlabelled(images_path, training=True)
     if settings.captions is not None:
         captions = tables.lookup_column(str(captions_path), "caption", index["image_id"])
-        classes, about = load_classifier(str(class_embeddings_path), classnames=classnames)
+        classes, about = load_classifier(str(class_embeddings_path))
         weights = about["logit_scale"] * classes.weights
         picked = devices.pick(device, threads)
         options, scores = _caption_votes(captions, weights, settings.captions, picked)

@@ -11,13 +11,16 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.encode import class_embeddings, classify_files
-from latteclip.config.keys import ClipSection, Section
+from latteclip.clip.encode import class_embeddings
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
-from latteclip.core.holdout import NO_FOLD, Fold, left_out_images
-from latteclip.core.tables import ClassesMetadata
+from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.evaluate.evaluate import (
+    EvaluateSettings,
+    classify_evaluated,
+    classify_left_out,
+)
 from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
@@ -32,28 +35,27 @@ class TrainingResult:
     fold: Fold = NO_FOLD
 
 
-class AveragingSettings(Section):
-    """How images are encoded."""
-
-    clip: ClipSection  # its `precision`
-
-
 def average_weights(
     images_path: str,
     trainings: Sequence[TrainingResult],
-    settings: AveragingSettings,
+    settings: EvaluateSettings,
     model_output: str,
     history_output: str,
-    left_out_output: str,
     *,
+    dataset: str,
+    method: str,
+    seed: int,
+    predictions_output: str,
+    metrics_output: str,
+    train_predictions_output: str,
     device: str,
     threads: int,
 ) -> None:
-    """Write the model whose weights are the means of those of all trainings.
+    """Write the model whose weights are the means of those of all trainings, and classify with it.
 
     Its classifier is the class texts under the averaged text tower. A training that collapsed is
-    left out, unless all did. The history is that of the first training. The predictions are those
-    of each training for the images that it left out.
+    left out, unless all did. The history is that of the first training. The training images have
+    the classes that those trainings predict which left them out.
     """
     where = devices.pick(device, threads)
     described = [tables.read_metadata(each.history, TrainingMetadata) for each in trainings]
@@ -61,33 +63,40 @@ def average_weights(
     sound = [each for each, own in pairs if "collapsed" not in own.flags]
     used = sound or trainings
     first = clips.load_finetuned(used[0].model, torch.device("cpu"))
-    history = tables.read(used[0].history)
-    of_first = tables.read_metadata(used[0].history, TrainingMetadata)
-    averaged = replace(
-        of_first, flags=sorted({*of_first.flags, "ours"}), averaged=len(used)
-    )
-    tables.write(history_output, history, tables.HISTORY, averaged)
-    names = first.classnames
-    classes = ClassesMetadata(names)
-    with tables.writing(left_out_output, tables.TRAIN_PREDICTIONS, classes) as add:
-        for number, each in enumerate(used, 1):
-            model = clips.load_finetuned(
-                each.model, where, settings.clip.precision, classnames=names
-            )
-            _include(model.clip.model, first.clip.model, number)
-            # None left out an image of another.
-            images = left_out_images(images_path, each.fold)
-            if len(images):
-                paths = tables.Strings(images["path"])
-                best = classify_files(model, paths, 1, threads)
-                add({"image_id": images["image_id"], "prediction": best[:, 0].numpy()})
+    ids: list[str] = []
+    predicted: list[int] = []
+    for number, each in enumerate(used, 1):
+        model = clips.load_finetuned(each.model, where, settings.clip.precision)
+        _include(model.clip.model, first.clip.model, number)
+        # None left out an image of another.
+        some_ids, classes = classify_left_out(images_path, model, each.fold, threads)
+        ids += some_ids
+        predicted += classes
     template = ClassTemplates([first.class_templates.template])
-    texts = class_embeddings(first.clip, template, names)
+    texts = class_embeddings(first.clip, template, first.classnames)
     with replacing(model_output) as folder:
         clips.save_finetuned(
-            first.clip, Classifier.of(texts), names, first.class_templates, folder
+            first.clip,
+            Classifier.of(texts),
+            first.classnames,
+            first.class_templates,
+            folder,
         )
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
+    history = tables.read(used[0].history)
+    of_first = tables.read_metadata(used[0].history, TrainingMetadata)
+    flags = sorted({*of_first.flags, "ours"})
+    averaged = replace(of_first, flags=flags, averaged=len(used))
+    tables.write(history_output, history, tables.HISTORY, averaged)
+    classify_evaluated(
+        images_path,
+        clips.load_finetuned(model_output, where, settings.clip.precision),
+        (ids, predicted),
+        flags,
+        (dataset, method, seed),
+        (predictions_output, metrics_output, train_predictions_output),
+        threads,
+    )
 
 
 def _include(model: torch.nn.Module, average: torch.nn.Module, number: int) -> None:

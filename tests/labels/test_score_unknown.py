@@ -24,7 +24,7 @@ class Dataset(ZeroShotFiles):
             *self.write(), UnknownSection(share=share), *outputs, class_scores, answers
         )
         found = tables.read(outputs[0])
-        self.threshold = load_detector(outputs[1], self.classnames).threshold
+        self.threshold = load_detector(outputs[1]).threshold
         return found, tables.read_metadata(outputs[0], UnknownMetadata)
 
     def bytes(self, **given):

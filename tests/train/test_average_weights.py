@@ -12,8 +12,9 @@ from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.evaluate.evaluate import EvaluateSettings
+from latteclip.evaluate.results import read_metrics
 from latteclip.train.average_weights import (
-    AveragingSettings,
     TrainingResult,
     average_weights,
 )
@@ -25,15 +26,15 @@ WEIGHTS = "open_clip_model.safetensors"
 CPU = torch.device("cpu")
 
 
-def training(folder, number, flags=(), classnames=CLASSNAMES, fold=NO_FOLD):
+def training(folder, number, flags=(), fold=NO_FOLD):
     """A training whose weights are those of the demo's CLIP times a number."""
     clip = clips.load(f"local-dir:{DEMO_CLIP}", None, CPU)
     with torch.no_grad():
         for weight in clip.model.parameters():
             weight.mul_(number)
     folder = folder / f"{number}"
-    classes = Classifier.of(torch.eye(len(classnames), clip.width))
-    clips.save_finetuned(clip, classes, classnames, TEMPLATES, folder / "model")
+    classes = Classifier.of(torch.eye(len(CLASSNAMES), clip.width))
+    clips.save_finetuned(clip, classes, CLASSNAMES, TEMPLATES, folder / "model")
     empty = {name: [] for name in tables.HISTORY.names}
     metadata = records.training_metadata(flags=list(flags))
     tables.write(str(folder / "history.parquet"), empty, tables.HISTORY, metadata)
@@ -41,12 +42,18 @@ def training(folder, number, flags=(), classnames=CLASSNAMES, fold=NO_FOLD):
 
 
 def average(folder, images, results):
-    outputs = [
-        str(folder / name) for name in ("model", "history.parquet", "left_out.parquet")
-    ]
-    settings = AveragingSettings(clip=ClipSection())
-    average_weights(images, results, settings, *outputs, device="cpu", threads=1)
-    return outputs
+    """The model, the history and the predictions for images that were left out."""
+    names = ("model", "history", "predictions", "metrics", "train_predictions")
+    outputs = {f"{name}_output": str(folder / name) for name in names}
+    average_weights(
+        images,
+        results,
+        EvaluateSettings(clip=ClipSection()),
+        **outputs,
+        **{"dataset": "set", "method": "recommended", "seed": 0},
+        **{"device": "cpu", "threads": 1},
+    )
+    return [outputs[f"{name}_output"] for name in ("model", "history", "train_predictions")]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +76,12 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
     start, found = load_file(DEMO_CLIP / WEIGHTS), load_file(f"{model}/{WEIGHTS}")
     for name in ("visual.conv1.weight", "token_embedding.weight", "logit_scale"):
         torch.testing.assert_close(found[name], 1.1 * start[name].float())
-    opened = clips.load_finetuned(model, CPU, classnames=CLASSNAMES)
+    opened = clips.load_finetuned(model, CPU)
     texts = class_embeddings(opened.clip, TEMPLATES, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
     assert tables.read_metadata(history, TrainingMetadata).flags == ["ours"]
+    metrics = read_metrics(tmp_path / "average" / "metrics")
+    assert (metrics["flags"], metrics["images"]) == (["ours"], 300)
     table = tables.read(left_out)
     found = zip(table["image_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)
     assert list(found) == [row for each in results for row in left_out_by(each, images)]

@@ -7,7 +7,6 @@ rule evaluate:
         images="results/{dataset}/images.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=branch(of(lambda each: each.averaged, "method"), then=jobs.LEFT_OUT),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -17,7 +16,7 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=f"{TRAINED}|{AVERAGED}",
+        method=TRAINED,
     priority: EARLY
     threads: threads_of()
     resources:
@@ -26,11 +25,10 @@ rule evaluate:
     params:
         code=code_of("latteclip.evaluate.evaluate"),
         settings=as_json(jobs.evaluate, "method", "seed"),
-        left_out=options("left_out"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --model {input.model}"
-        " --history {input.history} {params.left_out} --settings {params.settings:q}"
+        " --history {input.history} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions}"
         " --threads {threads} --log {log}"

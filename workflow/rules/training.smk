@@ -1,4 +1,5 @@
-# Models that are fine-tuned, by one job per dataset, method and seed, and their averages.
+# Models that are fine-tuned, by one job per dataset, method and seed, and their averages, which
+# classify in the same job.
 
 TRAINED = one_of(name for name, each in run.objectives.items() if each.module)
 AVERAGED = one_of(name for name, each in run.objectives.items() if each.averages)
@@ -98,7 +99,9 @@ rule average_weights:
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=jobs.LEFT_OUT,
+        predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
+        metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        train_predictions="results/{dataset}/{method}/seed{seed}/train_predictions.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/average_weights.log",
     benchmark:
@@ -110,12 +113,14 @@ rule average_weights:
     resources:
         **on_gpus(),
         mem_mb=memory(14_000, per_million=4_000, loads_images=True),
-        runtime=minutes(10, images_per_second=100),
+        runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.train.average_weights"),
         trainings=as_json(jobs.averaged, "method"),
         settings=settings("clip.precision"),
     shell:
-        "latteclip average-weights --images {input.images} --trainings {params.trainings:q}"
+        "latteclip average-weights --dataset {wildcards.dataset} --method {wildcards.method}"
+        " --seed {wildcards.seed} --images {input.images} --trainings {params.trainings:q}"
         " --settings {params.settings:q} --model {output.model} --history {output.history}"
-        " --left-out {output.left_out} --threads {threads} --log {log}"
+        " --predictions {output.predictions} --metrics {output.metrics}"
+        " --train-predictions {output.train_predictions} --threads {threads} --log {log}"
