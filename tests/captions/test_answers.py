@@ -3,12 +3,7 @@ import errno
 import pytest
 from support.captioning import SETTINGS, changed
 
-from latteclip.captions.answers import (
-    COMMIT_ANSWERS,
-    AnswerCache,
-    digest,
-    identity,
-)
+from latteclip.captions.answers import COMMIT_ANSWERS, AnswerCache, digest, identity
 from latteclip.captions.engine import Response
 from latteclip.captions.questions import Layout, Request
 from latteclip.core import files

@@ -1,14 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from support.captioning import (
-    CANVAS,
-    CLASSNAMES,
-    LABELS,
-    SETTINGS,
-    mean_colour,
-    provenance,
-)
+from support.captioning import CANVAS, CLASSNAMES, LABELS, SETTINGS, mean_colour, provenance
 
 from latteclip.captions.caption import SHORTER, clean
 from latteclip.captions.engine import Response

@@ -12,11 +12,7 @@ from support.servers import DecisionServer, decide
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.core import tables
 
-ENGINE = {
-    "engine": "decisions",
-    "model": DecisionServer.model,
-    "batch_size": 4,
-}
+ENGINE = {"engine": "decisions", "model": DecisionServer.model, "batch_size": 4}
 NONE = "none of these"
 
 

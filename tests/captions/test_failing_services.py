@@ -177,8 +177,7 @@ def text_of(file):
 
 
 @pytest.mark.parametrize(
-    ("status", "failed", "exit_status"),
-    [(500, (1, 3, 7, 8), 0), (401, (1,), 2)],
+    ("status", "failed", "exit_status"), [(500, (1, 3, 7, 8), 0), (401, (1,), 2)]
 )
 def test_no_secret_is_left(ask, monkeypatch, capfd, status, failed, exit_status):
     """The server repeats the request in its errors."""

@@ -1,14 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from support.captioning import (
-    LETTERS,
-    N,
-    mean_colour,
-    options_of,
-    reply,
-    value,
-)
+from support.captioning import LETTERS, N, mean_colour, options_of, reply, value
 
 from latteclip.captions.engine import scored as answer_with
 from latteclip.core.errors import UserError

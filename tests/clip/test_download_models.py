@@ -118,10 +118,7 @@ def test_only_the_files_of_a_captioner_that_engines_read_are_fetched(hub):
 
 @pytest.mark.parametrize(
     ("kind", "model", "refused"),
-    [
-        ("clip", "hf-hub:me/clip", (403, "GatedRepo")),
-        ("captioner", "me/llava", None),
-    ],
+    [("clip", "hf-hub:me/clip", (403, "GatedRepo")), ("captioner", "me/llava", None)],
 )
 def test_a_repo_that_cannot_be_reached_is_one_sentence(gone, kind, model, refused):
     if refused:

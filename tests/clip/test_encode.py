@@ -1,12 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.backbones import (
-    CPU,
-    TEXTS,
-    limit_memory,
-    pictures,
-)
+from support.backbones import CPU, TEXTS, limit_memory, pictures
 from support.tiny import BACKBONES, CONTEXT, END, START, WIDTH, tiny_clip
 
 from latteclip.clip import encode

@@ -7,10 +7,7 @@ import pytest
 
 from latteclip.core import files
 from latteclip.core.errors import UserError
-from latteclip.core.files import (
-    replacing,
-    write_text,
-)
+from latteclip.core.files import replacing, write_text
 
 
 def fail():

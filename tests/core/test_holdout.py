@@ -1,12 +1,7 @@
 import numpy as np
 import pytest
 
-from latteclip.core.holdout import (
-    MAX_HELD_OUT,
-    Fold,
-    held_out_for_choice,
-    left_out,
-)
+from latteclip.core.holdout import MAX_HELD_OUT, Fold, held_out_for_choice, left_out
 
 
 def ids(n):

@@ -15,13 +15,7 @@ from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from support import records
 from support.backbones import CLASSNAMES, CPU, NAMES, TEMPLATES, predictions
-from support.tiny import (
-    BACKBONES,
-    SIDE,
-    write_backbone,
-    write_encoder,
-    write_pictures,
-)
+from support.tiny import BACKBONES, SIDE, write_backbone, write_encoder, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import image_encoders
@@ -211,14 +205,7 @@ def test_the_card_has_dataset_method_accuracy_licence_and_classes(run, tmp_path)
     export(str(run), str(out), "open_clip")
     front, text = card_of(out)
     assert front["library_name"] == "open_clip"
-    words = [
-        *NAMES,
-        TEMPLATES[0],
-        "latteclip",
-        "51.25 %",
-        "90.00 %",
-        "40.00 %",
-    ]
+    words = [*NAMES, TEMPLATES[0], "latteclip", "51.25 %", "90.00 %", "40.00 %"]
     words += ["ViT-B/32 with laion2b_s34b_b79k", "labels of training images | not read |"]
     assert [word for word in words if word not in text] == []
 

@@ -37,9 +37,7 @@ def index(root, tmp_path, threads=1, limit=None, **settings):
     settings = IndexSettings(**({"kind": "folders"} | settings))
     outputs = [str(output), str(corrupt)]
     index_images.index_images(
-        *(str(root), settings, *outputs),
-        threads=threads,
-        limit=limit,
+        *(str(root), settings, *outputs), threads=threads, limit=limit
     )
     rows = tables.read(output).to_pylist()
     classnames = tables.read_metadata(output, IndexMetadata).classnames

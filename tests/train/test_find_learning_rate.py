@@ -30,7 +30,7 @@ def test_of_rates_that_images_cannot_tell_apart_the_highest_is_taken():
     assert stage.chosen(runs) == 3e-5
 
 
-def find(folder, n):
+def find(folder, n, model):
     """Search on pictures of three classes. The labels of their index are wrong."""
     inputs, output = (
         Inputs(folder, [i % 3 for i in range(n)]),
@@ -38,7 +38,7 @@ def find(folder, n):
     )
     stage.find_learning_rate(
         TrainingFiles(inputs.index, inputs.labels),
-        settings("flyp", **AUTO),
+        settings("flyp", model, **AUTO),
         str(output),
         device="cpu",
         threads=1,
@@ -47,7 +47,7 @@ def find(folder, n):
 
 
 def test_a_rate_is_found_the_same_every_time_without_the_held_out_images(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, backbones
 ):
     trained = []
     step = stage.Training.step
@@ -57,7 +57,8 @@ def test_a_rate_is_found_the_same_every_time_without_the_held_out_images(
         return step(self, batch, rate)
 
     monkeypatch.setattr(stage.Training, "step", noted)
-    found = find(tmp_path, 15)["lr"]
+    model = backbones["custom_text"]
+    found = find(tmp_path, 15, model)["lr"]
     assert found in stage.RATES
     assert len(set(trained)) == 15 - 15 // stage.HELD_OUT_EVERY
-    assert found == find(tmp_path, 15)["lr"]
+    assert found == find(tmp_path, 15, model)["lr"]

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import time
 import webbrowser
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 from open_clip import create_model_and_transforms
+from support import warm
 from support.checkout import N_TEST, N_TRAIN, hear_interrupts
 from support.image_folders import class_folders, write_textures
 from support.tiny import write_pictures
@@ -144,11 +146,7 @@ COLLECTED = {"select_model": 1, **PAGES}
 TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}
 # latteclip
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}
-NEW_CAPTIONS = {
-    "write_votes": 1,
-    "fuse_labels": 1,
-    **TUNED_ON_CAPTIONS,
-}
+NEW_CAPTIONS = {"write_votes": 1, "fuse_labels": 1, **TUNED_ON_CAPTIONS}
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "score_unknown": 1},
     "adapt_zero_shot": 1,
@@ -262,6 +260,15 @@ def test_captions_that_were_removed_are_made_again_without_an_engine(finished_co
     assert planned(finished_copy) == {}  # the same bytes rerun nothing
 
 
+# The processes of a warm Snakemake are in another group than those that started it.
+WITH_WARM_STAGES = """
+import sys
+from snakemake import cli
+sys.executable = sys.argv.pop(1)
+cli.main()
+"""
+
+
 @pytest.mark.slow
 def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy):
     """Ctrl-C is SIGINT to all processes of a terminal."""
@@ -270,7 +277,8 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     command += ["--config", "seeds=1", "compute={'checkpoint_minutes': 0}"]
     command += ["finetune={'epochs': 6}"]  # of three steps
     options = {"start_new_session": True, "preexec_fn": hear_interrupts}
-    run = finished_copy.start("snakemake", *command, **options)
+    words = (sys.executable, "-c", WITH_WARM_STAGES, warm.interpreter(), *command)
+    run = finished_copy.start(*words, **options)
     while not [*folder.glob("checkpoint/*.pt")] and run.poll() is None:
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGINT)
