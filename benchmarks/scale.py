@@ -311,13 +311,13 @@ def finetune(place: Place) -> Work:
     section = {"epochs": 1000, "warmup_steps": 5, "batch_size": BATCH, "lr": 3e-4}
     settings = {
         "clip": {"model": f"local-dir:{DEMO_CLIP}", "pretrained": None},
-        "class_texts": {"template": "a photo of a {}."},
+        "template": "a photo of a {}.",
         "module": "flyp",
         "method": {"objective": "flyp", "finetune": section},
-        "compute": {},
     }
     files = {name: place.file(f"{name}.parquet") for name in ("images", "pseudo_labels")}
     command = [sys.executable, "-m", "latteclip", "finetune", "--seed=0", "--threads=1"]
+    command += ["--fold={}", "--checkpoint-minutes=10"]
     command += [f"--files={json.dumps(files)}", f"--settings={json.dumps(settings)}"]
     for name in ("model", "history", "checkpoint", "log"):
         command.append(f"--{name}={place.file(f'trained/{name}')}")
@@ -390,7 +390,7 @@ def export_labels(place: Place) -> Work:
     from latteclip.deploy import export_labels as stage
 
     output = place.file("labels.csv")
-    return lambda: _done(bool(stage.export_labels(str(place.results), "csv", output)))
+    return lambda: _done(bool(stage.labels("export", str(place.results), "csv", output)))
 
 
 def _done(found: bool) -> None:

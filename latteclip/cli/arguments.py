@@ -41,6 +41,7 @@ def share(text: str) -> float:
 # Arguments that are not those of their parameter.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "seed": {"type": int},
+    "checkpoint_minutes": {"type": float},
     "threads": {"type": positive, "default": os.cpu_count()},
     "device": {"default": "auto"},
 }

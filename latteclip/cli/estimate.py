@@ -73,8 +73,11 @@ def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     folder = dataset.keys.source.folder
     if images is None and folder and dataset.keys.split.kind == "folders":
         images = Counts(len(image_files(folder)), 0)
-    asked = [each for each in dataset.captioners if each.is_pending(pending)]
-    asked = [each for each in asked if not each.engine.reads_file]
+    asked = [
+        each
+        for each in dataset.captioners
+        if f"{dataset.folder}/{each.table}" in pending and not each.engine.reads_file
+    ]
     if asked:
         yield f"{dataset.name}: to ask, where answers are not cached:"
     for captioner in asked:
@@ -163,7 +166,8 @@ def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> It
         growth = images
         if cost.rule in ASKING:
             name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-            captioner = dataset.captioner(ASKING[cost.rule], name)
+            of_labeller = (each for each in dataset.captioners if each.name == name != "")
+            captioner = next(of_labeller, dataset.captioner(ASKING[cost.rule]))
             growth = n_requests(captioner, after) / max(1, n_requests(captioner, before))
         elif cost.rule in TRAINING:
             keys = dataset.method(cost.run.partition(",")[0]).keys.finetune

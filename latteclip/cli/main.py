@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from latteclip import __version__
 from latteclip.cli import arguments
@@ -29,7 +29,7 @@ from latteclip.core.terminal import SHORT, for_terminal
 COMMANDS = {  # users' commands: the modules of their functions, in the order of the help
     "workflow": __name__,
     "datasets": "latteclip.data.download_dataset",
-    "labels": __name__,
+    "labels": "latteclip.deploy.export_labels",
     "teach": "latteclip.audit.teach",
     "classes": "latteclip.discover.classes",
     "audit": "latteclip.audit.audit",
@@ -241,34 +241,3 @@ def workflow(arguments: Sequence[str], /) -> NoReturn:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(layers.SNAKEFILE)]
     # It gets all signals.
     os.execv(sys.executable, [*command, "--directory", ".", *arguments])
-
-
-def labels(
-    action: Literal["export"],
-    results: str,
-    /,
-    format: Literal["csv", "parquet", "label-studio", "imagefolder"],
-    output: str,
-    max_error: float | None = None,
-    leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
-) -> str:
-    """Export the labels of a dataset.
-
-    Args:
-        action: export
-        format: the format
-        output: a file, or a new folder for the last two formats
-        max_error: accept as many labels as possible so that, with 95 % probability, at most this
-            share of all labels is wrong and accepted; needs answers of latteclip teach
-        leave_out: leave out images of no class (unknown), or all but one image of each set of
-            duplicates (duplicates)
-    """
-    from latteclip.deploy import export_labels
-
-    return export_labels.export_labels(
-        results,
-        format,
-        output,
-        leave_out=leave_out,
-        max_error=max_error,
-    )

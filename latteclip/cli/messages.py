@@ -29,6 +29,7 @@ from latteclip.core import run_options
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.terminal import SHORT, one_line
+from latteclip.data import folder_files
 from latteclip.labels import fusion_report
 
 ERROR = "error: "  # begins the message of a command that fails
@@ -88,9 +89,14 @@ class Handlers:
             run_options.note_options(whole, self._config)
 
     def _link_folders(self) -> None:
-        if self._machine.runs_jobs and not self._machine.is_module:
-            with self._machine.errors():
-                self._machine.link_folders(self._run)
+        """Let the links lead to the users' folders, one of which may have moved."""
+        machine = self._machine
+        if not machine.runs_jobs or machine.is_module:
+            return
+        with machine.errors():
+            for dataset in self._run.datasets:
+                if folder := dataset.keys.source.folder:
+                    folder_files.link(folder, machine.image_folder(dataset))
 
     def _print_plan(self) -> None:
         """Print what captioners would be asked after a dry run."""

@@ -3,6 +3,7 @@
 Only `Machine` reads attributes of Snakemake's workflow object for which there is no directive.
 """
 
+import errno
 import functools
 import json
 import math
@@ -17,7 +18,7 @@ from snakemake.io import local, sourcecache_entry
 from snakemake.settings.enums import Quietness
 
 from latteclip.config import checks, jobs, layers
-from latteclip.config.resolve import Dataset, Run, sections
+from latteclip.config.resolve import Dataset, Run
 from latteclip.core import devices
 from latteclip.core.errors import UserError, refused_by_system
 from latteclip.core.files import TABLES
@@ -37,6 +38,8 @@ class Machine:
         self.config_files = workflow.overwrite_configfiles
         self.is_module = not workflow.modifier.is_main_snakefile()
         self.provider = workflow.storage_settings.default_storage_provider
+        # Resources by name, of the profile or the command line.
+        self.default_resources = dict(workflow.resource_settings._parsed_default_resources)
         # Where files of parameters lie, whose paths Snakemake does not change: results, also in a
         # storage, and folders that no storage holds.
         modifier = workflow.modifier.path_modifier
@@ -140,11 +143,6 @@ class Machine:
         limit = self._workflow.global_resources.get("gpu")
         return limit.value if limit else max(1, devices.free())
 
-    @property
-    def default_resources(self) -> Mapping[str, Any]:
-        """The default resources of the profile, by name."""
-        return dict(self._workflow.resource_settings._parsed_default_resources)
-
     def image_folder(self, dataset: Dataset) -> str:
         """Return the folder that a rule makes, or the link to the user's folder.
 
@@ -154,12 +152,6 @@ class Machine:
         if folder is None:
             return jobs.made_folder(dataset)[0]
         return folder if self.is_module else jobs.FOLDER_LINK.format(dataset=dataset.name)
-
-    def link_folders(self, run: Run) -> None:
-        """Let the links lead to the users' folders, one of which may have moved."""
-        for dataset in run.datasets:
-            if folder := dataset.keys.source.folder:
-                folder_files.link(folder, self.image_folder(dataset))
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
     def folder_state(self, dataset: Dataset) -> str:
@@ -228,7 +220,7 @@ class Rules:
         self._run = run
         self._machine = machine
 
-    def of(self, function: Callable[..., Any], *names: str, **fixed: Any) -> OfJob:
+    def of(self, function: Callable[..., Any], *names: str) -> OfJob:
         """Return a function of what the names stand for.
 
         These are the dataset, a method, a labeller, the captioner that is asked for a kind of
@@ -238,7 +230,7 @@ class Rules:
         def answer(wildcards: Any) -> Any:
             with self._machine.errors():
                 objects = [self._object(name, wildcards) for name in names or ("dataset",)]
-                return function(*objects, **fixed)
+                return function(*objects)
 
         return answer
 
@@ -250,16 +242,14 @@ class Rules:
             return dataset
         if name == "method":
             return dataset.method(wildcards.method)
-        labeller = wildcards.get("labeller", "")
-        return (
-            dataset.captioner(name, labeller)
-            if name in TABLES
-            else dataset.labeller(labeller)
-        )
+        if "labeller" not in wildcards.keys():
+            return dataset.captioner(name)
+        labeller = dataset.labeller(wildcards.labeller)
+        return labeller if name == "labeller" else labeller.captioner
 
-    def as_json(self, function: Callable[..., Any], *names: str, **fixed: Any) -> OfJob:
+    def as_json(self, function: Callable[..., Any], *names: str) -> OfJob:
         """Return as JSON what `of` returns, with paths of results as a job finds them."""
-        answer = self.of(function, *names, **fixed)
+        answer = self.of(function, *names)
 
         def text(wildcards: Any) -> str:
             value = json.dumps(
@@ -270,13 +260,13 @@ class Rules:
         return text
 
     def settings(self, *names: str) -> OfJob:
-        """Return sections of the dataset, or single keys such as clip.precision, as JSON."""
-        return self.as_json(lambda dataset: sections(dataset.keys, *names))
+        """Return keys of the dataset, most of them sections, as JSON."""
+        return self.as_json(lambda dataset: jobs.sections(dataset, *names))
 
     def each(self, key: str, function: Callable[..., Any], *names: str) -> OfJob:
         """Return the values of one key of each of several mappings, as inputs, as in `of`."""
         answer = self.of(function, *names)
-        return lambda wildcards: [run[key] for run in answer(wildcards) if run.get(key)]
+        return lambda wildcards: [one[key] for one in answer(wildcards)]
 
     def users(self, files: Any) -> Any:
         """Return inputs, or their function, that are files of the user, which no storage holds.
@@ -382,5 +372,6 @@ class Rules:
 
         stored = self._machine.provider is not None
         index = input.images.storage_object.query if stored else str(input.images)
-        os.stat(index)  # where it is absent, Snakemake asks again later
+        if not os.path.isfile(index):  # Snakemake asks again later
+            raise FileNotFoundError(errno.ENOENT, "There is none yet", str(input.images))
         return int(read_metadata(index).num_rows)

@@ -121,6 +121,11 @@ def _methods(dataset: Dataset) -> Iterator[str]:
     for method in dataset.methods:
         objective, labels = method.objective, method.pseudo_labels
         allowed = objective.pseudo_labels
+        if method.averaged and not method.averaged.objective.has_text_classifier:
+            yield (
+                f"methods.{method.name}.of is {method.averaged.name}, which has no classifier of "
+                "texts to average; name a method like flyp."
+            )
         if objective.reads_encoders and not dataset.run.image_encoders:
             yield f"method {method.name} needs image_encoders; set them, or leave it out of method."
         if allowed and labels not in allowed:
@@ -163,7 +168,7 @@ def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> 
     has_time = has_gpus or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     for dataset in run.datasets:
         for captioner in dataset.captioners:
-            if not captioner.is_pending(pending):
+            if f"{dataset.folder}/{captioner.table}" not in pending:
                 continue
             engine, model = captioner.engine, captioner.settings.model
             address = engine.address

@@ -14,8 +14,8 @@ from typing import Any
 from latteclip.config import layers, registry
 from latteclip.config.labellers import Captioner, Labeller
 from latteclip.config.registry import OBJECTIVES, Model
-from latteclip.config.resolve import Dataset, Method, Run, sections
-from latteclip.core.files import SCORES, digest_of, edited_classes, fingerprint, folders_in
+from latteclip.config.resolve import Dataset, Method, Run
+from latteclip.core.files import SCORES, digest_of, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -33,20 +33,18 @@ OF_CANDIDATE = ("metrics", "model", "train_predictions")
 IMPORT = re.compile(
     r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
 )
+PAGES = "latteclip.report.render"  # the module that fills the templates beside it
 # Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
 # values are parameters of their own.
 WITHOUT_EFFECT = re.compile(r"latteclip\.(config\..*|core\.(devices|errors|terminal))")
+CLASS_TEXTS = ("template", "class_synonyms")  # keys of the texts of the classes
 Paths = list[str]
 Settings = dict[str, Any]
 
 
-def written(dataset: Dataset, *names: str) -> Paths:
-    """Return files that a person's commands may have written, if all are there.
-
-    `exists` of Snakemake would look for them in a storage, and without the prefix of a module.
-    """
-    paths = [f"{dataset.folder}/{name}" for name in names]
-    return paths if all(map(os.path.isfile, paths)) else []
+def sections(dataset: Dataset, *names: str) -> Settings:
+    """Return keys of a dataset, most of them sections, by their names."""
+    return {name: getattr(dataset.keys, name) for name in names}
 
 
 def shared(dataset: Dataset, name: str) -> str:
@@ -60,10 +58,10 @@ def shared(dataset: Dataset, name: str) -> str:
 @cache  # hundreds of jobs have the same code
 def code_of(*modules: str) -> str:
     """Return the digest of modules and of their imports from the package, also in functions."""
-    files = sorted(map(_file, closure(*modules)))
-    # A module `render` fills the templates beside it.
-    for file in [each for each in files if each.stem == "render"]:
-        files += sorted(file.parent.glob("templates/*"))
+    imported = closure(*modules)
+    files = sorted(map(_file, imported))
+    if PAGES in imported:
+        files += sorted(_file(PAGES).parent.glob("templates/*"))
     return f"code {modules[0].rpartition('.')[2]} {digest_of(f.read_bytes() for f in files)[:16]}"
 
 
@@ -113,20 +111,9 @@ def _file(name: str) -> Path:
 # Sources and models.
 
 
-def index_images(dataset: Dataset) -> Settings:
-    """Return how the folder of images is read."""
-    return {**dict(dataset.keys.split), "class_names": dataset.keys.class_names}
-
-
 def made_folder(dataset: Dataset) -> Paths:
     """Return the folder of images, shared by all runs, if a rule makes it."""
     return [] if dataset.keys.source.folder else [f"resources/{dataset.whole}/data"]
-
-
-def download_dataset(dataset: Dataset) -> Settings:
-    """Return the files to download, and their terms of use."""
-    terms = sections(dataset.keys, "title", "licence", "citation", "split.kind")
-    return {**dict(dataset.keys.source), **terms}
 
 
 def notes(models: Iterable[Model]) -> Paths:
@@ -153,15 +140,6 @@ def files_digest(path: str | None) -> str:
 # Captions and class scores.
 
 
-def person_answers(captioner: Captioner) -> str:
-    """Return the option with a person's answers if a captioner is not asked about all images.
-
-    They are no input: an answer after the questions reruns nothing, and asks nothing.
-    """
-    path = f"{captioner.dataset.folder}/answers.json"
-    return f"--answers {path}" if captioner.max_images else ""
-
-
 def shards(dataset: Dataset, table: str) -> Paths:
     """Return the shards of "captions/images", "captions/groups" or "class_scores".
 
@@ -172,54 +150,7 @@ def shards(dataset: Dataset, table: str) -> Paths:
     return [f"{path}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 
 
-# Discovery.
-
-
-def proposes_classes(dataset: Dataset) -> bool:
-    """Return whether a stage writes classes.txt. After an edit by hand, no stage does."""
-    return dataset.discovers and edited_classes(dataset.folder) is None
-
-
 # Labels.
-
-
-def example_classes(dataset: Dataset) -> Paths:
-    """Return the class folders of `split.examples`, so that a new folder reruns the index."""
-    folder = dataset.keys.split.examples
-    return folders_in(folder) if folder else []
-
-
-def encode_examples(dataset: Dataset) -> Settings:
-    """Return the folder of these images, the models that encode them, and the batch size."""
-    split = dataset.keys.split
-    return {
-        "examples_folder": split.examples,
-        "replacements": split.classname_replace,
-        "encoders": list(dataset.run.image_encoders.values()),
-        **sections(dataset.keys, "clip"),
-    }
-
-
-def all_encoders(dataset: Dataset) -> list[Model]:
-    """Return the models that encode these images."""
-    encoders = registry.encoder_models(dataset.run.image_encoders.values())
-    return [*dataset.models, *encoders]
-
-
-def encode_images(dataset: Dataset, encoder: str) -> Settings:
-    """Return an image encoder beside CLIP, and how images are encoded."""
-    name = dataset.run.image_encoders[encoder]
-    return {"encoder": name, **sections(dataset.keys, "clip.precision")}
-
-
-def pseudo_label_images(dataset: Dataset) -> Settings:
-    """Return the CLIP model, and what the texts of the classes are made of."""
-    return {**sections(dataset.keys, "clip"), "class_texts": class_texts(dataset)}
-
-
-def class_texts(dataset: Dataset) -> Settings:
-    """Return what the texts of the classes are made of."""
-    return sections(dataset.keys, "template", "class_synonyms")
 
 
 def labellers(dataset: Dataset) -> list[Settings]:
@@ -239,13 +170,12 @@ def labellers(dataset: Dataset) -> list[Settings]:
 def write_votes(labeller: Labeller) -> Settings:
     """Return what a labeller's votes follow from: captions, a file, or a CLIP model."""
     dataset, keys = labeller.dataset, labeller.keys
-    values: Settings = {"name": keys.name, "kind": keys.kind}
     if labeller.asks is not None:
-        return {**values, "captions": dataset.keys.clip}
+        return {"name": keys.name, "captions": dataset.keys.clip}
     if labeller.clip is not None:
-        zero_shot = {"clip": labeller.clip, "class_texts": class_texts(dataset)}
-        return {**values, "zero_shot": zero_shot}
-    return {**values, "file": keys.file}
+        zero_shot = {"clip": labeller.clip, **sections(dataset, *CLASS_TEXTS)}
+        return {"name": keys.name, "zero_shot": zero_shot}
+    return {"name": keys.name, "file": keys.file}
 
 
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
@@ -254,13 +184,6 @@ def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
 
 
 # Classifiers and trainings.
-
-
-def evaluate_classifier(method: Method) -> Settings:
-    """Return the models by which the method predicts, and how its runs are marked."""
-    encoders = list(method.encoders.values())
-    clip = sections(method.dataset.keys, "clip")
-    return {**clip, "encoders": encoders, "flags": flags(method)}
 
 
 def classifier(method: Method) -> str:
@@ -273,14 +196,13 @@ def classifier(method: Method) -> str:
     return f"{method.dataset.results}/{file}"
 
 
-def fold(dataset: Dataset, seed: int) -> Settings:
+def fold(dataset: Dataset, seed: int | str) -> Settings:
     """Return which training images a seed leaves out: another part for each seed of the run."""
-    share = dataset.keys.selection.share
-    if not share:
-        return {"share": 0.0, "number": 0}
-    seeds = dataset.run.seeds
+    share, seeds, number = dataset.keys.selection.share, dataset.run.seeds, int(seed)
     # A seed outside the run, whose model a user asks for by its path, has a part too.
-    return {"share": share, "number": seeds.index(seed) if seed in seeds else seed}
+    if share and number in seeds:
+        number = seeds.index(number)
+    return {"share": share, "number": number}
 
 
 def training(method: Method) -> Settings:
@@ -289,15 +211,8 @@ def training(method: Method) -> Settings:
         "method": method.keys.model_dump(exclude={"of", "like"}),
         "module": method.objective.module,
         "flags": flags(method),
-        "class_texts": class_texts(method.dataset),
-        **sections(method.dataset.keys, "clip"),
+        **sections(method.dataset, "clip", *CLASS_TEXTS),
     }
-
-
-def finetune(method: Method, seed: str) -> Settings:
-    """Return the settings of a training, when it saves its work, and which images it leaves out."""
-    saves = sections(method.dataset.keys, "compute.checkpoint_minutes")
-    return {**training(method), **saves, "fold": fold(method.dataset, int(seed))}
 
 
 def averaged(method: Method) -> list[Settings]:
@@ -314,12 +229,6 @@ def averaged(method: Method) -> list[Settings]:
 
 
 # Evaluation and the choice of a model.
-
-
-def evaluate(method: Method, seed: str) -> Settings:
-    """Return how images are encoded, and which images were left out."""
-    fold_of_seed = fold(method.dataset, int(seed))
-    return {**sections(method.dataset.keys, "clip.precision"), "fold": fold_of_seed}
 
 
 def flags(method: Method) -> list[str]:
@@ -364,24 +273,6 @@ def selection(dataset: Dataset) -> Paths:
     """Return the output of select_model for a dataset for which it chooses."""
     path = f"{dataset.results}/selection{dataset.run.suffix}.json"
     return [path] if dataset.candidates else []
-
-
-def audit_answers(dataset: Dataset) -> Paths:
-    """Return the plan and the answers of an audit, if `latteclip audit` wrote some.
-
-    Those about the test split come before those about the training images.
-    """
-    found = (
-        written(dataset, f"audit/{split}/plan.parquet", f"audit/{split}/answers.json")
-        for split in ("test", "train")
-    )
-    return next(filter(None, found), [])
-
-
-def audit(dataset: Dataset) -> Paths:
-    """Return the scores of a dataset's models by an audit if there was one."""
-    path = f"{dataset.results}/audit{dataset.run.suffix}.json"
-    return [path] if audit_answers(dataset) else []
 
 
 def asked(run: Run) -> Paths:

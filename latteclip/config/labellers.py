@@ -1,8 +1,6 @@
 """Captioners with what they are asked for, and the labellers of a dataset."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from latteclip.config import registry
@@ -47,15 +45,9 @@ class Captioner:
         return ENGINES[self.settings.engine]
 
     @property
-    def gpus(self) -> int:
-        """GPUs of a job, 0 if a server or the user writes the captions."""
-        return self.settings.tensor_parallel_size if self.engine.loads_model else 0
-
-    @property
     def models(self) -> list[Model]:
         """The model that its jobs load."""
-        is_loaded = self.engine.loads_model
-        return [registry.captioner_model(self.settings)] if is_loaded else []
+        return [registry.captioner_model(self.settings)] if self.engine.loads_model else []
 
     @property
     def max_images(self) -> int | None:
@@ -94,12 +86,6 @@ class Captioner:
     def path(self) -> str:
         """The table of the answers, as rules name it."""
         return f"{self.dataset.results}/{self.table}"
-
-    def is_pending(self, pending: Collection[str]) -> bool:
-        """Return whether the table, or a shard of it, is among the files that a run will write."""
-        results = self.dataset.folder
-        shards = f"{results}/captions/shards/{PurePath(self.table).stem}-"
-        return any(file.startswith((f"{results}/{self.table}", shards)) for file in pending)
 
 
 @dataclass(frozen=True)

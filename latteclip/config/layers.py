@@ -60,11 +60,6 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
     return merge(*map(read, files))
 
 
-def datasets() -> dict[str, dict[str, Any]]:
-    """Return the content of the files of datasets, by key in alphabetical order."""
-    return dict(sorted(defaults().get("datasets", {}).items()))
-
-
 def read(path: str | Path) -> dict[str, Any]:
     """Return the keys of a file, or raise UserError with its name and the line of a mistake.
 

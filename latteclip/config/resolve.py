@@ -12,12 +12,10 @@ from typing import Any
 
 from latteclip.config import registry
 from latteclip.config.keys import (
-    AUTO,
     Config,
     DatasetSection,
     LabellerSection,
     MethodSection,
-    Section,
 )
 from latteclip.config.labellers import Captioner, Labeller, labeller_of
 from latteclip.config.layers import merge
@@ -28,7 +26,6 @@ from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
 
 Layer = Mapping[str, Any]
 ALL = "all"
-MAX_EPOCHS = 30  # the number of epochs that is assumed for finetune.epochs: auto
 
 
 class Run:
@@ -57,16 +54,15 @@ class Run:
         self.image_encoders = {
             registry.slug({"model": name}): name for name in self.keys.image_encoders
         }
-        self.objectives = {name: self._objective(name) for name in self.keys.methods}
-        self._check_name(self.keys.table.baseline, " of table.baseline")
-        for name in self.keys.method or []:
-            self._check_name(name)
-        for name, objective in self.objectives.items():
-            if objective.averages:
-                self._check_average(name, str(self.keys.methods[name].of))
+        self.lineage(self.keys.table.baseline, "table.baseline")
         self.datasets = [
             self.dataset(f"{name}{self.limit_suffix}") for name in self._chosen()
         ]
+        # Of all methods: any can be asked for by the path of its results.
+        any_dataset = self.datasets[0]
+        self.objectives = {
+            name: any_dataset.method(name).objective for name in self.keys.methods
+        }
 
     def _chosen(self) -> list[str]:
         """Return the keys of the datasets."""
@@ -110,48 +106,31 @@ class Run:
         known = self.layer["datasets"].items()
         return sorted(key for key, each in known if "downloads" in each.get("source", {}))
 
-    def lineage(self, method: str) -> list[str]:
-        """Return the method after those that it is like, the first of which is like no other."""
-        lineage = [method]
-        while other := self.keys.methods[lineage[-1]].like:
-            self._check_name(other, f", which {lineage[-1]} is like,")
-            if other in lineage:
-                circle = ", ".join([*lineage, other])
+    def lineage(self, method: str, key: str = "Method") -> list[str]:
+        """Return a method that a key names, after those that it is like, the first like no other.
+
+        UserError: one of them is not configured, or they form a circle.
+        """
+        lineage: list[str] = []
+        name: str | None = method
+        while name:
+            if name not in self.keys.methods:
+                raise UserError(unknown(f"{key} {name!r}", name, self.keys.methods))
+            if name in lineage:
+                circle = ", ".join([*lineage, name])
                 raise UserError(f"The keys `like` form a circle: {circle}; remove one.")
-            lineage.append(other)
+            lineage.append(name)
+            key, name = f"methods.{name}.like", self.keys.methods[name].like
         return lineage[::-1]
-
-    def _objective(self, method: str) -> registry.ObjectiveRecord:
-        """Return the record of a method's objective, or raise UserError if it has none."""
-        lineage = self.lineage(method)
-        values = merge(*(self.layer["methods"][each] for each in lineage))
-        if "objective" not in values:
-            raise UserError(
-                f"Method {method} needs methods.{lineage[0]}.objective, or `like`."
-            )
-        return OBJECTIVES[values["objective"]]
-
-    def _check_name(self, method: str, where: str = "") -> None:
-        """Raise UserError for a method that is not configured."""
-        if method not in self.keys.methods:
-            raise UserError(unknown(f"Method {method!r}{where}", method, self.keys.methods))
-
-    def _check_average(self, name: str, of: str) -> None:
-        """Raise UserError for a method that averages what cannot be averaged."""
-        self._check_name(of, f" of methods.{name}.of")
-        if not self.objectives[of].has_text_classifier:
-            raise UserError(
-                f"methods.{name}.of is {of}, which has no classifier of texts to average; name "
-                "a method like flyp."
-            )
 
     @cached_property
     def hub_models(self) -> dict[str, Model]:
         """Models that come from the hub, by the names of their notes."""
-        models = registry.encoder_models(self.image_encoders.values())
+        models: list[Model] = []
         for dataset in self.datasets:
-            users: list[Any] = [dataset, *dataset.captioners, *dataset.labellers]
-            models += [model for user in users for model in user.models]
+            models += dataset.all_models
+            models += [model for each in dataset.captioners for model in each.models]
+            models += [model for each in dataset.labellers for model in each.models]
         return {registry.slug(model.names): model for model in models if model.names}
 
 
@@ -196,6 +175,10 @@ class Dataset:
         given = run.given.get("methods", {})
         layers = (run.layer["methods"], self._layer["methods"], given)
         values = merge(*(layer.get(each) for each in lineage for layer in layers))
+        if "objective" not in values:
+            raise UserError(
+                f"Method {name} needs methods.{lineage[0]}.objective, or `like`."
+            )
         values["finetune"] = merge(
             self._layer.get("finetune"),
             values.get("finetune"),
@@ -213,7 +196,11 @@ class Dataset:
     @property
     def runs(self) -> list[tuple["Method", int]]:
         """Each evaluation with its seed; a method without training runs once."""
-        return [(method, seed) for method in self.methods for seed in method.seeds]
+        return [
+            (method, seed)
+            for method in self.methods
+            for seed in (self.run.seeds if method.objective.module else [0])
+        ]
 
     @property
     def candidates(self) -> list[tuple["Method", int]]:
@@ -227,13 +214,16 @@ class Dataset:
         """The CLIP model."""
         return [registry.clip_model(self.keys.clip)]
 
+    @property
+    def all_models(self) -> list[Model]:
+        """The CLIP model, and image encoders beside it."""
+        encoders = self.run.image_encoders.values()
+        return [*self.models, *registry.encoder_models(encoders)]
+
     # Captions and labellers.
 
-    def captioner(self, kind: str, labeller: str = "") -> Captioner:
-        """Return who is asked for a kind of TABLES: a labeller's captioner, or that of the run."""
-        for each in self.labellers if labeller else ():
-            if each.name == labeller and each.captioner:
-                return each.captioner
+    def captioner(self, kind: str) -> Captioner:
+        """Return whom the run asks for a kind of TABLES."""
         settings = self.keys.captioner
         if kind == NAMES:
             settings = settings.model_copy(update={"max_new_tokens": registry.NAME_TOKENS})
@@ -330,17 +320,6 @@ class Method:
         return self.averaged or (self if self.objective.module else None)
 
     @property
-    def seeds(self) -> list[int]:
-        """The seeds of its runs."""
-        return self.dataset.run.seeds if self.objective.module else [0]
-
-    @property
-    def epochs(self) -> int:
-        """The passes of its fine-tuning over the images, at most."""
-        wanted = self.keys.finetune.epochs
-        return MAX_EPOCHS if wanted == AUTO else int(wanted)
-
-    @property
     def pseudo_labels(self) -> str | None:
         """Its pseudo-labels; None: it reads true labels or none."""
         if self.averaged:
@@ -360,7 +339,8 @@ class Method:
     @property
     def models(self) -> list[Model]:
         """The models by which it classifies without training."""
-        return [*self.dataset.models, *registry.encoder_models(self.encoders.values())]
+        dataset = self.dataset
+        return dataset.all_models if self.objective.reads_encoders else dataset.models
 
     def reads_captions(self, kind: str) -> bool:
         """Return whether it trains on captions of a kind, "image" or "group"."""
@@ -373,13 +353,3 @@ class Method:
             return True
         asks = COLUMNS[IMAGES] in self.dataset.columns
         return kind == "image" and asks and self.reads_fused_labels
-
-
-def sections(keys: Section, *wanted: str) -> dict[str, Any]:
-    """Return sections, or single keys of them such as "clip.precision", by their names."""
-    values: dict[str, Any] = {}
-    for each in wanted:
-        name, _, key = each.partition(".")
-        value = getattr(keys, name)
-        values[name] = {key: getattr(value, key)} if key else value
-    return values

@@ -29,7 +29,6 @@ from latteclip.config.keys import (
     DownloadSection,
     HubOrDriveFile,
     SourceSection,
-    SplitSection,
     TermsSection,
 )
 from latteclip.config.schema import validate
@@ -52,10 +51,11 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 Source = str | HubOrDriveFile
 
 
-class DownloadSettings(SourceSection, TermsSection):
+class DownloadSettings(TermsSection):
     """The files of a dataset by name, its terms, and whether they are shards."""
 
-    split: SplitSection = SplitSection()
+    source: SourceSection
+    kind: str = "folders"  # as `SplitSection.kind`
 
 
 def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> None:
@@ -70,11 +70,11 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
     if not any(folder.glob("[!.]*")):
         new_folder(output)  # it was not unpacked from files of this dataset
     folder.mkdir(parents=True, exist_ok=True)
-    are_shards = settings.split.kind in SUFFIXES
+    are_shards = settings.kind in SUFFIXES
     unfinished = "Fetched files stay, and a rerun continues from there."
     # Two runs may want it at once.
     with ending_in_order(unfinished), FileLock(folder / ".lock"):
-        downloads = settings.downloads
+        downloads = settings.source.downloads
         files = {name: fetch(name, spec, folder) for name, spec in downloads.items()}
         with replacing(output, overwrite=True) as data:
             data.mkdir()
@@ -272,7 +272,7 @@ def datasets() -> str:
     """List the datasets, and the papers to cite."""
     rows = []
     cited = []
-    for key, dataset in validate(Config, {"datasets": layers.datasets()}).datasets.items():
+    for key, dataset in sorted(validate(Config, layers.defaults()).datasets.items()):
         source = dataset.source
         folder = Path(source.folder or RESOURCES / key / "data")
         counts = dataset.split.counts

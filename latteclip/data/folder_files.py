@@ -22,9 +22,11 @@ def state(folder: str | None, split: SplitSection) -> str:
     """Return a digest of the names, sizes and times of the files that an index reads.
 
     With `split.kind` "folders" these are images and classes.txt, otherwise all files. Those of a
-    folder that a rule makes (None) do not count. The files that `split` names may lie elsewhere.
+    folder that a rule makes (None) do not count. The files that `split` names may lie elsewhere,
+    and the folders of examples, which name classes.
     """
-    result = hashlib.sha256()
+    examples = folders_in(split.examples) if split.examples else []
+    result = hashlib.sha256("".join(f"{name}\0" for name in examples).encode())
     for name in filter(None, (split.file, split.class_list, *split.lists.values())):
         place = os.path.join(folder or "", name)
         if (folder or os.path.isabs(name)) and os.path.isfile(place):

@@ -108,7 +108,7 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         _, clip = load_classifier(embeddings)
     metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
     dataset = metrics.get("dataset", "custom")
-    described = layers.datasets().get(dataset, {})
+    described = layers.defaults()["datasets"].get(dataset, {})
     data = ModelCardData(
         library_name=form,
         pipeline_tag="zero-shot-image-classification",

@@ -6,9 +6,9 @@ import re
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -46,41 +46,48 @@ QUALITY = 95  # quality of the JPEG that an image is converted to
 UNFIT = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]|^\.+|[ .]+$')
 
 
-def export_labels(
-    folder: str,
-    form: str,
+def labels(
+    action: Literal["export"],
+    results: str,
+    /,
+    format: Literal["csv", "parquet", "label-studio", "imagefolder"],
     output: str,
-    *,
-    leave_out: Collection[str] = (),
     max_error: float | None = None,
+    leave_out: Sequence[Literal["unknown", "duplicates"]] = (),
 ) -> str:
-    """Write the labels of the training images, and return sentences on what was written.
+    """Export the labels of a dataset.
 
-    The arguments are those of `latteclip labels export`, and `form` is its format. Raises UserError
-    where there are no labels, `output` cannot be written, or an image vanished.
+    Args:
+        action: export
+        format: the format
+        output: a file, or a new folder for the last two formats
+        max_error: accept as many labels as possible so that, with 95 % probability, at most this
+            share of all labels is wrong and accepted; needs answers of latteclip teach
+        leave_out: leave out images of no class (unknown), or all but one image of each set of
+            duplicates (duplicates)
     """
-    place = new_folder(output) if form in FOLDERS else Path(output)
-    results = Path(folder)
-    table, described = label_table.read(results)
+    place = new_folder(output) if format in FOLDERS else Path(output)
+    folder = Path(results)
+    table, described = label_table.read(folder)
     notes = []
     if max_error is not None:
-        accepted, promise = label_table.accepted(results, table["answered"], max_error)
+        accepted, promise = label_table.accepted(folder, table["answered"], max_error)
         table = table.append_column("accepted", accepted)
         notes.append(promise)
-        if form == "imagefolder":  # whose folders do not say which labels are accepted
+        if format == "imagefolder":  # whose folders do not say which labels are accepted
             table = table.filter(accepted)
     for kind in leave_out:
-        if not (path := results / f"{kind}.parquet").is_file():
+        if not (path := folder / f"{kind}.parquet").is_file():
             raise UserError(
                 f"--leave-out {kind} reads {path}, which does not exist yet; run "
-                f"{run_command(folder, f'results/{results.absolute().name}/{path.name}')}."
+                f"{run_command(folder, f'results/{folder.absolute().name}/{path.name}')}."
             )
         rest = table.filter(pc.invert(_is_of_kind(table, kind)))
         notes.append(f"Left out by {kind}: {counted(len(table) - len(rest), 'image')}.")
         table = rest
     with replacing(place) as temporary:
-        WRITERS[form](temporary, table, described)
-    if form == "label-studio":
+        WRITERS[format](temporary, table, described)
+    if format == "label-studio":
         notes.append(LABEL_STUDIO)
     n = counted(len(table) - table["label"].null_count, "label")
     by = "that are not calibrated"

@@ -11,19 +11,11 @@ from latteclip.clip.classifier import classify, load_classifier
 from latteclip.clip.encode import classify_files
 from latteclip.clip.image_encoders import PretrainedClip, assemble_model
 from latteclip.clip.model import FinetunedModel, load_finetuned
-from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
-from latteclip.core.holdout import NO_FOLD, Fold, held_out_for_choice, left_out_images
+from latteclip.core.holdout import Fold, held_out_for_choice, left_out_images
 from latteclip.evaluate.results import HeldOut, read_evaluated_images, write_run
 from latteclip.labels.features import read_all_features
 from latteclip.train.settings import TrainingMetadata
-
-
-class EvaluateSettings(Section):
-    """How images are classified."""
-
-    clip: ClipSection  # its `precision`
-    fold: Fold = NO_FOLD  # the training images that were not trained on
 
 
 class ClassifierSettings(PretrainedClip):
@@ -36,8 +28,9 @@ def evaluate(
     images_path: str,
     model_path: str,
     history_path: str,
-    settings: EvaluateSettings,
+    fold: Fold,
     *,
+    precision: str,
     dataset: str,
     method: str,
     seed: int,
@@ -49,15 +42,15 @@ def evaluate(
 ) -> None:
     """Classify the test split with a fine-tuned model, or all images without a test split.
 
-    The training images that were left out of training are classified as well.
+    The training images of the fold, which were not trained on, are classified as well.
     """
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
-    model = load_finetuned(model_path, where, settings.clip.precision)
+    model = load_finetuned(model_path, where, precision)
     classify_evaluated(
         images_path,
         model,
-        classify_left_out(images_path, model, settings.fold, threads),
+        classify_left_out(images_path, model, fold, threads),
         history.flags,
         (dataset, method, seed),
         (predictions_output, metrics_output, train_predictions_output),

@@ -22,22 +22,25 @@ from latteclip.data.folder_files import find_examples
 log = logging.getLogger(__name__)
 
 
-class EncodingSettings(Section):
-    """An image encoder, and how images are encoded."""
-
-    encoder: str | None = None  # one of the key `image_encoders`; None: CLIP
-    clip: ClipSection  # beside another encoder its `precision` alone
-
-
 def encode_images(
-    images_path: str, settings: EncodingSettings, output: str, *, device: str, threads: int
+    images_path: str,
+    encoder: str,
+    clip: ClipSection,
+    output: str,
+    *,
+    device: str,
+    threads: int,
 ) -> None:
-    """Write IMAGE_FEATURES of every image of every split."""
+    """Write IMAGE_FEATURES of every image of every split.
+
+    The encoder is one of the key `image_encoders`, with the `precision` of CLIP, or "", which is
+    CLIP.
+    """
     table, _ = tables.read_unlabelled(images_path, training=False)
     picked = devices.pick(device, threads)
-    model = _encoder(settings.encoder, settings.clip, picked)
+    model = _encoder(encoder, clip, picked)
     features = encode_files(model, tables.Strings(table["path"]), threads)
-    name = settings.encoder or settings.clip.model
+    name = encoder or clip.model
     with tables.writing(output, tables.IMAGE_FEATURES, EncoderMetadata(name)) as add:
         for rows in parts(len(features), ROWS):
             part = features[rows]
@@ -52,9 +55,9 @@ def encode_images(
     log.info("Encoded %s by %s, width %d.", n, name, model.width)
 
 
-def _encoder(name: str | None, clip: ClipSection, device: torch.device) -> Clip:
+def _encoder(name: str, clip: ClipSection, device: torch.device) -> Clip:
     """Load an image encoder of the key `image_encoders`, or the image tower of CLIP."""
-    if name is not None:
+    if name:
         return image_encoders.load(name, device, clip.precision)
     return clips.load(clip.model, clip.pretrained, device, clip.precision)
 
@@ -78,7 +81,7 @@ def encode_examples(
     picked = devices.pick(device, threads)
     features = [
         encode_files(_encoder(name, settings.clip, picked), paths, threads)[:]
-        for name in (None, *settings.encoders)
+        for name in ("", *settings.encoders)
     ]
     columns = {
         "path": paths,

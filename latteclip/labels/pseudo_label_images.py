@@ -18,7 +18,7 @@ from latteclip.clip.classifier import (
     save_classifier,
 )
 from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.config.keys import ClassTextsSection, ClipSection, Section
+from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
@@ -26,11 +26,10 @@ from latteclip.core.tables import ClassesMetadata, IndexMetadata
 log = logging.getLogger(__name__)
 
 
-class ZeroShotSettings(Section):
+class ZeroShotSettings(ClassTextsSection):
     """The CLIP model, the texts of the classes, and how images are encoded."""
 
     clip: ClipSection
-    class_texts: ClassTextsSection
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ def encode_zero_shot(
     The description of W0 has classnames, class_templates, model, pretrained and logit_scale.
     """
     index = tables.read_metadata(images_path, IndexMetadata)
-    section, texts = settings.clip, settings.class_texts
+    section = settings.clip
     picked = devices.pick(device, threads)
     clip = clips.load(section.model, section.pretrained, picked, section.precision)
-    templates = ClassTemplates.of(texts.template, texts.class_synonyms)
+    templates = ClassTemplates.of(settings.template, settings.class_synonyms)
     templates = replace(templates, written=index.written_names)
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     embeddings = class_embeddings(clip, templates, index.classnames)

@@ -17,7 +17,6 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate.evaluate import (
-    EvaluateSettings,
     classify_evaluated,
     classify_left_out,
 )
@@ -38,10 +37,10 @@ class TrainingResult:
 def average_weights(
     images_path: str,
     trainings: Sequence[TrainingResult],
-    settings: EvaluateSettings,
     model_output: str,
     history_output: str,
     *,
+    precision: str,
     dataset: str,
     method: str,
     seed: int,
@@ -66,7 +65,7 @@ def average_weights(
     ids: list[str] = []
     predicted: list[int] = []
     for number, each in enumerate(used, 1):
-        model = clips.load_finetuned(each.model, where, settings.clip.precision)
+        model = clips.load_finetuned(each.model, where, precision)
         _include(model.clip.model, first.clip.model, number)
         # None left out an image of another.
         some_ids, classes = classify_left_out(images_path, model, each.fold, threads)
@@ -90,7 +89,7 @@ def average_weights(
     tables.write(history_output, history, tables.HISTORY, averaged)
     classify_evaluated(
         images_path,
-        clips.load_finetuned(model_output, where, settings.clip.precision),
+        clips.load_finetuned(model_output, where, precision),
         (ids, predicted),
         flags,
         (dataset, method, seed),

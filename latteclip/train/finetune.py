@@ -16,6 +16,7 @@ from latteclip.config import registry
 from latteclip.core import tables
 from latteclip.core.errors import Signals, Terminated, ending_in_order
 from latteclip.core.files import digest_of, fingerprint, new_folder, read_object, replacing
+from latteclip.core.holdout import Fold
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, TrainingImages, schedule
 from latteclip.train.settings import (
@@ -36,36 +37,40 @@ MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
 def finetune(
     files: TrainingFiles,
     settings: FinetuneSettings,
+    fold: Fold,
     model_output: str,
     history_output: str,
     checkpoint: str,
     decoded: str | None = None,
     *,
     seed: int,
+    checkpoint_minutes: float,
     device: str,
     threads: int,
 ) -> None:
     """Fine-tune CLIP on the images that are not in the test split.
 
-    Only a supervised training reads labels. An interrupted run resumes from its last
-    checkpoint, and on a CPU gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save
-    the current step. UserError: an input does not fit, or the loss is not finite.
+    Without the images of the fold. Only a supervised training reads labels. An interrupted run
+    resumes from its last checkpoint, and on a CPU gives the same bytes as an uninterrupted one.
+    SIGTERM and Ctrl-C save the current step. UserError: an input does not fit, or the loss is not
+    finite.
     """
     with ending_in_order(
         "Nothing was trained yet: a rerun starts from the beginning."
     ) as signals:
         torch.manual_seed(seed)
-        setup = Setup(files, settings, device, threads)
+        setup = Setup(files, settings, device, threads, fold)
         section = settings.method.finetune
         lr = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
         recipe = recipe_for(section, setup.inputs.n_scheduled, lr)
-        identity = _identity(settings, recipe, seed, setup.inputs.digest)
+        identity = _identity(settings, fold, recipe, seed, setup.inputs.digest)
         if _was_trained(model_output, history_output, identity):
             return
         training = setup.training(recipe, seed)
         signals.are_deferred = True  # neither a step nor the writing may be interrupted
         images = setup.images(seed, decoded)
-        _train(training, setup, Checkpoint(checkpoint, identity), images, signals)
+        saved = Checkpoint(checkpoint, identity, checkpoint_minutes)
+        _train(training, setup, saved, images, signals)
         metadata = TrainingMetadata(
             model=settings.clip.model,
             pretrained=settings.clip.pretrained,
@@ -80,10 +85,12 @@ def finetune(
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _identity(settings: FinetuneSettings, recipe: Recipe, seed: int, inputs: str) -> str:
+def _identity(
+    settings: FinetuneSettings, fold: Fold, recipe: Recipe, seed: int, inputs: str
+) -> str:
     """Return a digest of all that decides the result, of which `inputs` is that of the data."""
-    decisive = settings.model_dump(exclude={"compute"})
-    decisive |= {"recipe": asdict(recipe), "seed": seed, "inputs": inputs}
+    decisive = {**settings.model_dump(), "fold": asdict(fold), "recipe": asdict(recipe)}
+    decisive |= {"seed": seed, "inputs": inputs}
     if local := registry.clip_model(settings.clip).path:
         decisive["model"] = fingerprint(local)
     return digest_of([json.dumps(decisive, sort_keys=True)])
@@ -92,8 +99,9 @@ def _identity(settings: FinetuneSettings, recipe: Recipe, seed: int, inputs: str
 class Checkpoint:
     """The checkpoint of a training. Those of others in its folder stay until its end."""
 
-    def __init__(self, folder: str, identity: str) -> None:
+    def __init__(self, folder: str, identity: str, minutes: float) -> None:
         """Start the clock. `identity` is the digest of all that decides the result."""
+        self.minutes = minutes  # between two checkpoints
         self.path = Path(folder, f"{identity[:16]}.pt")
         self.saved = time.monotonic()
 
@@ -138,7 +146,7 @@ def _train(
             continue
         training.flush_metrics()
         minutes = (time.monotonic() - checkpoint.saved) / 60
-        is_due = done < total and minutes >= setup.settings.compute.checkpoint_minutes
+        is_due = done < total and minutes >= checkpoint.minutes
         if stopped or is_due:
             checkpoint.save(training)
         if stopped:

@@ -10,13 +10,10 @@ from latteclip.config.keys import (
     AUTO,
     ClassTextsSection,
     ClipSection,
-    ComputeSection,
     FinetuneSection,
     MethodSection,
-    Section,
 )
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.core.holdout import NO_FOLD, Fold
 
 GROUND_TRUTH = "ground_truth"
 # The paper's code rounds the steps of an epoch up to a multiple of the 3 workers of open_clip's
@@ -77,21 +74,18 @@ def recipe_for(section: FinetuneSection, n: int, lr: float | None = None) -> Rec
     return Recipe(**numbers)
 
 
-class FinetuneSettings(Section):
-    """What decides a fine-tuned model, besides its inputs and its seed."""
+class FinetuneSettings(ClassTextsSection):
+    """What decides a fine-tuned model, besides its inputs, its fold and its seed."""
 
     clip: ClipSection
-    class_texts: ClassTextsSection
     method: MethodSection
     module: str  # of latteclip/train/objectives
-    compute: ComputeSection = ComputeSection()
     flags: list[str] = pydantic.Field(default_factory=list)  # keys of `core.tables.FLAGS`
-    fold: Fold = NO_FOLD  # images that are left out, for `select_model`
 
     @property
     def class_templates(self) -> ClassTemplates:
         """The templates, of which training uses the first, and synonyms of the classes."""
-        return ClassTemplates.of(self.class_texts.template, self.class_texts.class_synonyms)
+        return ClassTemplates.of(self.template, self.class_synonyms)
 
     @property
     def labels(self) -> str:

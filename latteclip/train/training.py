@@ -13,6 +13,7 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.core.errors import UserError
+from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.data import loader
 from latteclip.train import data
 from latteclip.train.data import TrainingImages
@@ -49,6 +50,7 @@ class Setup:
         settings: FinetuneSettings,
         device: str,
         threads: int,
+        fold: Fold = NO_FOLD,
     ) -> None:
         """Load the pretrained model and the data, or raise UserError for what does not fit."""
         self.settings = settings
@@ -60,7 +62,7 @@ class Setup:
             self.clip.micro_batch = encode.fitting_micro_batch(self.clip)
         texts = base.TokenizedTexts(self.clip)
         template = settings.class_templates.template
-        self.inputs = data.read(files, template, settings.labels, texts, settings.fold)
+        self.inputs = data.read(files, template, settings.labels, texts, fold)
 
     def training(self, recipe: Recipe, seed: int) -> "Training":
         """Return a training that begins with the model as it is."""

@@ -7,35 +7,29 @@ import pytest
 
 from latteclip.cli.rules import Rules
 from latteclip.config import jobs, registry
-from latteclip.config.resolve import sections
 
 JOBS = {
-    "pseudo_label_images": lambda d: jobs.pseudo_label_images(d),
+    "pseudo_label_images": lambda d: jobs.sections(d, "clip", *jobs.CLASS_TEXTS),
     "captioner": lambda d: d.captioner("images").settings,
-    "scores": lambda d: sections(d.keys, "scores"),
-    "finetune": lambda d: jobs.finetune(d.method("latteclip"), "0"),
-    "find_learning_rate": lambda d: jobs.training(d.method("latteclip")),
-    "evaluate": lambda d: jobs.evaluate(d.method("latteclip"), "0"),
-    "download_dataset": lambda d: jobs.download_dataset(d),
+    "scores": lambda d: d.captioner("scores").scores,
+    "training": lambda d: jobs.training(d.method("latteclip")),
+    "fold": lambda d: jobs.fold(d, "0"),
 }
-ENCODING = {"pseudo_label_images", "evaluate"}
-TRAINING = {"find_learning_rate", "finetune"}
+BY_CLIP = {"pseudo_label_images", "training"}
 
 
 @pytest.mark.parametrize(
     ("given", "reached"),
     [
-        ({"finetune": {"lr": 0.5}}, TRAINING),
-        ({"compute": {"checkpoint_minutes": 1}}, {"finetune"}),
-        ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, TRAINING),
-        ({"clip": {"precision": "fp16"}}, {*ENCODING, *TRAINING}),
+        ({"finetune": {"lr": 0.5}}, {"training"}),
+        ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"training"}),
+        ({"clip": {"precision": "fp16"}}, BY_CLIP),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
         ({"scores": {"max_images": 9}}, {"scores"}),
-        ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", *TRAINING}),
-        ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
-        ({"compute": {"threads": 1}}, set()),
+        ({"datasets": {"dtd": {"template": "{}"}}}, BY_CLIP),
+        ({"compute": {"threads": 1, "checkpoint_minutes": 1}}, set()),
         ({"seeds": 9}, set()),  # one seed more trains no other again
-        ({"selection": {"share": 0.2}}, {"finetune", "evaluate"}),
+        ({"selection": {"share": 0.2}}, {"fold"}),
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
@@ -44,13 +38,10 @@ def test_a_key_reaches_the_jobs_that_need_it(configured, given, reached):
     assert reached == {name for name, job in JOBS.items() if job(before) != job(after)}
 
 
-def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configured):
-    run = configured(selection={"share": 0.25}, seeds="4,7,2")
-    method = run.dataset("demo").method("latteclip")
+def test_each_seed_leaves_out_its_fold(configured):
+    dataset = configured(selection={"share": 0.25}, seeds="4,7,2").dataset("demo")
     for number, seed in enumerate(["4", "7", "2"]):
-        fold = {"share": 0.25, "number": number}
-        assert jobs.finetune(method, seed)["fold"] == fold
-        assert jobs.evaluate(method, seed)["fold"] == fold
+        assert jobs.fold(dataset, seed) == {"share": 0.25, "number": number}
 
 
 def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(configured):

@@ -43,14 +43,14 @@ def test_a_labeller_changes_what_it_names_and_shares_the_rest(configured):
         scores={"kind": "likelihood", "max_images": 7},
     )
     dataset = run.dataset("demo")
-    captioner = dataset.captioner("images", "other")
+    captioner = dataset.labeller("other").captioner
     assert (captioner.settings.model, captioner.settings.revision) == ("an/lmm", None)
     assert captioner.prompt == "What is it?"
     assert not dataset.labeller("other").leaked
-    captioner = dataset.captioner("scores", "letters")
+    captioner = dataset.labeller("letters").captioner
     assert (captioner.scores.kind, captioner.max_images) == ("multiple_choice", 25)
     assert (captioner.settings.dtype, captioner.settings.revision) == ("float32", "abc")
-    assert dataset.captioner("scores", "decides").settings.engine == "decisions"
+    assert dataset.labeller("decides").captioner.settings.engine == "decisions"
     assert "an--lmm" in " ".join(run.hub_models)
 
 
@@ -65,20 +65,19 @@ def test_a_captioner_that_is_given_the_zero_shot_labels_is_marked(configured):
     ("kind", "labeller"),
     [("images", ""), ("groups", ""), ("scores", ""), ("images", "other")],
 )
-def test_a_limited_asking_reads_a_classifier_and_the_answers_of_a_person(
-    configured, kind, labeller
-):
-    """Others read neither, so that a rerun of the classifier reruns no captions."""
+def test_a_limited_asking_reads_a_classifier(configured, kind, labeller):
+    """Others read none, so that a rerun of the classifier reruns no captions."""
     section = "scores" if kind == "scores" else "captioner"
     limit = {"max_images": 9}
     given = {} if labeller else {section: limit}
     limited = configured(labellers=[{**OTHER, **(limit if labeller else {})}], **given)
     unlimited = configured(labellers=[OTHER])
     runs = [run.dataset("demo") for run in (limited, unlimited)]
-    captioners = [dataset.captioner(kind, labeller) for dataset in runs]
+    captioners = [
+        dataset.labeller(labeller).captioner if labeller else dataset.captioner(kind)
+        for dataset in runs
+    ]
     assert [captioner.max_images for captioner in captioners] == [9, None]
-    answers = "--answers results/demo/answers.json"
-    assert [jobs.person_answers(captioner) for captioner in captioners] == [answers, ""]
     assert not captioners[1].reads_pseudo_labels
 
 
@@ -91,9 +90,12 @@ def test_a_file_and_another_clip_label_with_tables_of_their_own(configured):
     assert dataset.caption_kinds == ["image", "group"]  # of latteclip alone
     alone = configured(labellers=[mine], method="image_prototypes")
     assert alone.dataset("demo").caption_kinds == []
-    assert jobs.write_votes(dataset.labeller("mine")) == mine
+    assert jobs.write_votes(dataset.labeller("mine")) == {
+        "name": "mine",
+        "file": "mine.csv",
+    }
     settings = jobs.write_votes(dataset.labeller("large"))["zero_shot"]
     clip = settings["clip"]
     assert (clip.model, clip.pretrained) == ("ViT-L-14", "openai")
-    assert settings["class_texts"]["template"] == dataset.keys.template
+    assert settings["template"] == dataset.keys.template
     assert len(run.hub_models) == len(configured().hub_models) + 1

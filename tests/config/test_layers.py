@@ -33,7 +33,7 @@ def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
 def test_folders_that_shipped_datasets_name_are_found_from_anywhere(tmp_path, monkeypatch):
     for folder, package in ((layers.ROOT, "latteclip"), (tmp_path, layers.PACKAGE)):
         monkeypatch.chdir(folder)
-        demo = layers.datasets()["demo"]
+        demo = layers.defaults()["datasets"]["demo"]
         assert demo["clip"]["model"] == f"local-dir:{package}/demo/models/clip"
         assert demo["captioner"]["model"] == f"{package}/demo/models/llava"
 

@@ -170,7 +170,6 @@ def test_classes_are_named_in_a_file_or_by_folders_of_which_a_person_says_so(
 
 
 TABLE = "results/mine/captions/images.parquet"
-SHARD = "results/mine/captions/shards/images-1-of-2.parquet"
 SCORED = "results/mine/class_scores.parquet"
 OTHER = "results/mine/labellers/other.parquet"
 OF_OTHER = labellers(WORDS, {**WORDS, "name": "other", "model": "an/lmm"})
@@ -181,7 +180,6 @@ LLAVA = {"captioner": {"model": str(DEMO_LLAVA)}}
     ("pending", "given", "message"),
     [
         (TABLE, {}, r"Dataset mine: .* GPU"),
-        (SHARD, {}, " GPU"),
         (OTHER, OF_OTHER, "an/lmm"),
         ("results/mine/images.parquet", {}, None),
         (TABLE, LLAVA, None),  # a folder of one's own

@@ -92,9 +92,10 @@ def configured(key, override):
 def test_each_of_the_ten_is_fetched_unpacked_and_read(key, host, tmp_path, caplog):
     caplog.set_level("INFO")
     found = configured(key, serve(key, host))
-    given = DownloadSettings(**jobs.download_dataset(found))
+    of_rule = jobs.sections(found, "source", "title", "licence", "citation")
+    given = DownloadSettings(**of_rule, kind=found.keys.split.kind)
     download_dataset(key, given, str(tmp_path / "data"))
-    settings = IndexSettings(**jobs.index_images(found))
+    settings = IndexSettings(**dict(found.keys.split), class_names=found.keys.class_names)
     split = read_split(tmp_path / "data", settings)
     assert {item.image_id: item.label for item in split.items} == TRAIN | TEST
     assert all((split.folder / item.path).is_file() for item in split.items)

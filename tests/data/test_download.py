@@ -15,7 +15,7 @@ from support.processes import status_of_fork
 from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
-from latteclip.config.keys import DownloadSection, SplitSection
+from latteclip.config.keys import DownloadSection
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest
 from latteclip.data import download_dataset as downloads
@@ -138,7 +138,7 @@ def hub(host, tmp_path, capsys):
     output = tmp_path / "resources" / "demo" / "data"
 
     def run(source):
-        values = {"downloads": {"images.tar.gz": {"sources": [source]}}}
+        values = {"source": {"downloads": {"images.tar.gz": {"sources": [source]}}}}
         with host.as_hub(tmp_path / "hf"):
             status = main.main(arguments(output, values))
         return status, capsys.readouterr().err, output
@@ -166,7 +166,7 @@ def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):
     url = host.serve("/images.tar.gz", ARCHIVE)
     output = tmp_path / "demo" / "data"
     for _ in range(2):
-        shards = settings(url).model_copy(update={"split": SplitSection(kind="webdataset")})
+        shards = settings(url).model_copy(update={"kind": "webdataset"})
         download_dataset("demo", shards, str(output))
     (shard,) = (path for path in output.rglob("*") if path.is_file())
     assert shard.relative_to(output).as_posix() == "images.tar.gz"

@@ -22,7 +22,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.splits import read_split
 from latteclip.deploy import label_table
-from latteclip.deploy.export_labels import export_labels, unique_filenames
+from latteclip.deploy.export_labels import labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata, calibrate
 
 
@@ -43,7 +43,7 @@ def rewrite_index(paths):
 def test_csv_and_parquet_have_the_same_values_and_no_formula(taken, tmp_path):
     taken.answer(60)
     for form in ("csv", "parquet"):
-        export_labels(str(taken.folder), form, str(tmp_path / form))
+        labels("export", str(taken.folder), form, str(tmp_path / form))
     table = pq.read_table(tmp_path / "parquet")
     lines = read_csv(tmp_path / "csv")
     assert table.column_names == list(lines[0])
@@ -66,7 +66,7 @@ def test_csv_and_parquet_have_the_same_values_and_no_formula(taken, tmp_path):
 def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
     """https://labelstud.io/guide/predictions and .../guide/storage (local files)."""
     answers = taken.answer(20)
-    said = export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
+    said = labels("export", str(taken.folder), "label-studio", str(tmp_path / "tasks"))
     assert "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/" in said
     interface = xml.etree.ElementTree.parse(tmp_path / "tasks" / "config.xml").getroot()
     choices, image = interface.find("Choices"), interface.find("Image")
@@ -105,7 +105,7 @@ def folder_of(label):
 def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path):
     torchvision = pytest.importorskip("torchvision.datasets")
     output = tmp_path / "folder"
-    export_labels(str(taken.folder), "imagefolder", str(output))
+    labels("export", str(taken.folder), "imagefolder", str(output))
     read = torchvision.ImageFolder(output)
     table = label_table.read(taken.folder)[0].to_pylist()
     wanted = {row["path"]: row["label"] for row in table}
@@ -138,15 +138,15 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
     split = read_split(Path("d"), IndexSettings(kind=kind))
     rewrite_index([f"d/{item.path}" for item in split.items])
     with pytest.raises(UserError, match="Label Studio"):
-        export_labels(".", "label-studio", str(tmp_path / "tasks"))
+        labels("export", ".", "label-studio", str(tmp_path / "tasks"))
     assert not (tmp_path / "tasks").exists()
-    export_labels(".", "imagefolder", str(tmp_path / "copies"))
+    labels("export", ".", "imagefolder", str(tmp_path / "copies"))
     found = {path.read_bytes() for path in (tmp_path / "copies").rglob("*.png")}
     assert found == {contents[row] for row in taken.training}
     shard = Path("d", f"a.{'parquet' if kind == 'parquet' else 'tar'}")
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(UserError, match=str(shard)):
-        export_labels(".", "imagefolder", str(tmp_path / "half"))
+        labels("export", ".", "imagefolder", str(tmp_path / "half"))
     assert not (tmp_path / "half").exists()
 
 
@@ -189,7 +189,7 @@ def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
 def test_an_image_that_vanished_leaves_nothing_behind(taken, tmp_path):
     (taken.folder / taken.ids[3]).unlink()
     with pytest.raises(UserError, match=taken.ids[3]):
-        export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
+        labels("export", str(taken.folder), "imagefolder", str(tmp_path / "folder"))
     assert not (tmp_path / "folder").exists()
 
 
@@ -207,14 +207,14 @@ def check(taken, n):
 
 def test_answers_are_the_labels_and_guarantee_others(taken):
     check(taken, 60)
-    said = export_labels(str(taken.folder), "parquet", "labels.parquet", max_error=0.5)
+    said = labels("export", str(taken.folder), "parquet", "labels.parquet", max_error=0.5)
     table = pq.read_table("labels.parquet").to_pydict()
     assert table["label"][:61] == [*(CLASSNAMES[c] for c in taken.truth[:60]), None]
     assert table["answered"][59:62] == [CLASSNAMES[taken.truth[59]], "none of these", None]
     assert table["accepted"][:61] == [True] * 61
     n = sum(table["accepted"])
     assert f"{n} of {len(taken.ids)} labels are accepted" in said
-    export_labels(str(taken.folder), "imagefolder", "folder", max_error=0.5)
+    labels("export", str(taken.folder), "imagefolder", "folder", max_error=0.5)
     found = list(Path("folder").rglob("*.png"))
     assert len(found) == n - 1 < len(taken.ids)  # one: no class
 
@@ -224,7 +224,7 @@ def test_too_few_answers_say_how_many_it_takes(taken, checking):
     if checking:
         check(taken, checking)
     with pytest.raises(UserError, match="59"):
-        export_labels(str(taken.folder), "csv", "labels.csv", max_error=0.05)
+        labels("export", str(taken.folder), "csv", "labels.csv", max_error=0.05)
 
 
 # --- the table ------------------------------------------------------------------------------------

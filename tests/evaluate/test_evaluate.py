@@ -67,7 +67,8 @@ def evaluate(folder, index, clip, classifier, fold=holdout.NO_FOLD):
     stage.evaluate(
         index,
         *(str(folder / name) for name in ("model", "history")),
-        stage.EvaluateSettings(clip=ClipSection(), fold=fold),
+        fold,
+        precision="bf16",
         dataset="set",
         method="latteclip",
         seed=4,

@@ -9,7 +9,7 @@ from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata
-from latteclip.labels.encode_images import EncodingSettings, encode_images
+from latteclip.labels.encode_images import encode_images
 
 DEMO = f"local-dir:{DEMO_CLIP}"
 
@@ -27,8 +27,8 @@ class Pictures:
 
     def run(self, model):
         """Features [N, D] and the metadata of their table."""
-        settings = EncodingSettings(encoder=model, clip=ClipSection())
-        encode_images(self.index, settings, str(self.output), device="cpu", threads=1)
+        clip, output = ClipSection(), str(self.output)
+        encode_images(self.index, model, clip, output, device="cpu", threads=1)
         table = tables.read(self.output)
         described = tables.read_metadata(self.output, EncoderMetadata)
         assert table["image_id"].to_pylist() == [f"{i:03d}.png" for i in range(5)]

@@ -16,7 +16,7 @@ from support.tiny import (
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.config.keys import ClassTextsSection, ClipSection
+from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata
@@ -26,7 +26,7 @@ from latteclip.labels.features import read_features
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 SETTINGS = stage.ZeroShotSettings(
     clip=ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None),
-    class_texts=ClassTextsSection(template="a photo of a {} texture."),
+    template="a photo of a {} texture.",
 )
 SPLITS = ["train", "test", "val", "train", "train", "test", "train"]
 
@@ -69,7 +69,7 @@ def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
         "classnames": CLASSNAMES,
         "model": SETTINGS.clip.model,
         "pretrained": None,
-        "class_templates": vars(ClassTemplates([SETTINGS.class_texts.template])),
+        "class_templates": vars(ClassTemplates([SETTINGS.template])),
         "logit_scale": pytest.approx(math.exp(model.logit_scale.item())),
     }
 

@@ -19,7 +19,7 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.keys import ClassTextsSection, ClipSection
+from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.label_inputs import read_votes
@@ -60,7 +60,7 @@ def written(tmp_path, index):
             table.to_json(path, orient="records", lines=True)
         else:
             table.to_parquet(path)
-        settings = VotesSettings(name="mine", kind="file", file=str(path))
+        settings = VotesSettings(name="mine", file=str(path))
         output = str(tmp_path / "votes.parquet")
         write_votes(index(classnames), settings, output, device="cpu", threads=1)
         return dense(output, len(classnames))
@@ -161,14 +161,11 @@ def test_a_file_that_cannot_vote_is_one_sentence(written, columns, message):
 def test_another_clip_votes_as_its_pseudo_labels_say(tmp_path):
     files = write_pictures(tmp_path / "pictures", 6)
     index = write_index(tmp_path / "images.parquet", files, SPLITS, [None] * 6, CLASSNAMES)
-    settings = ZeroShotSettings(
-        clip=CLIP,
-        class_texts=ClassTextsSection(template="a photo of a {} texture."),
-    )
+    settings = ZeroShotSettings(clip=CLIP, template="a photo of a {} texture.")
     outputs = [str(tmp_path / name) for name in ("labels.parquet", "w.safetensors")]
     pseudo_label_images(index, settings, *outputs, device="cpu", threads=1)
     path = str(tmp_path / "votes.parquet")
-    labeller = VotesSettings(name="other", kind="zero_shot", zero_shot=settings)
+    labeller = VotesSettings(name="other", zero_shot=settings)
     write_votes(index, labeller, path, device="cpu", threads=1)
     names = tables.read(path)["image_id"]
     table = tables.read(outputs[0]).to_pydict()
@@ -196,7 +193,7 @@ def captioned(tmp_path, index, demo_clip):
     def write(captions):
         path = tmp_path / "captions.parquet"
         write_captions(path, TRAINING, captions)
-        settings = VotesSettings(name="words", kind="captions", captions=CLIP)
+        settings = VotesSettings(name="words", captions=CLIP)
         output = str(tmp_path / "votes.parquet")
         write_votes(
             index(names),

@@ -138,8 +138,8 @@ RECIPES = {
                 "WRITERS: dict[str, Callable[..., None]] = {\n",
                 '    "lines": _write_lines,\n',
             ),
+            ('    format: Literal["csv", ', '"lines", '),
         ],
-        COMMANDS: ('    format: Literal["csv", ', '"lines", '),
     },
 }
 

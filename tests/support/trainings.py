@@ -22,11 +22,9 @@ from support.tiny import (
 from latteclip.config.keys import (
     ClassTextsSection,
     ClipSection,
-    ComputeSection,
     FinetuneSection,
     MethodSection,
 )
-from latteclip.core.holdout import NO_FOLD
 from latteclip.train.settings import FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -61,22 +59,19 @@ class Inputs:
         return write_captions(self.folder / "g.parquet", ids, captions, members=names)
 
 
-def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None, **given):
+def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", **given):
     """Settings of a training of four steps. Keys of the section `finetune` are among the others."""
     section = {key: given.pop(key, value) for key, value in FINETUNE.items()}
     words = {"template": "a photo of a {} texture."}
     words |= {key: given.pop(key) for key in ClassTextsSection.model_fields if key in given}
-    fold = given.pop("fold", NO_FOLD)
     flags = given.pop("flags", [])
     return FinetuneSettings(
         clip=ClipSection(model=model, pretrained=None),
-        class_texts=ClassTextsSection(**words),
+        **words,
         method=MethodSection(
             objective=objective, finetune=FinetuneSection(**section), **given
         ),
         module="flyp" if objective.startswith("flyp") else objective,
-        compute=ComputeSection(**{"checkpoint_minutes": 0, **(compute or {})}),
-        fold=fold,
         flags=flags,
     )
 
@@ -87,6 +82,7 @@ def start(folder, files, settings, seed=3):
     command = [python, "-m", "latteclip"]
     command += ["finetune", "--files", json.dumps(asdict(files)), "--seed", str(seed)]
     command += ["--settings", settings.model_dump_json()]
+    command += ["--fold", "{}", "--checkpoint-minutes", "0"]
     command += ["--device", "cpu", "--threads", "1"]
     for part in ("model", "history", "checkpoint", "log"):
         command += [f"--{part}", str(folder / part)]

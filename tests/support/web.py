@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from latteclip.config.keys import DownloadSection
+from latteclip.config.keys import DownloadSection, SourceSection
 from latteclip.data.download_dataset import DownloadSettings
 
 
@@ -271,7 +271,7 @@ def wanted(*where, content=CONTENT, **more):
 def settings(*where, content=ARCHIVE, **more):
     file = wanted(*where, content=content, **more)
     return DownloadSettings(
-        downloads={"images.tar.gz": file},
+        source=SourceSection(downloads={"images.tar.gz": file}),
         title="A title",
         licence="A licence",
         citation="A paper",

@@ -8,11 +8,9 @@ from support.tiny import DEMO_CLIP, write_index, write_pictures
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.evaluate.evaluate import EvaluateSettings
 from latteclip.evaluate.results import read_metrics
 from latteclip.train.average_weights import (
     TrainingResult,
@@ -48,10 +46,9 @@ def average(folder, images, results):
     average_weights(
         images,
         results,
-        EvaluateSettings(clip=ClipSection()),
         **outputs,
         **{"dataset": "set", "method": "recommended", "seed": 0},
-        **{"device": "cpu", "threads": 1},
+        **{"precision": "bf16", "device": "cpu", "threads": 1},
     )
     return [outputs[f"{name}_output"] for name in ("model", "history", "train_predictions")]
 

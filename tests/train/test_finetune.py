@@ -20,6 +20,7 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, full_disk
+from latteclip.core.holdout import Fold
 from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import Checkpoint, finetune
@@ -45,7 +46,16 @@ class Trainings(Inputs):
         outputs = [self.folder / name / part for part in parts]
         files = TrainingFiles(self.index, self.labels, *self.texts)
         chosen = settings(objective, **given)
-        finetune(files, chosen, *map(str, outputs), seed=seed, device="cpu", threads=1)
+        finetune(
+            files,
+            chosen,
+            Fold(),
+            *map(str, outputs),
+            seed=seed,
+            checkpoint_minutes=0,
+            device="cpu",
+            threads=1,
+        )
         return outputs[:2]
 
 
@@ -197,7 +207,7 @@ def test_a_full_disk_under_a_checkpoint_is_one(inputs, monkeypatch, tmp_path):
     monkeypatch.setattr(finetuning, "replacing", lambda path: contextlib.nullcontext(FULL))
     training = SimpleNamespace(history=[], state_dict=lambda: {"a": torch.ones(10**6)})
     with pytest.raises(OSError) as caught:
-        Checkpoint(str(tmp_path), "x").save(training)
+        Checkpoint(str(tmp_path), "x", 0).save(training)
     assert full_disk(caught.value)
 
 

@@ -118,11 +118,15 @@ def module(checkout, project, snakefile, place, *arguments):
 
 
 def test_a_module_writes_below_its_prefix(checkout, project):
-    snakefile = f'"{checkout.root}/workflow/Snakefile"'
-    module(checkout, project, snakefile, 'prefix: "latte"')
+    snakefile, place = f'"{checkout.root}/workflow/Snakefile"', 'prefix: "latte"'
+    module(checkout, project, snakefile, place)
     assert (project / "latte/results/mine/report.html").is_file()
     assert "zero_shot" in (project / "latte/results/summary.md").read_text()
     assert not (project / "results").exists() and not (project / "resources").exists()
+    answers = "latte/results/mine/answers.json"
+    (project / answers).write_text('{"plan": "teach", "answers": []}')
+    plan = module(checkout, project, snakefile, place, "-n")
+    assert re.search(rf"rule score_unknown:\n +input: .*{answers}", plan)
 
 
 def test_a_module_from_a_repository_is_its_rules_with_the_installed_code(
@@ -150,6 +154,7 @@ def test_a_storage_holds_the_results_that_a_folder_would(finished_copy, tmp_path
     shutil.rmtree(root / "results")
     storage = ("--default-storage-provider", "fs", "--default-storage-prefix", elsewhere)
     command = ("--config", "method=zero_shot,zero_shot_adapted", *storage)
+    assert "rule index_images" in finished_copy.ran("--dry-run", *command)
     finished_copy.ran(*command)
     assert (elsewhere / metrics).read_text() == expected
     for name in ("results/summary.md", "results/demo/selection.json"):
@@ -157,6 +162,10 @@ def test_a_storage_holds_the_results_that_a_folder_would(finished_copy, tmp_path
     assert not [file for file in (root / "results").rglob("*") if file.is_file()]
     assert not (elsewhere / "resources").exists()  # images and answers stay
     assert "Nothing to be done" in finished_copy.ran(*command)
+    answers = root / "results/demo/answers.json"  # a person's commands write here
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    answers.write_text('{"plan": "teach", "answers": []}')
+    assert "rule score_unknown" in finished_copy.ran("--dry-run", *command)
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 # Image and group descriptions of the training images, and the captioner's scores of their classes.
 # Answers are cached under resources/, so that no rule asks a question twice.
 
-GPUS = lambda asked: asked.gpus
+# None where a server or the user writes the captions.
+GPUS = lambda asked: (
+    asked.settings.tensor_parallel_size if asked.engine.loads_model else 0
+)
 CAPTIONER_THREADS = threads_of(on_gpus=True)
 
 
@@ -32,9 +35,9 @@ rule caption_images:
         captioner=as_json(lambda asked: asked.settings, IMAGES),
         prompt=of(lambda asked: asked.prompt, IMAGES),
         inputs=options("pseudo_labels", "classifier"),
-        answers=of(jobs.person_answers, IMAGES),
+        answers=ANSWERS_OPTION,
         # No output: Snakemake removes those before a job, and these are to outlive it.
-        store=of(jobs.shared, name="captions/images"),
+        store=of(lambda each: jobs.shared(each, "captions/images")),
         part=part,
     shell:
         "latteclip caption-images --images {input.images} {params.inputs} {params.answers}"
@@ -88,8 +91,8 @@ rule caption_groups:
         canvas=of(lambda dataset: dataset.keys.groups.canvas),
         prompt=of(lambda asked: asked.prompt, GROUPS),
         inputs=options("classifier"),
-        answers=of(jobs.person_answers, GROUPS),
-        store=of(jobs.shared, name="captions/groups"),
+        answers=ANSWERS_OPTION,
+        store=of(lambda each: jobs.shared(each, "captions/groups")),
         part=part,
     shell:
         "latteclip caption-images --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -135,8 +138,8 @@ rule score_classes:
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
         prompt=of(lambda asked: asked.prompt, SCORES),
         inputs=options("classifier"),
-        answers=of(jobs.person_answers, SCORES),
-        store=of(jobs.shared, name="captions/scores"),
+        answers=ANSWERS_OPTION,
+        store=of(lambda each: jobs.shared(each, "captions/scores")),
         part=part,
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"

@@ -23,7 +23,7 @@ from latteclip.cli.rules import (
 )
 from latteclip.config import jobs, registry
 from latteclip.config.jobs import code_of, engine_code, training_code
-from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
+from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, edited_classes
 
 machine = Machine(workflow)
 # No `configfile:`, which a module with a `config:` skips, and which would mix config.yaml with the
@@ -69,6 +69,31 @@ def labellers_with(is_wanted):
     return one_of(sorted({each.name for each in labellers if is_wanted(each)}))
 
 
+def written(dataset, *names):
+    """Return files of the user's, which a person's commands write, if all are there."""
+    files = [f"{dataset.folder}/{name}" for name in names]
+    return files if all(exists(local(file)) for file in files) else []
+
+
+def audited(dataset):
+    """Return the plan and the answers of an audit, if `latteclip audit` wrote some.
+
+    Those about the test split come before those about the training images.
+    """
+    files = lambda split: [f"audit/{split}/plan.parquet", f"audit/{split}/answers.json"]
+    return written(dataset, *files("test")) or written(dataset, *files("train"))
+
+
+def audit(dataset):
+    """Return the scores of a dataset's models by an audit if there was one."""
+    return [f"{dataset.results}/audit{SUFFIX}.json"] if audited(dataset) else []
+
+
+def proposes_classes(dataset):
+    """Return whether a stage writes classes.txt. After an edit by hand, no stage does."""
+    return dataset.discovers and edited_classes(dataset.folder) is None
+
+
 # Resources of jobs that read tables, and of those that encode each image once.
 LIGHT = {
     "mem_mb": memory(4_000, per_million=4_000),
@@ -100,7 +125,9 @@ FUSION_REPORT = "results/{dataset}/fused_labels.json"
 VOTES = "results/{dataset}/votes.parquet"
 CLASS_SCORES = "results/{dataset}/class_scores.parquet"
 # A person's answers, from which the labels learn.
-ANSWERS = users(of(lambda dataset: jobs.written(dataset, "answers.json")))
+ANSWERS = users(of(lambda dataset: written(dataset, "answers.json")))
+# They are no input of captioners: an answer after their questions reruns nothing.
+ANSWERS_OPTION = of(lambda dataset: f"--answers {dataset.folder}/answers.json")
 # Whether a method, or some method of a dataset, reads fused labels.
 READS_FUSED = lambda each: each.reads_fused_labels
 HAS_EXAMPLES = lambda dataset: dataset.keys.split.examples

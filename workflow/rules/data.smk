@@ -11,7 +11,12 @@ rule download_dataset:
         dataset=one_of(run.downloadable),
     localrule: True
     params:
-        settings=as_json(jobs.download_dataset),
+        settings=as_json(
+            lambda each: {
+                **jobs.sections(each, "source", "title", "licence", "citation"),
+                "kind": each.keys.split.kind,
+            }
+        ),
     shell:
         "latteclip download-dataset --dataset {wildcards.dataset} --settings {params.settings:q}"
         " --output {output} --log {log}"
@@ -25,9 +30,7 @@ rule index_images:
         classes=branch(
             of(lambda each: each.discovers), then="results/{dataset}/classes.txt"
         ),
-        discovery=branch(
-            of(jobs.proposes_classes), then="results/{dataset}/discovery.json"
-        ),
+        discovery=branch(of(proposes_classes), then="results/{dataset}/discovery.json"),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -43,10 +46,14 @@ rule index_images:
         code=code_of("latteclip.data.index_images"),
         folder=of(machine.image_folder),
         state=of(machine.folder_state),
-        settings=as_json(jobs.index_images),
+        settings=as_json(
+            lambda each: {
+                **dict(each.keys.split),
+                **jobs.sections(each, "class_names"),
+            }
+        ),
         classes=options("classes", "discovery"),
         limit="" if run.keys.limit is None else f"--limit {run.keys.limit}",
-        examples=of(jobs.example_classes),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt}"

@@ -3,7 +3,7 @@
 
 DISCOVERING = datasets_with(lambda dataset: dataset.discovers)
 # After an edit of classes.txt by hand, that file is an input of the user's.
-PROPOSING = datasets_with(jobs.proposes_classes)
+PROPOSING = datasets_with(proposes_classes)
 
 
 use rule index_images as index_unnamed_images with:
@@ -41,7 +41,7 @@ use rule caption_images as name_images with:
         captioner=as_json(lambda asked: asked.settings, NAMES),
         prompt=of(lambda asked: asked.prompt, NAMES),
         answers="",
-        store=of(jobs.shared, name="captions/names"),
+        store=of(lambda each: jobs.shared(each, "captions/names")),
 
 
 rule propose_classes:
@@ -70,7 +70,7 @@ rule propose_classes:
 rule discover_classes:
     input:
         proposed="results/{dataset}/proposed_classes.parquet",
-        actions=users(of(lambda dataset: jobs.written(dataset, "classes.json"))),
+        actions=users(of(lambda dataset: written(dataset, "classes.json"))),
     output:
         classes="results/{dataset}/classes.txt",
         proposal="results/{dataset}/discovery.json",

@@ -24,11 +24,12 @@ rule evaluate:
         **ENCODES,
     params:
         code=code_of("latteclip.evaluate.evaluate"),
-        settings=as_json(jobs.evaluate, "method", "seed"),
+        fold=as_json(jobs.fold, "dataset", "seed"),
+        precision=of(lambda each: each.keys.clip.precision),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --model {input.model}"
-        " --history {input.history} --settings {params.settings:q}"
+        " --history {input.history} --fold {params.fold:q} --precision {params.precision}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions}"
         " --threads {threads} --log {log}"
@@ -62,7 +63,14 @@ rule evaluate_classifier:
     params:
         code=code_of("latteclip.evaluate.evaluate"),
         model_files=local_files("method"),
-        settings=as_json(jobs.evaluate_classifier, "method"),
+        settings=as_json(
+            lambda method: {
+                **jobs.sections(method.dataset, "clip"),
+                "encoders": list(method.encoders.values()),
+                "flags": jobs.flags(method),
+            },
+            "method",
+        ),
         inputs=options("votes", "image_encoders"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
@@ -76,7 +84,7 @@ rule score_audit:
     input:
         images="results/{dataset}/images.parquet",
         # The order of the images, and the answers about them.
-        answers=users(of(jobs.audit_answers)),
+        answers=users(of(audited)),
         metrics=each("metrics", jobs.runs),
         predictions=each("predictions", jobs.runs),
         train_predictions=each("train_predictions", jobs.runs),
@@ -88,7 +96,11 @@ rule score_audit:
         **LIGHT,
     params:
         code=code_of("latteclip.audit.score"),
-        runs=as_json(jobs.runs, files=("metrics", "predictions", "train_predictions")),
+        runs=as_json(
+            lambda each: jobs.runs(
+                each, ("metrics", "predictions", "train_predictions")
+            )
+        ),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]}"
@@ -101,7 +113,7 @@ rule select_model:
         train_predictions=each("train_predictions", jobs.candidates),
         models=each("model", jobs.candidates),
         votes=branch(of(lambda each: each.can_be_judged), then=VOTES),
-        audit=of(jobs.audit),
+        audit=of(audit),
     output:
         selection=f"results/{{dataset}}/selection{SUFFIX}.json",
         model=directory(f"results/{{dataset}}/model{SUFFIX}"),

@@ -21,7 +21,7 @@ rule pseudo_label_images:
     params:
         code=code_of("latteclip.labels.pseudo_label_images"),
         model_files=local_files(),
-        settings=as_json(jobs.pseudo_label_images),
+        settings=settings("clip", *jobs.CLASS_TEXTS),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
         " --output {output.labels} --class-embeddings {output.class_embeddings}"
@@ -110,10 +110,11 @@ rule encode_images:
     params:
         code=code_of("latteclip.labels.encode_images"),
         model_files=of(lambda encoder: jobs.local_files(encoder_of(encoder)), "encoder"),
-        settings=as_json(jobs.encode_images, "dataset", "encoder"),
+        encoder=of(lambda encoder: run.image_encoders[encoder], "encoder"),
+        clip=as_json(lambda each: {"precision": each.keys.clip.precision}),
     shell:
-        "latteclip encode-images --images {input.images} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        "latteclip encode-images --images {input.images} --encoder={params.encoder:q}"
+        " --clip {params.clip:q} --output {output} --threads {threads} --log {log}"
 
 
 use rule encode_images as encode_unnamed_images with:
@@ -130,13 +131,14 @@ use rule encode_images as encode_unnamed_images with:
         dataset=DISCOVERING,
     params:
         model_files=local_files(),
-        settings=settings("clip"),
+        encoder="",
+        clip=as_json(lambda each: each.keys.clip),
 
 
 rule encode_examples:
     input:
         images="results/{dataset}/images.parquet",
-        models=of(lambda dataset: jobs.notes(jobs.all_encoders(dataset))),
+        models=of(lambda each: jobs.notes(each.all_models)),
     output:
         "results/{dataset}/examples.parquet",
     log:
@@ -153,8 +155,15 @@ rule encode_examples:
     params:
         code=code_of("latteclip.labels.encode_images"),
         examples=of(lambda dataset: jobs.files_digest(dataset.keys.split.examples)),
-        model_files=of(lambda dataset: jobs.local_files(jobs.all_encoders(dataset))),
-        settings=as_json(jobs.encode_examples),
+        model_files=of(lambda each: jobs.local_files(each.all_models)),
+        settings=as_json(
+            lambda each: {
+                "examples_folder": each.keys.split.examples,
+                "replacements": each.keys.split.classname_replace,
+                "encoders": list(run.image_encoders.values()),
+                **jobs.sections(each, "clip"),
+            }
+        ),
     shell:
         "latteclip encode-examples --images {input.images} --settings {params.settings:q}"
         " --output {output} --threads {threads} --log {log}"
@@ -208,7 +217,7 @@ rule fuse_labels:
     input:
         **FUSED_LABEL_FILES,
         votes=each("table", jobs.labellers),
-        image_encoders=of(jobs.image_features, encoders=run.image_encoders),
+        image_encoders=of(lambda each: jobs.image_features(each, run.image_encoders)),
     output:
         **ENCODERS_CLASSIFIER,
         labels=FUSED_LABELS,

@@ -9,12 +9,10 @@ PAGE_FILES = {
         of(lambda each: "image" in each.caption_kinds), then=IMAGE_CAPTIONS
     ),
     "selection": of(jobs.selection),
-    "audit": of(jobs.audit),
+    "audit": of(audit),
     "fused_labels": branch(of(READS_FUSED), then=FUSED_LABELS),
     "fusion_report": branch(of(READS_FUSED), then=FUSION_REPORT),
-    "discovery": branch(
-        of(jobs.proposes_classes), then="results/{dataset}/discovery.json"
-    ),
+    "discovery": branch(of(proposes_classes), then="results/{dataset}/discovery.json"),
     "unknown": "results/{dataset}/unknown.parquet",
     "duplicates": "results/{dataset}/duplicates.parquet",
     "corrupt": "results/{dataset}/corrupt.csv",
@@ -39,7 +37,7 @@ rule report_dataset:
     params:
         code=code_of("latteclip.report.report_dataset"),
         files=file_names(*PAGE_FILES),
-        runs=as_json(jobs.runs, files=("metrics", "train_predictions")),
+        runs=as_json(lambda each: jobs.runs(each, ("metrics", "train_predictions"))),
         settings=as_json(jobs.report_dataset),
     shell:
         "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"
@@ -50,7 +48,7 @@ rule summarize:
     input:
         metrics=jobs.all_runs(run),
         selections=[jobs.selection(dataset) for dataset in run.datasets],
-        audits=[jobs.audit(dataset) for dataset in run.datasets],
+        audits=lambda wildcards: [file for each in run.datasets for file in audit(each)],
         asked=jobs.asked(run),
     output:
         csv=report(

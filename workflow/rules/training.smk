@@ -3,7 +3,13 @@
 
 TRAINED = one_of(name for name, each in run.objectives.items() if each.module)
 AVERAGED = one_of(name for name, each in run.objectives.items() if each.averages)
-EPOCHS = of(lambda method: method.epochs, "method")
+# Passes over the images, at most.
+EPOCHS = of(
+    lambda each: (
+        30 if each.keys.finetune.epochs == "auto" else each.keys.finetune.epochs
+    ),
+    "method",
+)
 # What a training learns from.
 TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
@@ -42,12 +48,12 @@ rule find_learning_rate:
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
         runtime=minutes(20, images_per_second=200, passes=EPOCHS),
     params:
-        code=of(training_code, "method", stage="find_learning_rate"),
+        code=of(lambda each: training_code(each, "find_learning_rate"), "method"),
         model_files=local_files(),
         files=file_names(*TRAINING_FILES),
         settings=as_json(jobs.training, "method"),
         # No output, like the store of answers: the trainings go on with it.
-        decoded=of(jobs.shared, name="decoded"),
+        decoded=of(lambda each: jobs.shared(each, "decoded")),
     shell:
         "latteclip find-learning-rate --files {params.files:q} --settings {params.settings:q}"
         " --output {output} --decoded {params.decoded} --threads {threads} --log {log}"
@@ -77,17 +83,20 @@ rule finetune:
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
         runtime=minutes(20, images_per_second=200, passes=EPOCHS),
     params:
-        code=of(training_code, "method", stage="finetune"),
+        code=of(lambda each: training_code(each, "finetune"), "method"),
         model_files=local_files(),
         files=file_names(*TRAINING_FILES, "learning_rate"),
-        settings=as_json(jobs.finetune, "method", "seed"),
+        settings=as_json(jobs.training, "method"),
+        fold=as_json(jobs.fold, "dataset", "seed"),
+        minutes=of(lambda each: each.keys.compute.checkpoint_minutes),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint=machine.place("results/{dataset}/{method}/seed{seed}/checkpoint"),
-        decoded=of(jobs.shared, name="decoded"),
+        decoded=of(lambda each: jobs.shared(each, "decoded")),
     shell:
         "latteclip finetune --files {params.files:q} --settings {params.settings:q}"
-        " --seed {wildcards.seed}"
+        " --fold {params.fold:q} --seed {wildcards.seed}"
         " --model {output.model} --history {output.history} --checkpoint {params.checkpoint}"
+        " --checkpoint-minutes {params.minutes}"
         " --decoded {params.decoded} --threads {threads} --log {log}"
 
 
@@ -117,10 +126,10 @@ rule average_weights:
     params:
         code=code_of("latteclip.train.average_weights"),
         trainings=as_json(jobs.averaged, "method"),
-        settings=settings("clip.precision"),
+        precision=of(lambda each: each.keys.clip.precision),
     shell:
         "latteclip average-weights --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --trainings {params.trainings:q}"
-        " --settings {params.settings:q} --model {output.model} --history {output.history}"
+        " --precision {params.precision} --model {output.model} --history {output.history}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions} --threads {threads} --log {log}"
