@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from latteclip.captions.questions import Choices, Layout, Request
@@ -16,6 +16,8 @@ from latteclip.core.terminal import one_line
 LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
 OVERVIEW = 336  # side of the square that LLaVA-1.6 sees of a whole image, pixels
 Tokens = Annotated[int, Field(ge=0, lt=2**31)]
+# Without halves of characters, which a server may name in JSON and no file takes.
+Text = Annotated[str, AfterValidator(lambda text: text.encode(errors="ignore").decode())]
 
 
 def picture_layout(captioner: CaptionerSection, canvas: int | None = None) -> Layout:
@@ -35,8 +37,8 @@ def at_once(captioner: CaptionerSection, usual: int) -> int:
 class Response:
     """An answer to a request. ValueError: a model or server cannot have written it."""
 
-    text: str
-    finish_reason: str  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
+    text: Text
+    finish_reason: Text  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
     n_tokens: Tokens | None
     n_read: Tokens | None = None  # tokens of the request, pictures included
     error: str | None = None  # why there is no text; such an answer is not cached

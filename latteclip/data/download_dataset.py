@@ -10,9 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
-import tarfile
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,8 @@ from latteclip.config.schema import validate
 from latteclip.core.errors import UserError, ending_in_order, first_line, full_disk
 from latteclip.core.files import digest, link_or_copy, new_folder, replacing
 from latteclip.core.terminal import Progress
-from latteclip.data.shards import SUFFIXES, HeaderOrEnd, tar_entries
+from latteclip.data.archives import unpack
+from latteclip.data.shards import SUFFIXES
 
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
@@ -231,41 +230,6 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str]:
     file = files[fitting[0]]
     checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git_blob:{file.blob_id}"
     return Path(hf_hub_download(name, file.path, local_dir=folder, **repo)), checksum
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar file, known by its content, into an existing folder and nowhere else.
-
-    Links and devices are left out: no file is written through a link. Raises UserError where the
-    archive is damaged, cut off, or has a name that leads out of the folder.
-    """
-    try:
-        with archive.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
-        # zipfile removes what leads out of names, and writes links as plain files.
-        if is_zip:
-            zipfile.ZipFile(archive).extractall(folder)
-        else:
-            _unpack_tar(archive, folder)
-    except Exception as error:  # raised by tarfile, zipfile, a compression, or the system
-        if full_disk(error):
-            raise
-        raise UserError(
-            f"{archive} cannot be unpacked ({first_line(error)}): the file is broken or unsafe; "
-            "delete it and rerun."
-        ) from None
-
-
-def _unpack_tar(archive: Path, folder: Path) -> None:
-    """Unpack the files of a tar up to its end mark and the checksum of its compression."""
-    with tarfile.open(archive, tarinfo=HeaderOrEnd) as tar:
-        for entry in tar_entries(tar):
-            if entry.isreg():
-                tar.extract(entry, folder, filter="data")
-            elif not entry.isdir():
-                log.warning("%s: left out %r, a link or device.", archive, entry.name[:80])
-        while tar.fileobj and tar.fileobj.read(CHUNK):
-            pass
 
 
 def datasets() -> str:

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -240,7 +240,7 @@ def open_rgb(
         content = read_bytes(path)
         if wanted not in (None, checksum(content)):
             raise ValueError("it has changed: run snakemake -R index_images")
-        return decode(io.BytesIO(content), max_side, min_side)
+        return decode(content, max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise _unusable(path, error) from None
 
@@ -252,15 +252,15 @@ def _unusable(path: str | Path, error: Exception) -> UserError:
 
 
 def decode(
-    file: BinaryIO, max_side: int | None = None, min_side: int | None = None
+    content: bytes, max_side: int | None = None, min_side: int | None = None
 ) -> Image.Image:
-    """Decode a file to a picture, upright by its EXIF orientation, in RGB.
+    """Decode the bytes of a file to a picture, upright by its EXIF orientation, in RGB.
 
     A picture with a side of more than `max_side` pixels is scaled down (Lanczos). With `min_side`
     alone, a JPEG may be decoded at a half, a quarter or an eighth of its size, where its shorter
     side keeps so many pixels. Raises whatever a decoder raises.
     """
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:  # before any memory is taken
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")

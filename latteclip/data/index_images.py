@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import io
 import json
 import logging
 import math
@@ -192,7 +191,7 @@ def decode(path: str) -> Decoded:
     """Decode an image, and return what the index has of it, or why it cannot be decoded."""
     try:
         content = image_files.read_bytes(path)
-        picture = image_files.decode(io.BytesIO(content))
+        picture = image_files.decode(content)
     except Exception as error:  # decoders fail in many ways on broken files
         return image_files.reason(error)
     return Picture(*picture.size, find_duplicates.view_hashes(picture), checksum(content))

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from latteclip.core.errors import UserError, first_line
 from latteclip.data import images
+from latteclip.data.archives import HeaderOrEnd, tar_entries
 from latteclip.data.images import IMAGE_SUFFIXES, suffix_of, walk
 
 # Suffixes of shards, by kind of split.
@@ -31,55 +32,11 @@ WORD = re.compile(r"(?<![a-z0-9])(train|val|test|dev)(?:ing|id|idation)?(?=[^a-z
 # Key and suffix of a part of a sample.
 PART = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 MAX_LABEL = 2**20  # bytes of a part that holds a label
-# A tar's headers: bytes of each, which tarfile reads whole, and number of global ones, at most.
-MAX_HEADER = 2**18
-MAX_GLOBALS = 100
 MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
 LABELS_AT_ONCE = 2**16
 FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
 # Name and place of an image, as `images.shard_member` reads it after #, and a label of any type.
 Sample = tuple[str, str, Any]
-
-
-class HeaderOrEnd(tarfile.TarInfo):
-    """A header or the end mark of a tar. tarfile takes anything else for the end as well."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "HeaderOrEnd":
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if bytes(buf) == bytes(tarfile.BLOCKSIZE):
-                raise
-            raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
-        # tarfile reads long headers whole, and the list of the parts of a sparse file.
-        if not header.isreg() and header.size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {header.size} bytes")
-        if header.type == tarfile.GNUTYPE_SPARSE:
-            raise tarfile.ReadError("a sparse file")
-        return header
-
-    # Tarfile calls it, by this name alone.
-    def _proc_gnusparse_10(self, *_: object) -> None:
-        raise tarfile.ReadError("a sparse file")
-
-
-def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the entries of a tar that was opened with HeaderOrEnd.
-
-    An entry that leads back is a ReadError: tarfile would read without end (CVE-2025-8194).
-    """
-    offset = 0
-    while (entry := tar.next()) is not None:
-        if entry.size < 0 or tar.offset <= offset:
-            raise tarfile.ReadError("an entry leads back to an earlier one")
-        if entry.issparse():
-            raise tarfile.ReadError("a sparse file")
-        if len(tar.pax_headers) > MAX_GLOBALS:
-            raise tarfile.ReadError(f"more than {MAX_GLOBALS} global headers")
-        offset = tar.offset
-        yield entry
-        tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
 
 
 def find_shards(folder: Path, kind: str, globs: Mapping[Any, str]) -> dict[str, str]:

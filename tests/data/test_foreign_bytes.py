@@ -23,7 +23,7 @@ from support.web import damaged, tar, zipped
 
 from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import UserError
-from latteclip.data import download_dataset, images
+from latteclip.data import archives, images
 from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import read_split
 
@@ -97,7 +97,7 @@ def unpacked(content):
         archive = folder.parent / "archive"
         archive.write_bytes(content)
         try:
-            download_dataset.unpack(archive, folder)
+            archives.unpack(archive, folder)
         finally:
             assert {path.name for path in Path(place).iterdir()} == {"deep", "outside"}
             assert {path.name for path in folder.parent.iterdir()} == {"data", "archive"}

@@ -192,8 +192,9 @@ class OpenaiEngine(ServerEngine):
         reply = self._complete(request, request.prompt, self._settings.max_new_tokens)
         choice = reply.choices[0]
         text = choice.message.content or ""
-        if choice.finish_reason == "content_filter" and not text:
-            return failed("the server filtered the answer", is_refused=True)
+        is_filtered = choice.finish_reason == "content_filter"
+        if not text and (is_filtered or choice.message.refusal):
+            return failed("the server refuses or filters the answer", is_refused=True)
         return Response(
             text,
             choice.finish_reason or "unknown",

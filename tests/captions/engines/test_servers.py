@@ -148,6 +148,23 @@ def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
     assert (body["temperature"], body["max_tokens"]) == (0, 9)
 
 
+@pytest.mark.parametrize(
+    ("message", "text", "is_refused"),
+    [
+        ({"content": "A dog \ud83d"}, "A dog ", False),  # half a character
+        ({"content": None, "refusal": "I cannot see that."}, "", True),
+    ],
+)
+def test_an_answer_is_what_files_take_or_a_refusal(server, message, text, is_refused):
+    def change(number, reply):
+        reply["choices"][0]["message"] |= message
+        return reply
+
+    server.change = change
+    answer = ask(server)[0]
+    assert (answer.text, answer.is_refused) == (text, is_refused)
+
+
 def score(server, n=1, options=("banded", "dotted", "woven")):
     prompts = (letters_prompt(options), letters_prompt(options[::-1]))
     choices = Choices("multiple_choice", letters_of(len(options)), prompts)
