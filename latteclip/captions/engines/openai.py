@@ -180,13 +180,17 @@ class OpenaiEngine(ServerEngine):
                 if name == "max_tokens":
                     wanted["max_completion_tokens"] = value
             try:
-                return self._client.chat.completions.create(
+                reply: Any = self._client.chat.completions.create(
                     model=self._settings.model, messages=turns, **wanted
                 )
             except openai.BadRequestError as error:
                 if error.param not in REFUSABLE or error.param not in wanted:
                     raise
                 self._refused.add(error.param)
+                continue
+            if not reply.choices:  # some services send their errors so
+                raise ValueError(getattr(reply, "error", "it has no choices"))
+            return reply
 
     def _caption(self, request: Request) -> Response:
         reply = self._complete(request, request.prompt, self._settings.max_new_tokens)

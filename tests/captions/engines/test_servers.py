@@ -148,6 +148,11 @@ def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
     assert (body["temperature"], body["max_tokens"]) == (0, 9)
 
 
+def test_an_error_in_place_of_an_answer_is_its_reason(server):
+    failing(server, (200, {}, sentence("Overloaded.")))
+    assert "Overloaded" in errors(server, 1)[0]
+
+
 @pytest.mark.parametrize(
     ("message", "text", "is_refused"),
     [
