@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.label_inputs import LabelFiles, LabelInputs, LabellerTable
+from latteclip.labels.label_inputs import LabelInputs
 from latteclip.labels.label_model import LabelModel
 from latteclip.labels.votes import Votes
 
@@ -43,18 +43,12 @@ class Data:
         is_test = pc.equal(index["split"], "test")
         train, test = (index.filter(rows) for rows in (pc.invert(is_test), is_test))
         report = read_fusion_report(folder / NAME)
-        files = LabelFiles.of(folder)
-        self.inputs = LabelInputs.read(
-            files,
-            train["image_id"],
-            report.classnames,
-            [
-                LabellerTable(one.name, one.kind, str(folder / str(one.table)))
-                for one in report.labellers
-            ],
-        )
+        without_encoders = replace(report, image_encoders=[], examples=0)
+        self.inputs = LabelInputs.of_report(without_encoders, folder, train)
         self.labels: Ints = train["label"].to_numpy()
-        self.test = read_features(files.pseudo_labels, test["image_id"])[:].numpy()
+        self.test = read_features(str(folder / "pseudo_labels.parquet"), test["image_id"])[
+            :
+        ].numpy()
         self.test_labels: Ints = test["label"].to_numpy()
 
     def of_rows(self, rows: Ints, *, votes_of: Ints | None = None) -> "Data":
@@ -69,7 +63,7 @@ class Data:
         features = [self.inputs.features[0][rows]]
         data.inputs = replace(
             self.inputs,
-            image_ids=self.inputs.image_ids.take(pa.array(rows)),
+            images=self.inputs.images.take(pa.array(rows)),
             groups=self.inputs.groups[rows],
             features=features,
             votes=votes,

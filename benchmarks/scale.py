@@ -172,10 +172,11 @@ def write_pseudo_labels(place: Place) -> Work:
     }
     described |= {"class_templates": {"templates": ["{}"]}, "logit_scale": SCALE}
     path = place.file("class_embeddings.safetensors")
-    save_classifier(path, Classifier.of(embeddings), described)
+    classifier = Classifier.of(embeddings)
+    save_classifier(path, classifier, described)
     output = place.file("pseudo_labels.parquet")
-    encoded = stage.ZeroShot(features, embeddings, SCALE, described)
-    return lambda: stage.write_pseudo_labels(output, table, encoded)
+    inputs = output, table, features, classifier, described
+    return lambda: stage.write_pseudo_labels(*inputs)
 
 
 def _classes(place: Place, n: int) -> Any:

@@ -125,7 +125,6 @@ def guarantee(data: Data, drawings: int) -> None:
         by_head = model.heads_[0].held_out
         hits = model.held_out_labels_ == data.named[drawn]
         found = labels_right(n, answers, model.held_out_labels_)
-        assert found is not None
         final = model.labels_ == data.classes
         holds.append(found.low <= final.mean() <= found.high)
         best = by_head.argmax(axis=1) == data.named[drawn]

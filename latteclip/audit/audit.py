@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.audit import sampling
 from latteclip.audit import score as scoring
+from latteclip.audit.score import RATES, TEST, TRAIN, Ints
 from latteclip.audit.session import (
     OFFERED,
     QuestionSession,
@@ -20,11 +22,21 @@ from latteclip.config.keys import SplitSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
-from latteclip.evaluate.results import MISSING, Audit
-from latteclip.labels.answers import Answer, read_answer_file, rename_in_answers
+from latteclip.evaluate.results import MISSING, Audit, RunFiles
+from latteclip.labels.answers import (
+    ANSWERS,
+    CHECK,
+    Answer,
+    AnswerFile,
+    read_answer_file,
+    rename_in_answers,
+)
 
 log = logging.getLogger(__name__)
+BASELINES = ("zero_shot", "zero_shot_adapted")  # which need no model of their own
+SEED = 0
 
 
 def audit(
@@ -64,14 +76,14 @@ class AuditSession(QuestionSession):
             self.folder / "images.parquet", training=False
         )
         has_tests = pc.any(pc.equal(index["split"], "test")).as_py()
-        split = sampling.TEST if has_tests else sampling.TRAIN
+        split = TEST if has_tests else TRAIN
         self.images = f"{split} images"
-        plan_file, self.path = sampling.audit_files(self.folder, split)
+        plan_file = plan_of(self.folder, split)
         if not plan_file.exists():
-            sampling.draw_plan(self.folder, sampling.of_split(index, split), names, split)
-        self.plan = sampling.read_plan(plan_file, index, names)
-        self.schema = self.plan.schema()
-        images = self.schema.images[:budget]
+            draw_plan(self.folder, scoring.of_split(index, split), names, split)
+        self.plan = scoring.read_plan(plan_file, index, names)
+        self.file = self.plan.file
+        images = self.file.images[:budget]
         if not len(images):
             raise UserError(
                 f"{plan_file} is about images that are all gone; move the folder "
@@ -83,8 +95,8 @@ class AuditSession(QuestionSession):
             "topk_labels",
             ids,
         )
-        runs = sampling.runs_in(self.folder)
-        predicted = sampling.read_predictions(runs, ids, names, split).values()
+        runs = runs_in(self.folder)
+        predicted = scoring.read_predictions(runs, ids, names, split).values()
         self.questions = []
         for number, image in enumerate(images.to_pylist()):
             votes = [classes[number] for classes in predicted]
@@ -92,11 +104,11 @@ class AuditSession(QuestionSession):
         self.total = len(self.questions)
 
     def result(self) -> dict[str, Any]:
-        return scoring.as_texts(self.folder, self.score(self.saved().asked))
+        return scoring.as_texts(self.folder, self.score(self.file.read().asked))
 
     def score(self, answers: Mapping[str, Answer]) -> Audit:
         """Score every run in the folder by answers, or raise UserError where no run can be."""
-        predicted = scoring.predictions_of(self.plan, sampling.runs_in(self.folder))
+        predicted = scoring.predictions_of(self.plan, runs_in(self.folder))
         return scoring.score(self.folder.absolute().name, self.plan, predicted, answers)
 
 
@@ -111,6 +123,70 @@ def offered_classes(
     return in_class_order(classnames, offered)
 
 
+def plan_of(folder: Path, split: str) -> Path:
+    """Return the place of a split's plan in a dataset's results. Answers to it lie beside it."""
+    return folder / "audit" / split / "plan.parquet"
+
+
+def runs_in(folder: Path) -> list[RunFiles]:
+    """Return the evaluated runs of a dataset's results: baselines first, then by name."""
+    names = ("metrics.json", "train_predictions.parquet", "predictions.parquet")
+    runs = []
+    for metrics in folder.glob("*/seed*/metrics.json"):
+        place = metrics.parent
+        files = [str(place / name) for name in names]
+        runs.append(
+            RunFiles(place.parent.name, int(place.name.removeprefix("seed")), *files)
+        )
+    return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
+
+
+def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: str) -> None:
+    """Draw the order of the images of an index that models can be compared by, or raise UserError.
+
+    All models predict them, none learned from them, and `latteclip teach` did not ask about them to
+    teach.
+    """
+    image_ids = index["image_id"]
+    predicted = scoring.read_predictions(runs_in(folder), image_ids, classnames, split)
+    saved = AnswerFile(folder / ANSWERS, index, classnames).read()
+    taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
+    known = pc.invert(pc.is_in(image_ids, pa.array(taught, pa.string()))).to_numpy()
+    for one in predicted.values():
+        known = known & (one != MISSING)
+    if not (predicted and known.any()):
+        raise UserError(
+            f"{folder} has no {split} images that all models predict and none learned from. Run "
+            f"the workflow first: {run_command(folder)}. Trainings leave out images where "
+            "selection.share is above 0 and there are at least 100 to leave out."
+        )
+    index = index.filter(pa.array(known))
+    classes = [one[known] for one in predicted.values()]
+    strata = np.any([one != classes[0] for one in classes], axis=0).astype(np.int_)
+    order = sampling_order(strata, np.random.default_rng(SEED))
+    drawn = index.take(pa.array(order))
+    columns = {
+        "image_id": drawn["image_id"],
+        "checksum": drawn["checksum"],
+        "stratum": strata[order],
+    }
+    tables.write(plan_of(folder, split), columns, tables.PLAN)
+
+
+def sampling_order(strata: Ints, rng: np.random.Generator) -> Ints:
+    """Return the rows of N images in the order in which they are asked about.
+
+    The images of a stratum are in random order, and strata take turns at their rates. So the
+    first n images are a simple random sample of each stratum, whatever n is.
+    """
+    due = np.empty(len(strata))
+    for h in np.unique(strata):
+        rows = np.flatnonzero(strata == h)
+        n = len(rows)
+        due[rows] = (rng.permutation(n) + rng.random()) / (n * RATES[h])
+    return np.argsort(due, kind="stable")
+
+
 def rename_class(results: str, old: str, new: str, /) -> None:
     """Give a class its new name in the answers of `teach` and `audit`.
 
@@ -122,8 +198,7 @@ def rename_class(results: str, old: str, new: str, /) -> None:
         new: the name that the class has now
     """
     folder = Path(results)
-    audits = [sampling.audit_files(folder, split)[1] for split in ("test", "train")]
-    files = [path for path in (folder / "answers.json", *audits) if path.exists()]
+    files = [*folder.glob(ANSWERS), *sorted(folder.glob(f"audit/*/{ANSWERS}"))]
     replaced = SplitSection().classname_replace
     old, new = (clean_classname(name, replaced) for name in (old, new))
     entries = [one for path in files for one in read_answer_file(path).entries]

@@ -1,39 +1,38 @@
-"""Accuracies and differences of runs by a person's answers, with 95 % intervals, and what to do.
+"""The images of an audit, what runs predict of them, and the accuracies of runs by answers.
 
-Letters: N images, K runs, H strata, n answers.
+Every beginning of the images is a stratified sample. Letters: N images, K runs, H strata, n
+answers.
 """
 
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from latteclip.audit.sampling import (
-    RATES,
-    TEST,
-    Ints,
-    SamplingPlan,
-    read_plan,
-    read_predictions,
-)
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_record
+from latteclip.core.files import sha256, write_record
 from latteclip.core.run_options import run_command
-from latteclip.core.terminal import counted
+from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import (
     MISSING,
     Audit,
     AuditedRun,
     Run,
     RunFiles,
+    pool_seeds,
+    predicted_classes,
+    read_metrics,
 )
-from latteclip.labels.answers import UNSURE, Answer
+from latteclip.labels.answers import ANSWERS, UNSURE, Answer, AnswerFile, locate
 from latteclip.labels.guarantees import (
     MANY,
     MIN_ANSWERS,
@@ -44,15 +43,78 @@ from latteclip.labels.guarantees import (
 )
 
 log = logging.getLogger(__name__)
+Ints = npt.NDArray[np.int_]
+TEST = "test"  # the split that no model learned from
+TRAIN = "train"
+# How often an image is drawn on which all runs agree, and on which some disagree. Where they agree,
+# an answer says nothing about their difference. After Neyman (1934), rates are proportional to
+# standard deviations.
+RATES = np.array([0.3, 1.0])  # [H]
 # Share of a plan's images that a run may leave unpredicted, else it is left out. It may have
 # learned from a few of them, whose files were renamed after the drawing.
 MAX_MISSING = 0.1
 
 
+@dataclass(frozen=True)
+class SamplingPlan:
+    """The N images of an audit that are there, in the order in which they are asked about."""
+
+    split: str  # test, or train for the images of the training and validation splits
+    file: AnswerFile  # about these images, and the classes as they are now
+    strata: Ints  # [N]
+
+
+def of_split(index: pa.Table, split: str) -> pa.Table:
+    """Return the images of an index that are in the test split, or those that are not."""
+    is_test = pc.equal(index["split"], "test")
+    return index.filter(is_test if split == TEST else pc.invert(is_test))
+
+
+def read_plan(path: Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:
+    """Read what a plan says of the images that an index still has.
+
+    The rest is a stratified sample as before, for no image is gone because of an answer.
+    """
+    split = path.parent.name
+    table = tables.read(path)
+    contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
+    index = of_split(index, split)
+    rows = locate(list(zip(table["image_id"].to_pylist(), contents, strict=True)), index)
+    strata = table.filter(pc.is_valid(rows))["stratum"].to_numpy().astype(np.int_)
+    images, digest = index.take(rows.drop_null()), sha256(path)[:16]
+    file = AnswerFile(path.with_name(ANSWERS), images, classnames, digest)
+    return SamplingPlan(split, file, strata)
+
+
+def read_predictions(
+    runs: Sequence[RunFiles],
+    image_ids: pa.ChunkedArray,
+    classnames: Sequence[str],
+    split: str,
+) -> dict[Run, Ints]:
+    """Return what runs predict of images [N], MISSING where all seeds of a method learned from one.
+
+    Left out are runs that read labels, that have other classes, or that predict none of the images.
+    """
+    predicted: dict[Run, Ints] = {}
+    for run in runs:
+        path = run.predictions if split == TEST else run.train_predictions
+        has_classes = tables.read_metadata(path, ClassesMetadata).classnames == [
+            *classnames
+        ]
+        if has_classes and "supervised" not in read_metrics(run.metrics)["flags"]:
+            predicted[run.run] = predicted_classes(path, image_ids)
+    if split != TEST:
+        methods = [method for method, _ in predicted]
+        pooled = pool_seeds([*predicted.values()], methods)
+        predicted = dict(zip(predicted, pooled, strict=True))
+    return {run: row for run, row in predicted.items() if (row != MISSING).any()}
+
+
 def predictions_of(plan: SamplingPlan, runs: Sequence[RunFiles]) -> dict[Run, Ints]:
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
-    ids = plan.images["image_id"]
-    predicted = read_predictions(runs, ids, plan.classnames, plan.split)
+    ids = plan.file.images["image_id"]
+    predicted = read_predictions(runs, ids, plan.file.classnames, plan.split)
     for run in list(predicted):
         if (predicted[run] == MISSING).mean() > MAX_MISSING:
             log.warning("%s predicts few images of the audit and is left out.", run[0])
@@ -78,10 +140,11 @@ def score(
     that a run does not predict.
     """
     is_predicted = np.all([classes != MISSING for classes in predicted.values()], axis=0)
+    names = plan.file.images["image_id"].to_pylist()
     known = {
-        row: answer
-        for row, answer in answered_prefix(plan, answers).items()
-        if is_predicted[row] and answer.kind != UNSURE
+        row: answers[name]
+        for row, name in enumerate(takewhile(lambda name: name in answers, names))
+        if is_predicted[row] and answers[name].kind != UNSURE
     }
     n_images = int(is_predicted.sum())
     if len(known) < MIN_ANSWERS:
@@ -91,7 +154,7 @@ def score(
         )
         return Audit(dataset, plan.split, n_images, len(known), sentence, [])
     rows = np.array([*known])
-    label_of = {name: label for label, name in enumerate(plan.classnames)}
+    label_of = {name: label for label, name in enumerate(plan.file.classnames)}
     labels = [label_of.get(answer.classname or "", MISSING) for answer in known.values()]
     hits = {
         run: (classes[rows] == labels).astype(float) for run, classes in predicted.items()
@@ -120,19 +183,6 @@ def score(
     ]
     audit = Audit(dataset, plan.split, n_images, len(known), "", scored)
     return replace(audit, sentence=verdict(audit))
-
-
-def answered_prefix(plan: SamplingPlan, answers: Mapping[str, Answer]) -> dict[int, Answer]:
-    """Return the answers by row in the order of the plan, up to the first image that has none."""
-    names = plan.images["image_id"].to_pylist()
-    rows = takewhile(lambda row: names[row] in answers, plan.order.tolist())
-    prefix = {row: answers[names[row]] for row in rows}
-    if len(prefix) < len(answers):
-        log.warning(
-            "Left out, for they come after the first image without an answer: %s.",
-            counted(len(answers) - len(prefix), "answer"),
-        )
-    return prefix
 
 
 def verdict(audit: Audit) -> str:
@@ -189,15 +239,15 @@ def score_audit(
     dataset: str,
     images_path: str,
     plan_path: str,
-    answers_path: str,
     runs: Sequence[RunFiles],
     output: str,
 ) -> None:
     """Write an `Audit` as JSON. Without enough answers, `sentence` gives the reason."""
+    path = Path(plan_path)
     try:
-        plan = read_plan(plan_path, *tables.read_unlabelled(images_path, training=False))
-        saved = plan.schema().read(Path(answers_path))
-        saved.warn(answers_path, Path(answers_path).parents[2])
+        plan = read_plan(path, *tables.read_unlabelled(images_path, training=False))
+        saved = plan.file.read()
+        saved.warn(plan.file.path, path.parents[2])
         audit = score(dataset, plan, predictions_of(plan, runs), saved.asked)
     except UserError as error:  # answers about other images stop no run of the workflow
         log.warning("%s", error)

@@ -17,7 +17,7 @@ from latteclip.core.files import write_text
 from latteclip.core.terminal import counted
 from latteclip.labels.answers import (
     Answer,
-    AnswerSchema,
+    AnswerFile,
     SavedAnswers,
     read_whole,
 )
@@ -59,8 +59,7 @@ class QuestionSession:
     name: str  # name of the command
     images: str  # the kind of images, for the page
     folder: Path  # folder of a dataset's results
-    path: Path  # path of the answers
-    schema: AnswerSchema
+    file: AnswerFile
     total: int  # how many questions there are
     questions: list[Question]  # as far as they are known
     picture_side = 1024
@@ -74,10 +73,7 @@ class QuestionSession:
         self.questions.append(Question(number, name, path, content, options, phase))
 
     def answers(self) -> dict[str, Answer]:
-        return self.saved().answers
-
-    def saved(self) -> SavedAnswers:
-        return self.schema.read(self.path)
+        return self.file.read().answers
 
     def open_questions(
         self, answers: Mapping[str, Answer], *, offline: bool = False
@@ -87,7 +83,7 @@ class QuestionSession:
 
     def read_file(self, path: str) -> SavedAnswers:
         """Return the answers of a file that the page exported, or raise UserError."""
-        return self.schema.parse(read_whole(path), path)
+        return self.file.parse(read_whole(path), path)
 
     def status(self, _: Mapping[str, Answer]) -> str:
         """Return a sentence for the page."""
@@ -115,8 +111,8 @@ class QuestionSession:
 
     def save(self, content: bytes) -> dict[str, Any]:
         """Save new answers, and take others back."""
-        sent = self.schema.parse(content, "The request")
-        return self.state(self.schema.update(self.path, sent.answers, sent.removed))
+        sent = self.file.parse(content, "The request")
+        return self.state(self.file.update(sent.answers, sent.removed))
 
     def render(self) -> tuple[str, str]:
         return self._render(SERVED, {"state": self.state(self.answers())})
@@ -137,7 +133,7 @@ class QuestionSession:
         return self._render(OFFLINE, {"take": take, "questions": asked})[0]
 
     def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
-        names = sorted(self.schema.classnames)
+        names = sorted(self.file.classnames)
         return fill(
             "audit.html",
             [SCRIPT, "audit.js"],
@@ -145,7 +141,7 @@ class QuestionSession:
             session=self,
             classnames=names,
             all_offered=len(names) <= ALL_OFFERED,
-            values={**self.schema.document().as_json(), **values},
+            values={**self.file.document().as_json(), **values},
         )
 
 
@@ -191,7 +187,7 @@ def import_answers(session: QuestionSession, path: str) -> None:
     exported.warn(path, session.folder)
     saved = session.answers()
     new = {key: answer for key, answer in exported.answers.items() if key not in saved}
-    session.schema.update(session.path, new)
+    session.file.update(new)
     log.info(
         "Took %d of %s from %s.", len(new), counted(len(exported.answers), "answer"), path
     )

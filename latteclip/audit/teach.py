@@ -25,29 +25,24 @@ from latteclip.audit.session import (
     in_class_order,
     run_session,
 )
-from latteclip.config.registry import slug
 from latteclip.core import tables
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import counted
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
+    ANSWERS,
     CHECK,
     TEACH,
     UNSURE,
     Answer,
-    AnswerSchema,
+    AnswerFile,
     SavedAnswers,
 )
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, in_words, read_fusion_report
-from latteclip.labels.guarantees import MIN_ANSWERS, Interval
-from latteclip.labels.label_inputs import (
-    LabelFiles,
-    LabelInputs,
-    LabellerTable,
-    answered_rows,
-)
+from latteclip.labels.guarantees import MIN_ANSWERS
+from latteclip.labels.label_inputs import LabelInputs, answered_rows
 from latteclip.labels.votes import Answers, Floats
 
 SEED = 0
@@ -93,23 +88,25 @@ class TeachingSession(QuestionSession):
     def __init__(self, folder: str | Path, budget: int) -> None:
         """Begin, or go on with saved answers. Half of the budget check labels."""
         self.folder = Path(folder)
-        self.labels = labels_path(self.folder)
+        self.labels = labels_path(self.folder)  # refuses a folder without labels
         index = self.folder / "images.parquet"
         self.index, self.classnames = tables.read_unlabelled(index, training=True)
         self.ids = tables.Strings(self.index["image_id"])
-        self.path = self.folder / "answers.json"
-        self.schema = AnswerSchema(self.index, self.classnames)
-        saved = self.saved()
-        saved.warn(self.path, self.folder)
+        self.file = AnswerFile(self.folder / ANSWERS, self.index, self.classnames)
+        saved = self.file.read()
+        saved.warn(self.file.path, self.folder)
         answers = saved.answers
         imported = sum(answer.phase is None for answer in answers.values())
         self.total = min(budget + imported, len(self.ids))
         self.n_taught = self.total - min(budget // 2, self.total)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
         self.pool = self._choose_pool(answers)  # [P] ascending rows
-        self.pool_images = self.index.take(pa.array(self.pool))
-        self.inputs, self.has_votes = self._read_inputs()
-        self._learn(answers)
+        report = read_fusion_report(self.folder / NAME)
+        self.has_votes = any(one.weight > 0 for one in report.labellers)
+        images = self.index.take(pa.array(self.pool))
+        self.inputs = LabelInputs.of_report(report, self.folder, images)
+        # The answers that the labels learned from, None before they learned.
+        self._taught: dict[str, Answer] | None = None
         self.questions = []
 
     def open_questions(
@@ -134,7 +131,7 @@ class TeachingSession(QuestionSession):
             index = self.folder / "images.parquet"
             written = tables.read_metadata(index, IndexMetadata).written_names
             found = read_foreign(path, list(self.ids), self.classnames, written)
-            return self.schema.document(found.values())
+            return self.file.document(found.values())
         return super().read_file(path)
 
     def status(self, answers: Mapping[str, Answer]) -> str:
@@ -147,8 +144,11 @@ class TeachingSession(QuestionSession):
 
     def result(self) -> dict[str, Any]:
         answers = self.answers()
-        right = self._labels_right(answers)
-        sentence = in_words(right) if right else self.status(answers)
+        sentence = self.status(answers)
+        given = self._answered(answers)
+        if given.drawn.sum() >= MIN_ANSWERS:
+            held_out = self.inputs.fit(given).held_out_labels_
+            sentence = in_words(labels_right(len(self.ids), given, held_out))
         folder = shlex.quote(str(self.folder))
         steps = [
             (
@@ -174,44 +174,30 @@ class TeachingSession(QuestionSession):
         doubtful = np.argsort(confidence.to_numpy(), kind="stable")[: POOL // 2]
         return np.unique(np.concatenate([answered.to_numpy(), drawn, doubtful]))
 
-    def _read_inputs(self) -> tuple[LabelInputs, bool]:
-        """Read what the labels of the pool are made of, and whether images predict the votes."""
-        report = read_fusion_report(self.folder / NAME)
-        labellers = [
-            LabellerTable(one.name, one.kind, str(self.folder / str(one.table)))
-            for one in report.labellers
-        ]
-        encoders = [
-            str(self.folder / "image_encoders" / f"{slug({'model': encoder})}.parquet")
-            for encoder in report.image_encoders
-        ]
-        image_ids = self.pool_images["image_id"]
-        files = LabelFiles.of(self.folder, examples=bool(report.examples))
-        inputs = LabelInputs.read(files, image_ids, self.classnames, labellers, encoders)
-        return inputs, any(one.weight > 0 for one in report.labellers)
-
     def _answered(self, answers: Mapping[str, Answer]) -> Answers:
         """Return answers about images of the pool."""
-        return answered_rows(answers, self.pool_images, self.classnames)
+        return answered_rows(answers, self.inputs.images, self.classnames)
 
     def _learn(self, answers: Mapping[str, Answer]) -> None:
-        """Learn from the answers of the first phase."""
-        taught = {key: answer for key, answer in answers.items() if answer.phase != CHECK}
-        model = self.inputs.fit(self._answered(taught))
-        self.posterior = model.probabilities(np.arange(len(self.pool)))  # [P, C]
+        """Learn from the answers of the first phase, if there are others than before."""
+        taught = {
+            key: answer
+            for key, answer in answers.items()
+            if answer.phase != CHECK and answer.kind != UNSURE
+        }
+        if taught != self._taught:
+            self._taught = taught
+            model = self.inputs.fit(self._answered(taught))
+            self.posterior = model.probabilities(slice(len(self.pool)))  # [P, C]
 
     def _next_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Ask about doubtful images, then about drawn ones. Once these have begun, they go on."""
+        self._learn(answers)
         n_checked = sum(answer.phase == CHECK for answer in answers.values())
         n_taught = len(answers) - n_checked
+        rows, phase, wanted = self._order.tolist(), CHECK, self.total - len(answers)
         if not n_checked and n_taught < self.n_taught:
-            if n_taught:
-                self._learn(answers)
-            rows, phase = self._doubtful(), TEACH
-            wanted = self.n_taught - n_taught
-        else:
-            rows, phase = self._order.tolist(), CHECK
-            wanted = self.total - len(answers)
+            rows, phase, wanted = self._doubtful(), TEACH, self.n_taught - n_taught
         unanswered = (row for row in rows if self.ids[row] not in answers)
         chosen = [*islice(unanswered, max(0, min(BATCH, wanted)))]
         places = np.searchsorted(self.pool, chosen)
@@ -223,7 +209,10 @@ class TeachingSession(QuestionSession):
         return self.questions[start:]
 
     def _doubtful(self) -> list[int]:
-        """Return rows by their margins, after images that cover the pool where nobody votes."""
+        """Return rows by their margins, after images that cover the pool where nobody votes.
+
+        Class texts alone may be surely wrong, and then small margins find no mistakes.
+        """
         best = -np.sort(-self.posterior, axis=1)[:, :2]
         order = np.argsort(best[:, 0] - best[:, -1], kind="stable").tolist()
         if not self.has_votes:
@@ -233,15 +222,6 @@ class TeachingSession(QuestionSession):
             order = medoids(centred, min(wanted, len(centred))) + order
         rows: list[int] = self.pool[list(dict.fromkeys(order))].tolist()
         return rows
-
-    def _labels_right(self, answers: Mapping[str, Answer]) -> Interval | None:
-        """Return the share of right labels of all images, as `fuse_labels` will state it.
-
-        None: too few answers check the labels.
-        """
-        given = self._answered(answers)
-        held_out = self.inputs.fit(given).held_out_labels_
-        return labels_right(len(self.ids), given, held_out)
 
 
 def medoids(x: Floats, k: int) -> list[int]:

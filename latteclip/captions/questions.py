@@ -196,9 +196,9 @@ class Questions:
         """Return which of the N images a person answered: bool [N]."""
         if answers_path is None:
             return np.zeros(len(self.images), bool)
-        from latteclip.labels.answers import UNSURE, AnswerSchema
+        from latteclip.labels.answers import UNSURE, AnswerFile
 
-        saved = AnswerSchema(self.images, self.classnames).read(Path(answers_path))
+        saved = AnswerFile(Path(answers_path), self.images, self.classnames).read()
         known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
         found: np.ndarray = pc.is_in(
             self.images["image_id"], pa.array(known, pa.string())

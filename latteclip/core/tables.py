@@ -112,11 +112,10 @@ PREDICTIONS = _schema(
 # An image may have two rows: a classifier made of votes predicts a held-out image without the vote
 # of the image, and an example with it.
 TRAIN_PREDICTIONS = _schema(image_id=STRING, prediction=INT)
-PLAN = _schema(  # the plan of an audit
+PLAN = _schema(  # the images of an audit, in the order in which they are asked about
     image_id=STRING,
     checksum=pa.binary(16),
     stratum=pa.int8(),
-    turn=INT,  # the position in the order, from 0
 )
 # Images of every split, by how likely they belong to none of the classes.
 UNKNOWN = _schema(

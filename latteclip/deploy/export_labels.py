@@ -68,14 +68,16 @@ def labels(
     """
     place = new_folder(output) if format in FOLDERS else Path(output)
     folder = Path(results)
-    table, described = label_table.read(folder)
+    table, described = label_table.read(folder, max_error)
     notes = []
     if max_error is not None:
-        accepted, promise = label_table.accepted(folder, table["answered"], max_error)
-        table = table.append_column("accepted", accepted)
-        notes.append(promise)
+        n = pc.sum(table["accepted"]).as_py()
+        notes.append(
+            f"{n:,} of {len(table):,} labels are accepted. With 95 % confidence, at most "
+            f"{100 * max_error:g} % of all labels are wrong and accepted."
+        )
         if format == "imagefolder":  # whose folders do not say which labels are accepted
-            table = table.filter(accepted)
+            table = table.filter(table["accepted"])
     for kind in leave_out:
         if not (path := folder / f"{kind}.parquet").is_file():
             raise UserError(

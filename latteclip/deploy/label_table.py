@@ -51,11 +51,13 @@ def read_labels(results: str | Path) -> pd.DataFrame:
     return labels
 
 
-def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
+def read(folder: Path, max_error: float | None = None) -> tuple[pa.Table, LabelsMetadata]:
     """Read the labels of a dataset's results, a person's answers, and what describes the labels.
 
-    Names of classes are dictionaries, which take less memory. Raises UserError before there are
-    labels.
+    Names of classes are dictionaries, which take less memory. `max_error` adds the column
+    `accepted`: with 95 % probability, at most such a share of all labels is wrong and accepted.
+    Labels by answers are accepted. Raises UserError before there are labels, and if too few answers
+    about images that were drawn at random check them.
     """
     index = folder / "images.parquet"
     labels = tables.read(labels_path(folder))
@@ -65,15 +67,15 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     classnames = of_index.classnames
     written = of_index.written_names
     names = pa.array([written.get(name, name) for name in classnames], pa.string())
-    calibration = calibrate(report.checks.get(LABELS, []))
+    check = report.checks.get(LABELS, [])
+    calibration = calibrate(check)
     answers = report.answers
     rows = pc.index_in(ids, pa.array(list(answers), pa.string()))  # null: no answer
     number: dict[str | None, int] = {name: n for n, name in enumerate(classnames)}
     classes = pa.array([number.get(name) for name in answers.values()], pa.int32())
     of_answers = pc.if_else(pc.is_valid(rows), classes.take(rows), labels["fused_label"])
-    probability = labels["fused_confidence"].to_numpy().astype(np.float64)
-    if calibration is not None:
-        probability = calibration(probability)
+    confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
+    probability = calibration(confidence) if calibration else confidence
 
     def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images, or nulls without the table."""
@@ -99,14 +101,18 @@ def read(folder: Path) -> tuple[pa.Table, LabelsMetadata]:
     for labeller in VOTES:  # by its votes alone; null where they name no class
         has_vote = pc.greater(labels[f"{labeller}_confidence"], 0)
         by_labeller = pc.if_else(has_vote, labels[f"{labeller}_label"], None)
-        confidence = pc.if_else(has_vote, labels[f"{labeller}_confidence"], None)
         columns[f"{labeller}_label"] = named(by_labeller)
-        columns[f"{labeller}_confidence"] = confidence
+        columns[f"{labeller}_confidence"] = pc.if_else(
+            has_vote, labels[f"{labeller}_confidence"], None
+        )
     columns["caption"] = column("captions/images.parquet", tables.CAPTIONS, "caption")
     columns["unknown_score"] = column("unknown.parquet", tables.UNKNOWN, "score")
     columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")
     # The image_id of another row of the same picture.
     columns["duplicate_of"] = _duplicates(folder / "duplicates.parquet", ids, answers)
+    if max_error is not None:
+        is_sure = confidence >= threshold_of(check, max_error, folder)
+        columns["accepted"] = pc.or_(pc.is_valid(rows), pa.array(is_sure))
     return pa.table(columns), LabelsMetadata(names.to_pylist(), calibration)
 
 
@@ -170,23 +176,3 @@ def calibrate(check: Check) -> Calibration | None:
     bounds = [(0, None), (None, None)]
     slope, intercept = minimize(loss, [1.0, 0.0], bounds=bounds).x
     return Calibration(float(slope), float(intercept), len(check))
-
-
-def accepted(
-    folder: Path, answered: pa.ChunkedArray, max_error: float
-) -> tuple[pa.Array, str]:
-    """Return which labels are accepted, and the guarantee in words.
-
-    With 95 % probability, at most a share of all labels is wrong and accepted. Labels by answers
-    are accepted. UserError: there are too few answers about images that were drawn at random.
-    """
-    labels = tables.read(folder / "fused_labels.parquet")
-    check = read_fusion_report(folder / NAME).checks.get(LABELS, [])
-    threshold = threshold_of(check, max_error, folder)
-    is_sure = labels["fused_confidence"].to_numpy().astype(np.float64) >= threshold
-    taken = is_sure | answered.is_valid().to_numpy()
-    promise = (
-        f"{taken.sum():,} of {len(taken):,} labels are accepted. With 95 % confidence, at most "
-        f"{100 * max_error:g} % of all labels are wrong and accepted."
-    )
-    return pa.array(taken), promise

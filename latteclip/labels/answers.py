@@ -23,6 +23,7 @@ from latteclip.core.files import locked, write_json
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
+ANSWERS = "answers.json"  # below the results of a dataset, and beside the plan of an audit
 CLASS = "class"
 NONE = "none"
 UNSURE = "unsure"
@@ -100,9 +101,10 @@ SAVED = TypeAdapter(SavedAnswers)
 
 
 @dataclass(frozen=True)
-class AnswerSchema:
-    """The images and classes that answers may name."""
+class AnswerFile:
+    """A file of answers, and the images and classes that they may name."""
 
+    path: Path
     images: pa.Table  # columns image_id and checksum of IMAGES
     classnames: Sequence[str]
     plan: str = PLAN_OF_TEACHING  # or a digest
@@ -144,49 +146,48 @@ class AnswerSchema:
             entries.append(answer)
         return replace(saved, entries=entries)
 
-    def read(self, path: Path) -> SavedAnswers:
-        """Return the answers of a file; none where there is no file."""
-        return self.parse(read_whole(path), str(path)) if path.exists() else self.document()
+    def read(self) -> SavedAnswers:
+        """Return the answers of the file; none where there is no file."""
+        if not self.path.exists():
+            return self.document()
+        return self.parse(read_whole(self.path), str(self.path))
 
     def update(
-        self, path: Path, changed: Mapping[str, Answer], removed: Collection[str] = ()
+        self, changed: Mapping[str, Answer], removed: Collection[str] = ()
     ) -> dict[str, Answer]:
-        """Change and remove some answers of a file by their images, and return all about now.
+        """Change and remove some answers by their images, and return all about now.
 
         The file keeps what other processes have saved, and answers about other images and classes.
         """
         added = self._resolve(self.document(changed.values())).entries
         replaced = {*removed, *(one.image_id for one in added)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
             others = [
                 one
-                for one in self.read(path).entries
+                for one in self.read().entries
                 if one.state == GONE or one.image_id not in replaced
             ]
             saved = self.document([*others, *added])
-            write_json(path, saved.as_json())
+            write_json(self.path, saved.as_json())
         return saved.answers
 
 
 def rename_in_answers(path: Path, old: str, new: str) -> int:
     """Give a class another name in a file of answers, and return how many answers name it."""
-
-    def renamed(names: Iterable[str]) -> list[str]:
-        return [new if name == old else name for name in names]
-
+    name_of = {old: new}
     with locked(path):
         saved = read_answer_file(path)
         entries = [
             replace(
                 one,
                 classname=new if one.classname == old else one.classname,
-                offered=tuple(renamed(one.offered)),
+                offered=tuple(name_of.get(name, name) for name in one.offered),
             )
             for one in saved.entries
         ]
-        saved_now = replace(saved, entries=entries, classes=renamed(saved.classes))
-        write_json(path, saved_now.as_json())
+        classes = [name_of.get(name, name) for name in saved.classes]
+        write_json(path, replace(saved, entries=entries, classes=classes).as_json())
     return sum(one.classname == old for one in saved.entries)
 
 

@@ -13,14 +13,14 @@ import torch
 from latteclip.clip.classifier import Classifier, classify, load_classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_record
 from latteclip.core.holdout import held_out_for_choice
-from latteclip.core.tables import ClassesMetadata, VotesMetadata
+from latteclip.core.tables import ClassesMetadata, EncoderMetadata, VotesMetadata
 from latteclip.labels.fusion_report import (
     LABELS,
     Check,
     FusionReport,
     LabellerReport,
-    write_fusion_report,
 )
 from latteclip.labels.guarantees import MIN_ANSWERS, Bools, Interval, share_right
 from latteclip.labels.label_inputs import (
@@ -30,7 +30,7 @@ from latteclip.labels.label_inputs import (
     read_answers,
 )
 from latteclip.labels.label_model import Labeller, LabelModel, LinearHead
-from latteclip.labels.votes import NO_VOTE, ZERO_SHOT, Answers, Floats, Ints
+from latteclip.labels.votes import ZERO_SHOT, Answers, Floats, Ints
 
 log = logging.getLogger(__name__)
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
@@ -43,10 +43,9 @@ CLASSIFIERS = ("image_prototypes", "image_prototypes_encoders")
 
 def adapt_zero_shot(files: LabelFiles, output: str) -> None:
     """Write the zero-shot classifier, adapted to the training images by `LabelModel`."""
-    table, classnames = _training_images(files.images)
-    known = LabelInputs.read(files, table["image_id"], classnames)
+    known = LabelInputs.read(files, *_training_images(files.images))
     _save(output, known, known.fit().heads_[0])
-    log.info("Adapted %d classes to %d images.", len(classnames), len(table))
+    log.info("Adapted %d classes to %d images.", len(known.classnames), known.n)
 
 
 def fuse_labels(
@@ -65,41 +64,61 @@ def fuse_labels(
     The report is that of `fusion_report`. The dataset's labels are not read. With image encoders,
     there is also a classifier of the features of all encoders side by side.
     """
-    table, classnames = _training_images(files.images)
+    images, classnames = _training_images(files.images)
     known = LabelInputs.read(
-        files, table["image_id"], classnames, labellers_files, image_encoders_paths
+        files, images, classnames, labellers_files, image_encoders_paths
     )
-    answers = read_answers(files.answers, table, classnames)
+    answers = read_answers(files.answers, images, classnames)
     model = known.fit(answers)
     _save(prototypes_output, known, model.heads_[0])
     if encoders_prototypes_output is not None:
+        encoders = [
+            tables.read_metadata(path, EncoderMetadata).model
+            for path in image_encoders_paths
+        ]
         joint = model.heads_[-1]
-        _save(encoders_prototypes_output, known, joint, image_encoders=known.encoders)
+        _save(encoders_prototypes_output, known, joint, image_encoders=encoders)
     labels = _label_columns(files, labellers_files, known, model)
     tables.write(output, labels, tables.FUSED_LABELS, ClassesMetadata(classnames))
 
-    def worth(one: LabellerTable, votes: int) -> LabellerReport:
-        learned = model.labellers_.get(one.name, SILENT)
-        folder = Path(report_output).parent
-        path = os.path.relpath(one.table, folder) if one.table else None
-        return LabellerReport(one.name, one.kind, path, votes, **vars(learned))
+    def relative(path: str) -> str:
+        return os.path.relpath(path, Path(report_output).parent)
 
+    drawn = answers.select(answers.drawn)
+    names_of_answers = [
+        classnames[shares.argmax()] if shares.any() else None for shares in answers.shares
+    ]
     report = FusionReport(
         classnames=classnames,
         labellers=[
-            worth(one, int(known.votes[one.name].has.sum())) for one in labellers_files
+            LabellerReport(
+                one.name,
+                one.kind,
+                relative(one.table),
+                int(known.votes[one.name].has.sum()),
+                **vars(model.labellers_.get(one.name, SILENT)),
+            )
+            for one in labellers_files
         ],
-        zero_shot=worth(LabellerTable(ZERO_SHOT, ZERO_SHOT, ""), known.n),
+        zero_shot=LabellerReport(
+            ZERO_SHOT, ZERO_SHOT, None, known.n, **vars(model.labellers_[ZERO_SHOT])
+        ),
         reason=model.reason_,
         is_checked=model.is_checked_,
-        image_encoders=known.encoders,
+        image_encoders=[*map(relative, image_encoders_paths)],
         examples=len(known.examples),
         without_evidence=[classnames[label] for label in model.without_evidence_],
-        **_checks(known, model, answers),
+        answers=dict(zip(known.ids(answers.rows), names_of_answers, strict=True)),
+        checking=known.ids(drawn.rows),
+        checks=_checks(model, drawn),
+        labels_right=(
+            labels_right(known.n, answers, model.held_out_labels_)
+            if len(drawn.rows) >= MIN_ANSWERS
+            else None
+        ),
     )
-    write_fusion_report(report_output, report)
-    changed = (labels["fused_label"] != labels["adapted_label"]).sum()
-    log.info("%d of %d labels differ from the adapted zero-shot ones.", changed, len(table))
+    write_record(report_output, report)
+    log.info("Labelled %d images.", known.n)
     for sentence in report.sentences():
         log.info("%s", sentence)
     _write_votes(votes_output, known, model, _unfit(labellers_files, report), report)
@@ -130,26 +149,26 @@ def _label_columns(
     """Return the columns of FUSED_LABELS."""
     n = known.n
     adapted, _ = load_classifier(str(files.adapted))
-    features = torch.from_numpy(known.features[0][:n])
-    adapted_labels = classify(features, adapted, 1)[0][:, 0].numpy()
-    labels = [known.votes[one.name].first.astype(np.int32) for one in labellers]
+    best, _ = classify(torch.from_numpy(known.features[0][:n]), adapted, 1)
+    adapted_labels = best[:, 0].numpy()
     columns: dict[str, Any] = {
         field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS
     }
-    for one, voted in zip(labellers, labels, strict=True):
+    every = np.empty((n, len(labellers)), np.int32)
+    for k, one in enumerate(labellers):
+        votes = known.votes[one.name]
+        every[:, k] = votes.first
         if one.column is not None:
-            by_one = np.where(voted != NO_VOTE, voted, adapted_labels)
+            by_one = np.where(votes.has, votes.first, adapted_labels)
             columns[f"{one.column}_label"] = by_one
-            columns[f"{one.column}_confidence"] = known.votes[one.name].shares.max(axis=1)
+            columns[f"{one.column}_confidence"] = votes.shares.max(axis=1)
     return columns | {
-        "image_id": known.image_ids,
+        "image_id": known.images["image_id"],
         "adapted_label": adapted_labels,
         "image_label": model.heads_[0].labels[:n],
         "fused_label": model.labels_[:n],
         "fused_confidence": model.confidence_[:n],
-        "labeller_labels": tables.list_column(
-            np.array(labels, np.int32).reshape(len(labels), n).T
-        ),
+        "labeller_labels": tables.list_column(every),
     }
 
 
@@ -160,10 +179,10 @@ def _write_votes(
     has_vote = np.zeros(known.n, dtype=bool)
     for voted in known.votes.values():
         has_vote |= voted.has
-    log.info("%d of %d images have votes.", has_vote.sum(), known.n)
-    rows = np.flatnonzero(held_out_for_choice(tables.Strings(known.image_ids)) & has_vote)
+    is_held_out = held_out_for_choice(tables.Strings(known.images["image_id"]))
+    rows = np.flatnonzero(is_held_out & has_vote)
     columns = {
-        "image_id": known.image_ids.take(pa.array(rows)),
+        "image_id": known.ids(rows),
         "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),
         "head": model.heads_[0].labels[rows],
         "joint_head": model.heads_[-1].labels[rows],
@@ -184,51 +203,36 @@ def _unfit(labellers: Sequence[LabellerTable], report: FusionReport) -> str:
     return ""
 
 
-def _checks(known: LabelInputs, model: LabelModel, answers: Answers) -> dict[str, Any]:
-    """Return the answers, and how right labels and classifiers are by those about drawn images."""
-    ids = known.image_ids.take(pa.array(answers.rows)).to_pylist()
-    drawn = answers.select(answers.drawn)
+def _checks(model: LabelModel, drawn: Answers) -> dict[str, Check]:
+    """Return how right labels and classifiers are by answers about drawn images."""
 
     def check(labels: Ints, confidence: Floats) -> Check:
         right = drawn.shares[np.arange(len(labels)), labels] > 0
         return list(zip(confidence.tolist(), right.tolist(), strict=True))
 
-    heads = zip(CLASSIFIERS, model.heads_, strict=False)
     by_heads = {
         name: check(head.held_out.argmax(axis=1), head.held_out.max(axis=1))
-        for name, head in heads
+        for name, head in zip(CLASSIFIERS, model.heads_, strict=False)
     }
-    return {
-        "answers": {
-            image_id: known.classnames[shares.argmax()] if shares.any() else None
-            for image_id, shares in zip(ids, answers.shares, strict=True)
-        },
-        "checking": known.image_ids.take(pa.array(drawn.rows)).to_pylist(),
-        "checks": {
-            LABELS: check(model.held_out_labels_, model.held_out_confidence_),
-            **by_heads,
-        },
-        "labels_right": labels_right(known.n, answers, model.held_out_labels_),
-    }
+    return {LABELS: check(model.held_out_labels_, model.held_out_confidence_), **by_heads}
 
 
-def labels_right(n: int, answers: Answers, held_out: Ints) -> Interval | None:
+def labels_right(n: int, answers: Answers, held_out: Ints) -> Interval:
     """Return the share of right labels of N images, once answers have replaced labels.
 
-    `held_out` [J] are the labels of the drawn images without their answers. None: they are too few.
+    `held_out` [J] are the labels of the drawn images without their answers, of which there are
+    some.
     """
     drawn = answers.select(answers.drawn)
-    if len(drawn.rows) < MIN_ANSWERS:
-        return None
     is_right = drawn.shares[np.arange(len(held_out)), held_out] > 0
-    of_class: Bools = np.asarray(answers.shares.any(axis=1))
+    names_class: Bools = np.asarray(answers.shares.any(axis=1))
     return share_right(
         n,
         len(is_right),
         int(is_right.sum()),
-        right=int((of_class & ~answers.drawn).sum()),
-        wrong=int((~of_class & ~answers.drawn).sum()),
+        right=int((names_class & ~answers.drawn).sum()),
+        wrong=int((~names_class & ~answers.drawn).sum()),
         unsure=answers.unsure_chosen,
         drawn_unsure=answers.unsure_drawn,
-        corrected=int((~is_right & of_class[answers.drawn]).sum()),
+        corrected=int((~is_right & names_class[answers.drawn]).sum()),
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latteclip.core.files import read_record, write_record
+from latteclip.core.files import read_record
 from latteclip.core.terminal import counted
 from latteclip.labels.guarantees import Interval
 
@@ -51,7 +51,9 @@ class FusionReport:
     zero_shot: LabellerReport  # the class texts
     reason: str  # why the labels are those of one labeller; "": they are not
     is_checked: bool  # whether images, several labellers or answers support the confidence
-    image_encoders: list[str]  # models beside CLIP
+    image_encoders: list[
+        str
+    ]  # features beside CLIP's, relative to the folder of the report
     examples: int = 0  # images outside of the dataset, of known classes
     without_evidence: list[str] = field(default_factory=list)  # classes that have no labels
     # A person's answers: the classes of images; None: no class.
@@ -74,11 +76,6 @@ class FusionReport:
             yield f"No vote, answer or example names {names}, so no image has that label."
         if self.labels_right:
             yield in_words(self.labels_right)
-
-
-def write_fusion_report(path: str | Path, report: FusionReport) -> None:
-    """Write the report of `fuse_labels` as JSON."""
-    write_record(path, report)
 
 
 def read_fusion_report(path: str | Path) -> FusionReport:

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
-from latteclip.core.tables import EncoderMetadata
-from latteclip.labels.answers import CHECK, UNSURE, Answer, AnswerSchema
+from latteclip.labels.answers import CHECK, UNSURE, Answer, AnswerFile
 from latteclip.labels.features import read_features
+from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.label_model import SCALE, LabelModel
 from latteclip.labels.votes import NO_VOTE, Answers, Floats, Ints, Votes
 
@@ -68,26 +68,26 @@ class LabellerTable:
 class LabelInputs:
     """What the labels of N images are made of."""
 
-    image_ids: pa.ChunkedArray  # [N]
-    classnames: Sequence[str]
+    images: pa.Table  # N rows of the index
+    classnames: list[str]
     features: list[Floats]  # [N + E, D] of CLIP, and of each image encoder beside it
     texts: Floats  # [C, D], scaled as LabelModel expects them
     votes: dict[str, Votes]  # [N, K] of each labeller
     examples: Ints  # [E] their classes
     groups: Ints  # [N + E] near-duplicates have one number
     described: dict[str, Any]  # CLIP
-    encoders: list[str]  # the models beside CLIP
 
     @classmethod
     def read(
         cls,
         files: LabelFiles,
-        image_ids: pa.ChunkedArray,
-        classnames: Sequence[str],
+        images: pa.Table,
+        classnames: list[str],
         labellers: Sequence[LabellerTable] = (),
         image_encoders_paths: Sequence[str] = (),
     ) -> "LabelInputs":
         """Read the features of N images, and the votes of each labeller."""
+        image_ids = images["image_id"]
         classes, described = load_classifier(files.class_embeddings)
         features = [
             read_features(path, image_ids)[:].numpy()
@@ -102,7 +102,7 @@ class LabelInputs:
             added = np.split(side_by_side, ends[:-1], axis=1)
             features = [np.concatenate(pair) for pair in zip(features, added, strict=True)]
         return cls(
-            image_ids=image_ids,
+            images=images,
             classnames=classnames,
             features=features,
             texts=classes.weights.numpy() * (described["logit_scale"] / SCALE),
@@ -115,16 +115,29 @@ class LabelInputs:
             examples=examples,
             groups=_groups(files.duplicates, image_ids, len(features[0])),
             described=described,
-            encoders=[
-                tables.read_metadata(path, EncoderMetadata).model
-                for path in image_encoders_paths
-            ],
         )
+
+    @classmethod
+    def of_report(
+        cls, report: FusionReport, folder: Path, images: pa.Table
+    ) -> "LabelInputs":
+        """Read what the labels of a dataset's results were made of, for some of its images."""
+        labellers = [
+            LabellerTable(one.name, one.kind, str(folder / str(one.table)))
+            for one in report.labellers
+        ]
+        encoders = [str(folder / path) for path in report.image_encoders]
+        files = LabelFiles.of(folder, examples=bool(report.examples))
+        return cls.read(files, images, report.classnames, labellers, encoders)
 
     @property
     def n(self) -> int:
         """Return the number of images."""
-        return len(self.image_ids)
+        return len(self.images)
+
+    def ids(self, rows: Ints) -> list[str]:
+        """Return the names of some images."""
+        return list(self.images["image_id"].take(pa.array(rows)).to_pylist())
 
     def fit(self, answers: Answers | None = None) -> LabelModel:
         """Learn the labels of the images, with some answers, and of the examples after them.
@@ -212,9 +225,9 @@ def _class_means(options: Ints, scores: Floats) -> Floats:
     They are alternating means: where images have different options, the mean scores of a class
     alone would contain how good the other options were.
     """
-    images, _ = np.isfinite(scores).nonzero()
-    classes = options[np.isfinite(scores)]
-    left = scores[np.isfinite(scores)].astype(np.float64)
+    images, places = np.isfinite(scores).nonzero()
+    classes = options[images, places]
+    left = scores[images, places].astype(np.float64)
     n_classes = int(options.max(initial=0)) + 1
 
     def means_of(groups: Ints, n: int) -> Floats:
@@ -237,7 +250,7 @@ def read_answers(path: str | None, images: pa.Table, classnames: Sequence[str]) 
     """Return the answers of `latteclip teach`, if any, about images of a table IMAGES."""
     if path is None:
         return Answers.of(None, len(classnames))
-    saved = AnswerSchema(images, classnames).read(Path(path))
+    saved = AnswerFile(Path(path), images, classnames).read()
     saved.warn(path, Path(path).parent)
     return answered_rows(saved.answers, images, classnames)
 

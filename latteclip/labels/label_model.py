@@ -54,7 +54,7 @@ by a linear discriminant of the labels (covariance within classes), by texts bes
 frequencies of the classes, shrunken halfway to equal ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,9 +72,10 @@ from latteclip.labels.image_classes import (
     fit_weights,
     fold_of,
 )
-from latteclip.labels.labellers import FEW, answers_needed, by_answers, by_views
+from latteclip.labels.labellers import FEW, Labelled, answers_needed, by_answers, by_views
 from latteclip.labels.posterior import Posterior, decided
 from latteclip.labels.votes import (
+    NO_VOTE,
     ZERO_SHOT,
     Answers,
     Bools,
@@ -100,13 +101,6 @@ class Labeller:
     answers_needed: int  # about random images, to estimate the accuracy; 0 if it is known
 
 
-class TopK(NamedTuple):
-    """The likeliest classes of each row."""
-
-    classes: Ints  # [N, K] the likeliest first
-    probabilities: Floats  # [N, K]
-
-
 class LinearHead(NamedTuple):
     """A linear classifier of features, and its classes for images that it did not learn from."""
 
@@ -126,7 +120,7 @@ class LabelModel:
     labels_: Ints  # [N]
     confidence_: Floats  # [N] probability of the label
     is_checked_: bool  # whether images, several labellers or answers support the confidence
-    posterior_: TopK
+    posterior_: Votes  # the likeliest classes of each image, the likeliest first
     labellers_: dict[str, Labeller]
     reason_: str  # why the labels are those of a labeller; "" where they are not
     # Classes that class texts alone name, of which no image has the label.
@@ -165,6 +159,7 @@ class LabelModel:
         self.n = len(inputs[0])
         self._whiteners = [Whitener(one) for one in self._features]
         self._sample = spaced(self.n, SAMPLE // c, given.rows)
+        self._firsts = self._first_choices()
         self._folds = fold_of(self._keys(), groups)
         self._named = self._classes_with_evidence(given)
         self._model = self._learned(given)
@@ -173,34 +168,39 @@ class LabelModel:
         self._fit_heads(self._hold_out(given))
         return self
 
-    def _names(self) -> list[str]:
-        return [ZERO_SHOT] * (self._texts is not None) + list(self._votes)
+    def _first_choices(self) -> dict[str, Ints]:
+        """Return the first choices [N] of all labellers, of class texts first."""
+        votes = {name: one.first for name, one in self._votes.items()}
+        if self._texts is None:
+            return votes
+        if ZERO_SHOT in votes:
+            raise ValueError(
+                f"{ZERO_SHOT} are the class texts; give the votes another name."
+            )
+        zero_shot = [
+            (self._features[0][rows] @ self._texts.T).argmax(axis=1)
+            for rows in parts(self.n, self.n_classes)
+        ]
+        return {ZERO_SHOT: np.concatenate(zero_shot), **votes}
 
     def _keys(self) -> Ints:
         """Return a class [N] by which images are spread over folds."""
-        keys = np.full(self.n, -1)
-        for one in self._votes.values():
-            keys = np.where((keys < 0) & one.has, one.first, keys)
-        if self._texts is not None:
-            self._zero_shot = np.zeros(self.n, dtype=np.int64)
-            for rows in parts(self.n, self.n_classes):
-                scores = self._features[0][rows] @ self._texts.T
-                self._zero_shot[rows] = scores.argmax(axis=1)
-            keys = np.where(keys < 0, self._zero_shot, keys)
+        keys = np.full(self.n, NO_VOTE)
+        for name in [*self._votes, ZERO_SHOT]:
+            keys = np.where(keys == NO_VOTE, self._firsts.get(name, NO_VOTE), keys)
         return keys
 
     def _classes_with_evidence(self, given: Answers) -> Bools:
         """Return which classes [C] a vote or an answer names; all, if there are few votes."""
         named: Bools = np.asarray(given.shares.any(axis=0))
         has = np.zeros(self.n, dtype=bool)
-        for one in self._votes.values():
+        for name, one in self._votes.items():
             has |= one.has
-            named[one.first[one.has]] = True
+            named[self._firsts[name][one.has]] = True
         if has.mean() <= 0.5 or has.sum() < FEW * self.n_classes:
             named[:] = True
-        self.without_evidence_ = np.zeros(0, dtype=np.int64)
-        if self._texts is not None:
-            self.without_evidence_ = np.unique(self._zero_shot[~named[self._zero_shot]])
+        of_texts = self._firsts.get(ZERO_SHOT, NO_VOTE)
+        self.without_evidence_ = np.setdiff1d(of_texts, [NO_VOTE, *np.flatnonzero(named)])
         return named
 
     def _dense(self, rows: Any) -> list[Floats]:
@@ -259,88 +259,85 @@ class LabelModel:
             self.confidence_[rows] = sure
             best = np.argsort(-r, axis=1, kind="stable")[:, :k]
             classes[rows], shares[rows] = best, np.take_along_axis(r, best, axis=1)
-        self.posterior_ = TopK(classes, shares)
+        self.posterior_ = Votes(classes, shares)
         self.is_checked_ = confidence.is_checked
 
     def _describe(self, given: Answers) -> None:
         """State the accuracy of labellers where it is identified, and why nothing was gained."""
         model = self._model
         weights = model.weights(model.trust, model.has)
-        self.labellers_ = {}
-        for k, name in enumerate(self._names()):
-            one = model.labellers[k]
-            labels, has = self._first(k)
+        self.labellers_, self.reason_ = {}, ""
+        unasked = np.ones(self.n, dtype=bool)
+        unasked[given.rows] = False
+        for k, (name, labels) in enumerate(self._firsts.items()):
+            one, has = model.labellers[k], labels != NO_VOTE
             accuracy = by_answers(labels, has, given)
             if accuracy is None and model.is_bounded(k) and model.trust >= 0.5:
                 accuracy = by_views(one)
             weight = float(weights[k].mean() * model.exponents[k])
             needed = 0 if accuracy else answers_needed(int(has.sum()))
             self.labellers_[name] = Labeller(accuracy, weight, needed)
-        self.reason_ = self._reason(given)
+            is_other = has & unasked & (labels != self.labels_)
+            if has.any() and not is_other.any() and not self.reason_:
+                self.reason_ = f"All labels are those of {name}: {self._why(one)}."
 
-    def _first(self, k: int) -> tuple[Ints, Bools]:
-        """Return the first choices [N] of a labeller, and where it has some."""
-        k -= self._texts is not None
-        if k < 0:
-            return self._zero_shot, np.ones(self.n, dtype=bool)
-        one = list(self._votes.values())[k]
-        return one.first, one.has
-
-    def _reason(self, given: Answers) -> str:
-        """Return why the labels are those of one labeller, if they are."""
+    def _why(self, one: Labelled) -> str:
+        """Return why the labels are those of a labeller."""
         model = self._model
-        others = np.ones(self.n, dtype=bool)
-        others[given.rows] = False
-        for k, name in enumerate(self._names()):
-            labels, has = self._first(k)
-            if not has.any() or (labels != self.labels_)[has & others].any():
-                continue
-            one = model.labellers[k]
-            why = "the images name what it names"
-            if not model.images:
-                why = "there are no image features, and no other labeller changes them"
-            elif one.gain == 0:
-                why = "similar images do not have similar labels by it"
-            elif model.trust < 0.5 <= model.fits:
-                why = "there are too few images of a class to learn from"
-            elif model.trust < 0.5:
-                why = f"the images name only {one.named_share:.0%} of what it names"
-            return f"All labels are those of {name}: {why}."
-        return ""
+        if not model.images:
+            return "there are no image features, and no other labeller changes them"
+        if one.gain == 0:
+            return "similar images do not have similar labels by it"
+        if model.trust < 0.5 <= model.fits:
+            return "there are too few images of a class to learn from"
+        if model.trust < 0.5:
+            return f"the images name only {one.named_share:.0%} of what it names"
+        return "the images name what it names"
 
     def _fit_heads(self, held_out: Mapping[int, Floats]) -> None:
         """Learn the linear heads, given the held-out probabilities [J, C] of each."""
         self.heads_ = []
+        every = list(parts(self.n, self.n_classes))
         for encoders, by_head in held_out.items():
+            labelled = ((rows, self.probabilities(rows)) for rows in every)
             r = self.probabilities(self._sample)
-            sums = Heads(self.n_classes, self._side_by_side(encoders, [0]).shape[1])
-            for rows in parts(self.n, self.n_classes):
-                x = self._side_by_side(encoders, rows)
-                sums.add(x, self.probabilities(rows), self._folds[rows])
-            heads = self._with_texts(sums, encoders, r, self._model)
-            labels = np.zeros(self.n, dtype=np.int64)
-            for rows in parts(self.n, self.n_classes):
-                x = self._side_by_side(encoders, rows)
-                labels[rows] = _by_folds(heads, x, self._folds[rows]).argmax(axis=1)
-            self.heads_.append(LinearHead(*heads[None], labels, by_head))
+            heads = self._heads(encoders, self._model, labelled, r)
+            labels = [
+                _by_folds(
+                    heads, self._side_by_side(encoders, rows), self._folds[rows]
+                ).argmax(axis=1)
+                for rows in every
+            ]
+            self.heads_.append(LinearHead(*heads[None], np.concatenate(labels), by_head))
 
     def _side_by_side(self, encoders: int, rows: Any) -> Floats:
         """Return the features [n, D] of some rows by the first encoders."""
         some = [np.asarray(one[rows], np.float32) for one in self._features[:encoders]]
         return np.concatenate(some, axis=1)
 
-    def _with_texts(
-        self, sums: Heads, encoders: int, r: Floats, model: Posterior
+    def _heads(
+        self,
+        encoders: int,
+        model: Posterior,
+        labelled: Iterable[tuple[Any, Floats]],
+        r: Floats,
     ) -> dict[int | None, Head]:
-        """Return heads by the fold that they leave out, with the weights that make r likeliest."""
-        heads = {fold: sums.head(fold) for fold in (None, *range(HEAD_FOLDS))}
+        """Learn heads of images and texts by the fold that they leave out.
+
+        Images are `labelled` in parts: some rows and their posterior. The weights make that of the
+        sample, r, likeliest.
+        """
         x = self._side_by_side(encoders, self._sample)
+        sums = Heads(self.n_classes, x.shape[1])
+        for rows, shares in labelled:
+            sums.add(self._side_by_side(encoders, rows), shares, self._folds[rows])
+        heads = {fold: sums.head(fold) for fold in (None, *range(HEAD_FOLDS))}
         texts = np.zeros((self.n_classes, x.shape[1]), dtype=np.float32)
         if self._texts is not None:
             texts[:, : self._texts.shape[1]] = SCALE * self._texts
-        own = _by_folds(heads, x, self._folds[self._sample])
-        size = max(float(np.abs(own).mean()), 1e-9)
-        tables: list[Floats] = [own / np.float32(size), x @ texts.T - model.lean]
+        by_images = _by_folds(heads, x, self._folds[self._sample])
+        size = max(float(np.abs(by_images).mean()), 1e-9)
+        tables: list[Floats] = [by_images / np.float32(size), x @ texts.T - model.lean]
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
         return {
@@ -369,21 +366,15 @@ class LabelModel:
             self.held_out_labels_[part] = labels
             self.held_out_confidence_[part] = Confidence(model).of(tables, votes, labels)
             for encoders, by_head in by_heads.items():
-                x = self._side_by_side(encoders, self._sample)
-                sums = Heads(self.n_classes, x.shape[1])
-                sums.add(x, model.r, self._folds[self._sample])
-                weights, bias = self._with_texts(sums, encoders, model.r, model)[int(fold)]
-                by_head[part] = softmax(
-                    self._side_by_side(encoders, some) @ weights.T + bias
-                )
+                heads = self._heads(encoders, model, [(self._sample, model.r)], model.r)
+                weights, bias = heads[int(fold)]
+                x = self._side_by_side(encoders, some)
+                by_head[part] = softmax(x @ weights.T + bias)
         return by_heads
 
     def probabilities(self, rows: Any = slice(None)) -> Floats:
         """Return the posterior [n, C] of some training rows, of their likeliest classes."""
-        classes, shares = (one[rows] for one in self.posterior_)
-        table = np.zeros((len(classes), self.n_classes), dtype=np.float32)
-        np.put_along_axis(table, classes, shares, axis=1)
-        return table
+        return self.posterior_.dense(rows, self.n_classes)
 
     def vote_probabilities(self, rows: Any = slice(None)) -> Floats:
         """Return the probabilities [n, C] of classes by the votes alone, 0 where there is none."""

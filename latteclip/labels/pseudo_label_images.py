@@ -1,16 +1,14 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import (
-    ROWS,
     Classifier,
     Features,
     best_classes,
@@ -32,16 +30,6 @@ class ZeroShotSettings(ClassTextsSection):
     clip: ClipSection
 
 
-@dataclass(frozen=True)
-class ZeroShot:
-    """What a CLIP model says of N images."""
-
-    features: Features  # [N, D]
-    embeddings: torch.Tensor  # [C, D] W0
-    scale: float  # factor of the cosines
-    described: dict[str, Any]  # the description of W0
-
-
 def pseudo_label_images(
     images_path: str,
     settings: ZeroShotSettings,
@@ -53,12 +41,12 @@ def pseudo_label_images(
 ) -> None:
     """Write PSEUDO_LABELS for every image of every split, and the classifier W0 [C, D]."""
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    encoded = encode_zero_shot(
-        images_path, table["path"].to_pylist(), settings, device=device, threads=threads
+    paths = table["path"].to_pylist()
+    features, classifier, described = encode_zero_shot(
+        images_path, paths, settings, device=device, threads=threads
     )
-    write_pseudo_labels(output, table, encoded)
-    head = Classifier.of(encoded.embeddings)
-    save_classifier(class_embeddings_output, head, encoded.described)
+    write_pseudo_labels(output, table, features, classifier, described)
+    save_classifier(class_embeddings_output, classifier, described)
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
 
 
@@ -69,10 +57,10 @@ def encode_zero_shot(
     *,
     device: str,
     threads: int,
-) -> ZeroShot:
-    """Encode image files and the classes of an index.
+) -> tuple[Features, Classifier, dict[str, Any]]:
+    """Return features [N, D] of image files, and the classifier W0 [C, D] with its description.
 
-    The description of W0 has classnames, class_templates, model, pretrained and logit_scale.
+    That has classnames, class_templates, model, pretrained and logit_scale, the factor of cosines.
     """
     index = tables.read_metadata(images_path, IndexMetadata)
     section = settings.clip
@@ -80,35 +68,39 @@ def encode_zero_shot(
     clip = clips.load(section.model, section.pretrained, picked, section.precision)
     templates = ClassTemplates.of(settings.template, settings.class_synonyms)
     templates = replace(templates, written=index.written_names)
-    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    embeddings = class_embeddings(clip, templates, index.classnames)
+    classifier = Classifier.of(class_embeddings(clip, templates, index.classnames))
     described = {
         "classnames": index.classnames,
         "model": section.model,
         "pretrained": section.pretrained,
         "class_templates": vars(templates),
-        "logit_scale": scale,
+        "logit_scale": clip.model.logit_scale.exp().item(),  # type: ignore[operator]
     }
-    features = encode_files(clip, paths, threads)
-    return ZeroShot(features, embeddings, scale, described)
+    return encode_files(clip, paths, threads), classifier, described
 
 
-def write_pseudo_labels(output: str, table: pa.Table, encoded: ZeroShot) -> None:
+def write_pseudo_labels(
+    output: str,
+    table: pa.Table,
+    features: Features,
+    classifier: Classifier,
+    described: Mapping[str, Any],
+) -> None:
     """Classify images of a table by their features, and write PSEUDO_LABELS by parts."""
-    metadata = ClassesMetadata(encoded.described["classnames"])
+    metadata = ClassesMetadata(described["classnames"])
     with tables.writing(output, tables.PSEUDO_LABELS, metadata) as add:
-        for some in parts(len(encoded.features), ROWS):
-            part = encoded.features[some]
-            scores = part @ encoded.embeddings.T  # [rows, C]
+        for some in parts(len(features)):
+            part = features[some]
+            scores = part @ classifier.weights.T  # [rows, C]
             labels, best = best_classes(scores, tables.TOPK)
-            shares = (encoded.scale * scores).softmax(dim=1).gather(1, labels[:, :1])
+            shares = (described["logit_scale"] * scores).softmax(dim=1)
             rows = table.slice(some.start, len(part))
             add(
                 {
                     "image_id": rows["image_id"],
                     "split": rows["split"],
                     "pseudo_label": pa.array(labels[:, 0].numpy(), pa.int32()),
-                    "confidence": shares[:, 0].numpy(),
+                    "confidence": shares.gather(1, labels[:, :1])[:, 0].numpy(),
                     "topk_labels": labels.tolist(),
                     "topk_scores": best.tolist(),
                     "image_features": tables.list_column(part.numpy()),

@@ -16,7 +16,6 @@ import torch
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import (
-    ROWS,
     FeatureMemmap,
     Features,
     best_classes,
@@ -50,13 +49,14 @@ COLUMNS = (
 )
 FORMS = "class; or options and probabilities, or log_probabilities; or probabilities of all classes"
 # Options of images [N] and their log-probabilities, both null where the labeller is silent.
-Votes = tuple[Any, Any]
+VoteColumns = tuple[Any, Any]
 
 
 class VotesSettings(Section):
     """A labeller whose votes follow from captions, a file, or another CLIP model."""
 
     name: str
+    kind: str
     file: str | None = None
     zero_shot: ZeroShotSettings | None = None  # another CLIP model that votes
     captions: ClipSection | None = None  # the CLIP model that reads them
@@ -85,11 +85,10 @@ def write_votes(
         options, scores = _caption_votes(captions, weights, settings.captions, picked)
     elif settings.zero_shot is not None:
         paths, section = index["path"].to_pylist(), settings.zero_shot
-        encoded = encode_zero_shot(
+        features, classes, about = encode_zero_shot(
             images_path, paths, section, device=device, threads=threads
         )
-        weights = encoded.scale * encoded.embeddings
-        options, scores = _best(encoded.features, weights)
+        options, scores = _best(features, about["logit_scale"] * classes.weights)
     else:
         of_index = tables.read_metadata(images_path, IndexMetadata)
         options, scores = _file_votes(settings, index["image_id"].to_pylist(), of_index)
@@ -114,18 +113,15 @@ def write_votes(
 
 def _best(
     features: Features, weights: torch.Tensor, mean: torch.Tensor | float = 0
-) -> Votes:
+) -> VoteColumns:
     """Return the best classes by features [N, D], less their mean, and by weights [C, D]."""
-    options, values = [], []
-    for some in parts(len(features), ROWS):
-        scores = ((features[some] - mean) @ weights.T).log_softmax(dim=1)
-        classes, best = best_classes(scores, OPTIONS)
+    options, scores = [], []
+    for some in parts(len(features)):
+        shares = ((features[some] - mean) @ weights.T).log_softmax(dim=1)
+        classes, best = best_classes(shares, OPTIONS)
         options.append(tables.list_column(classes.int().numpy()))
-        values.append(tables.list_column(best.numpy()))
-    return (
-        pa.chunked_array(options, pa.list_(pa.int32())),
-        pa.chunked_array(values, pa.list_(pa.float32())),
-    )
+        scores.append(tables.list_column(best.numpy()))
+    return pa.chunked_array(options, tables.INTS), pa.chunked_array(scores, tables.FLOATS)
 
 
 def _caption_votes(
@@ -133,7 +129,7 @@ def _caption_votes(
     weights: torch.Tensor,
     section: ClipSection,
     device: torch.device,
-) -> Votes:
+) -> VoteColumns:
     """Return the best classes by captions [N], which are scored like images by weights [C, D].
 
     The mean over all captions is subtracted first. The tokenizer cuts long captions. Empty captions
@@ -142,11 +138,11 @@ def _caption_votes(
     clip = clips.load(section.model, section.pretrained, device, section.precision)
     captions = pc.utf8_trim_whitespace(captions)
     captions = pc.if_else(pc.equal(captions, ""), None, captions)
-    encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
+    encoded = pc.dictionary_encode(captions).combine_chunks()
     texts = encode_captions(tables.Strings(pa.chunked_array([encoded.dictionary])), clip)
     counts = np.bincount(encoded.indices.drop_null(), minlength=len(texts))
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
-    for part in parts(len(texts), ROWS):
+    for part in parts(len(texts)):
         mean += torch.from_numpy(counts[part] / counts.sum()) @ texts[part].double()
     options, scores = _best(texts, weights, mean.float())
     return options.take(encoded.indices), scores.take(encoded.indices)
@@ -167,7 +163,9 @@ def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap
 # --- a user's file -------------------------------------------------------------------------------
 
 
-def _file_votes(settings: VotesSettings, ids: list[str], index: IndexMetadata) -> Votes:
+def _file_votes(
+    settings: VotesSettings, ids: list[str], index: IndexMetadata
+) -> VoteColumns:
     """Return the votes of a file about images. UserError names the file and the image.
 
     Classes are those of `numbers_of_classes`. An empty cell is no vote.
@@ -183,18 +181,18 @@ def _file_votes(settings: VotesSettings, ids: list[str], index: IndexMetadata) -
     votes: list[tuple[Any, Any]] = []
     for image_id in ids:
         cells = cells_of.get(image_id, [])
-        vote: tuple[Any, Any] = None, None
+        if all(map(is_empty, cells)):
+            votes.append((None, None))
+            continue
+        row = dict(zip(columns, cells, strict=True))
         try:
-            if not all(map(is_empty, cells)):
-                row = dict(zip(columns, cells, strict=True))
-                vote = _vote(row, numbers, len(index.classnames))
+            votes.append(_vote(row, numbers, len(index.classnames)))
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{key} {path}, image {image_id!r}: {one_line(error, 200)}; it needs {FORMS}."
             ) from None
-        votes.append(vote)
     options, scores = zip(*votes, strict=True)
-    return pa.array(options, pa.list_(pa.int32())), pa.array(scores, pa.list_(pa.float32()))
+    return pa.array(options, tables.INTS), pa.array(scores, tables.FLOATS)
 
 
 def _vote(

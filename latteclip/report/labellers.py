@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from latteclip.core import tables
 from latteclip.core.terminal import counted
-from latteclip.labels.fusion_report import NAME, read_fusion_report
+from latteclip.labels.fusion_report import NAME, LabellerReport, read_fusion_report
 from latteclip.labels.guarantees import Interval
-from latteclip.labels.votes import NO_VOTE, ZERO_SHOT
+from latteclip.labels.votes import NO_VOTE
 
 FUSED = "fused"
 
@@ -32,25 +32,25 @@ def read_labellers(folder: Path) -> list[Labeller]:
     report = read_fusion_report(folder / NAME)
     columns = ["image_id", "fused_label", "labeller_labels"]
     table = tables.read(folder / "fused_labels.parquet", columns)
-    ids = table["image_id"]
-
-    def column(file: str, name: str) -> pa.ChunkedArray:
-        return tables.lookup_column(folder / file, name, ids)
-
-    zero_shot = column("pseudo_labels.parquet", "pseudo_label")
-    truth = column("images.parquet", "label")
-    names = [one.name for one in report.labellers]
+    ids, n = table["image_id"], len(table)
+    pseudo_labels, images = folder / "pseudo_labels.parquet", folder / "images.parquet"
+    zero_shot = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
+    truth = tables.lookup_column(images, "label", ids)
     votes = tables.from_list_column(table["labeller_labels"]).T
-    labels = dict(zip(names, votes, strict=True))
-    labels |= {ZERO_SHOT: zero_shot.to_numpy(), FUSED: table["fused_label"].to_numpy()}
-    found = []
-    for one in (*report.labellers, report.zero_shot):
-        accuracy = _in_words(one.accuracy, one.answers_needed)
-        right = _share_right(labels[one.name], truth)
-        found.append(Labeller(one.name, one.kind, one.votes / len(ids), accuracy, right))
-    accuracy = _in_words(report.labels_right)
-    right = _share_right(labels[FUSED], truth)
-    return [*found, Labeller(FUSED, FUSED, 1.0, accuracy, right)]
+    labels = [*votes, zero_shot.to_numpy(), table["fused_label"].to_numpy()]
+    fused = LabellerReport(FUSED, FUSED, None, n, 1.0, report.labels_right, 0)
+    return [
+        Labeller(
+            one.name,
+            one.kind,
+            one.votes / n,
+            _in_words(one.accuracy, one.answers_needed),
+            _share_right(by_one, truth),
+        )
+        for one, by_one in zip(
+            [*report.labellers, report.zero_shot, fused], labels, strict=True
+        )
+    ]
 
 
 def _share_right(votes: npt.NDArray[np.int32], truth: pa.ChunkedArray) -> float | None:
@@ -60,7 +60,7 @@ def _share_right(votes: npt.NDArray[np.int32], truth: pa.ChunkedArray) -> float 
     return float((votes == truth.to_numpy())[has_vote].mean())
 
 
-def _in_words(accuracy: Interval | None, answers_needed: int = 0) -> str:
+def _in_words(accuracy: Interval | None, answers_needed: int) -> str:
     """Return the accuracy of a labeller, or what would determine it."""
     if accuracy is None and answers_needed:
         needed = counted(answers_needed, "answer")

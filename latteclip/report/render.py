@@ -12,6 +12,8 @@ from markupsafe import Markup
 from latteclip.core.terminal import counted
 
 FOLDER = Path(__file__).with_name("templates")
+# Of pages on which a person answers: no stage of the workflow writes them.
+SERVED = Path(__file__).with_name("served")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # no script and no connection
 
 
@@ -26,9 +28,10 @@ def fill(
 ) -> tuple[str, str]:
     """Fill a template, and return the page and its policy.
 
-    The scripts lie beside the templates and run as one. The policy allows them and the `sources`.
+    The scripts lie beside the served templates and run as one. The policy allows them and the
+    `sources`.
     """
-    script = "\n".join((FOLDER / name).read_text("utf-8") for name in scripts)
+    script = "\n".join((SERVED / name).read_text("utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"{POLICY}; {sources}; script-src 'sha256-{digest}'"
     page = environment().get_template(template)
@@ -38,7 +41,7 @@ def fill(
 def environment() -> Environment:
     """Return the templates, which escape every value and allow no missing one."""
     templates = Environment(
-        loader=FileSystemLoader(FOLDER),
+        loader=FileSystemLoader([FOLDER, SERVED]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,7 +1,6 @@
 """The command as a whole: the limits of an audit, and the estimates from its answers."""
 
 import itertools
-import logging
 
 import numpy as np
 import pyarrow as pa
@@ -9,14 +8,19 @@ import pyarrow.compute as pc
 import pytest
 from support.audits import answer, answer_next, made_audit, write_train_predictions
 
-from latteclip.audit import sampling, score
-from latteclip.audit.audit import AuditSession, offered_classes, rename_class
+from latteclip.audit import score
+from latteclip.audit.audit import (
+    AuditSession,
+    offered_classes,
+    rename_class,
+    sampling_order,
+)
 from latteclip.audit.session import OFFERED
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import MISSING, RunFiles, read_audit
-from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, AnswerSchema
+from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, AnswerFile
 
 N_TEST = 120
 
@@ -48,12 +52,12 @@ def test_labels_are_never_read(results):
     labelled.labelled = True
     labelled.write_index()
     one, other = (AuditSession(each.folder, N_TEST) for each in (results, labelled))
-    assert one.plan.digest == other.plan.digest
+    assert one.file.plan == other.file.plan
     assert [q.options for q in one.questions] == [q.options for q in other.questions]
 
 
 def image_ids(session):
-    return session.plan.images["image_id"].to_pylist()
+    return session.file.images["image_id"].to_pylist()
 
 
 def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(training):
@@ -65,13 +69,13 @@ def test_without_a_test_split_no_image_is_asked_about_that_taught_a_model(traini
     write_train_predictions(results, "latteclip/seed0", results.image_ids)
     index = results.folder / "images.parquet"
     images, names = tables.read_unlabelled(index, training=True)
-    schema = AnswerSchema(images, names)
+    file = AnswerFile(results.folder / "answers.json", images, names)
     asked = zip(results.image_ids[3:5], (TEACH, CHECK), strict=True)
     answers = {name: Answer(name, CLASS, names[0], phase) for name, phase in asked}
-    schema.update(results.folder / "answers.json", answers)
+    file.update(answers)
     found = AuditSession(results.folder, 40)
     untaught = [name for name in results.image_ids[:30] if name != results.image_ids[3]]
-    assert (found.plan.split, image_ids(found)) == ("train", untaught)
+    assert (found.plan.split, sorted(image_ids(found))) == ("train", sorted(untaught))
 
 
 def test_without_a_model_nothing_is_asked(results):
@@ -108,14 +112,12 @@ def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
         assert lead.value == pytest.approx(rights[one] - rights[other])
 
 
-def test_answers_after_the_first_image_without_one_are_left_out(session, caplog, label_of):
+def test_answers_after_the_first_image_without_one_are_left_out(session, label_of):
     answer_next(session, 20, label_of)
     before = session.score(session.answers())
     late = session.questions[50].image_id
     answer(session, Answer(late, "none"))
-    with caplog.at_level(logging.WARNING):
-        assert session.score(session.answers()) == before
-    assert len(caplog.records) == 1
+    assert session.score(session.answers()) == before
 
 
 def score_again(results, runs=None):
@@ -129,7 +131,6 @@ def score_again(results, runs=None):
         "made",
         results.images,
         str(folder / "plan.parquet"),
-        str(folder / "answers.json"),
         files,
         output,
     )
@@ -144,7 +145,7 @@ def test_any_number_of_answers_of_any_kind_has_a_sentence(results, label_of, n, 
     found = score_again(results)
     enough = n >= 10 and kind != "unsure"
     assert bool(found.runs) == enough and found.sentence
-    assert found == session.score(session.saved().asked)
+    assert found == session.score(session.file.read().asked)
     accuracies = [one.accuracy for one in found.runs]
     assert all(0 <= one.low <= one.value <= one.high <= 1 for one in accuracies)
 
@@ -197,17 +198,16 @@ def test_answers_follow_a_renamed_class(results):
 
 
 def random_strata(n):
-    rng = np.random.default_rng(0)
-    return sampling.stratify(rng.random((3, n)).round())
+    return np.random.default_rng(0).integers(2, size=n)
 
 
 @pytest.mark.parametrize("n", [50, 250])
 def test_every_beginning_has_each_stratum_at_its_rate(n):
     strata = random_strata(400)
-    order = np.argsort(sampling.sampling_order(strata, np.random.default_rng(1)))
+    order = sampling_order(strata, np.random.default_rng(1))
     drawn = np.bincount(strata[order[:n]], minlength=2)
     sizes = np.bincount(strata, minlength=2)
-    expected = sizes * sampling.RATES / (sizes @ sampling.RATES) * n
+    expected = sizes * score.RATES / (sizes @ score.RATES) * n
     assert (np.abs(drawn - expected) <= 1.01).all()
 
 
@@ -218,7 +218,7 @@ def test_images_of_a_stratum_are_drawn_with_one_probability():
     n, drawings = 20, 4000
     often = np.zeros(60)
     for _ in range(drawings):
-        often += sampling.sampling_order(strata, rng) < n
+        often[sampling_order(strata, rng)[:n]] += 1
     for h in np.unique(strata):
         shares = often[strata == h] / drawings
         error = np.sqrt(shares.mean() * (1 - shares.mean()) / drawings)

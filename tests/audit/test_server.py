@@ -47,7 +47,7 @@ def document(server, n=1, kind="none"):
     session = server.page
     ids = [session.questions[number].image_id for number in range(n)]
     answers = [Answer(one, kind) for one in ids]
-    return json.dumps(session.schema.document(answers).as_json()).encode()
+    return json.dumps(session.file.document(answers).as_json()).encode()
 
 
 def put(server, body=None, **headers):
@@ -83,11 +83,11 @@ def test_a_page_sends_what_it_changed_and_other_pages_keep_their_answers(server)
 
 def test_with_30000_answers_one_more_is_saved(server):
     """All of them would be more than a request may have."""
-    saved = server.page.schema
+    saved = server.page.file
     many = [Answer(f"{n}.png", "none", content="0" * 32) for n in range(30_000)]
     every = saved.document(many).as_json()
     assert len(json.dumps(every)) > MAX_BODY
-    server.page.path.write_text(json.dumps(every))
+    server.page.file.path.write_text(json.dumps(every))
     status, _, body = put(server)
     assert status == 200 and len(body) < 10_000
     assert len(server.page.answers()) == 1
@@ -121,7 +121,7 @@ def test_without_the_token_or_from_elsewhere_nothing_is_answered(server, request
     assert put(server, **request_)[0] in (403, 404)
     for form in ({"Origin": None}, {"Content_Type": "text/plain"}):  # of another page
         assert put(server, **form)[0] in (403, 415)
-    assert not server.page.path.exists()
+    assert not server.page.file.path.exists()
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,9 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     examples = taken.path("examples.parquet")
     tables.write(examples, columns, tables.EXAMPLES)
     labels = fuse(taken, [str(encoder)], examples=True)
-    found = TeachingSession(taken.folder, 10).posterior
-    assert found.argmax(axis=1).tolist() == labels["fused_label"].to_pylist()
+    session = TeachingSession(taken.folder, 10)
+    session.open_questions({})
+    assert session.posterior.argmax(axis=1).tolist() == labels["fused_label"].to_pylist()
 
 
 def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
@@ -117,8 +118,8 @@ def test_its_last_line_and_the_report_state_one_share_of_right_labels(taken, lab
     answers = answer_all(
         session, lambda one: label_of[one.image_id] if one.number % 9 else None
     )
-    session.schema.update(session.path, answers)
-    fuse(taken, answers=str(session.path))
+    session.file.update(answers)
+    fuse(taken, answers=str(session.file.path))
     checked = read_fusion_report(taken.folder / NAME).labels_right
     assert checked.n == 20 and checked.words() in session.result()["sentence"]
     again = TeachingSession(taken.folder, 40)
@@ -141,8 +142,7 @@ def test_after_any_answers_it_goes_on_and_has_a_result(taken, label_of, n, phase
         name: Answer(name, kind, label_of[name] if kind == CLASS else None, phase)
         for name in list(taken.ids)[:n]
     }
-    schema = TeachingSession(taken.folder, 10).schema
-    schema.update(taken.folder / "answers.json", answers)
+    TeachingSession(taken.folder, 10).file.update(answers)
     session = TeachingSession(taken.folder, 120)
     state = session.state(session.answers())
     assert (state["answered"], bool(state["upcoming"])) == (n, n < 90)
@@ -164,7 +164,7 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
     assert len(entries) == 30 and len({one["image"] for one in entries}) == 30
     exported = taken.folder / "exported.json"
     exported.write_text(
-        json.dumps({**session.schema.document().as_json(), "answers": entries})
+        json.dumps({**session.file.document().as_json(), "answers": entries})
     )
     import_answers(TeachingSession(taken.folder, 30), str(exported))
     assert [one.phase for one in session.answers().values()].count(CHECK) == 15
@@ -174,9 +174,9 @@ def test_an_image_that_has_an_answer_keeps_it(taken):
     session = TeachingSession(taken.folder, 30)
     first, second = list(session.ids)[:2]
     dots, lines = CLASSNAMES[:2]
-    session.schema.update(session.path, {first: Answer(first, CLASS, dots)})
+    session.file.update({first: Answer(first, CLASS, dots)})
     others = {name: Answer(name, CLASS, lines) for name in (first, second)}
     exported = taken.folder / "exported.json"
-    exported.write_text(json.dumps(session.schema.document(others.values()).as_json()))
+    exported.write_text(json.dumps(session.file.document(others.values()).as_json()))
     import_answers(session, str(exported))
     assert [one.classname for one in session.answers().values()] == [dots, lines]

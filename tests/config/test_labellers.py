@@ -92,6 +92,7 @@ def test_a_file_and_another_clip_label_with_tables_of_their_own(configured):
     assert alone.dataset("demo").caption_kinds == []
     assert jobs.write_votes(dataset.labeller("mine")) == {
         "name": "mine",
+        "kind": "file",
         "file": "mine.csv",
     }
     settings = jobs.write_votes(dataset.labeller("large"))["zero_shot"]

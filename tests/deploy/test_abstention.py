@@ -15,9 +15,10 @@ from latteclip.clip.encode import encode_files
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_record
 from latteclip.core.tables import ClassesMetadata
 from latteclip.deploy import export, predict
-from latteclip.labels.fusion_report import NAME, write_fusion_report
+from latteclip.labels.fusion_report import NAME
 from latteclip.labels.guarantees import pac_threshold
 
 CLASSNAMES = ["a", "b", "c"]
@@ -74,7 +75,7 @@ class Results:
         ]
         images = dict(zip([*self.ids[:n], *self.ids[-3:]], names, strict=False))
         report = records.fusion(answers=images, checking=self.ids[:n], checks=heads)
-        write_fusion_report(self.folder / NAME, report)
+        write_record(self.folder / NAME, report)
 
     def classifier(self, **options):
         return predict.Predictor(self.model, device="cpu", threads=1, **options)

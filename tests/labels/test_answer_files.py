@@ -54,17 +54,6 @@ def test_labels_of_other_tools_are_answers(path):
     assert read(write(path, [*ENTRIES, ENTRIES[0]])) == wanted
 
 
-def test_classes_called_by_numbers_are_named_as_text(tmp_path):
-    path = tmp_path / "labels.csv"
-    for classes, label, wanted in ((["1", "0"], "0", "0"), (["1", "0"], "1", "1")):
-        write(path, [("a/1.png", label)])
-        found = read_foreign(str(path), IDS, classes, {})
-        assert [one.classname for one in found.values()] == [wanted]
-    numbers = write(tmp_path / "labels.jsonl", [("a/1.png", 0)])
-    with pytest.raises(UserError, match="'0'"):
-        read_foreign(numbers, IDS, ["1", "0"], {})
-
-
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_the_first_class_has_the_number_0(tmp_path, suffix):
     path = write(tmp_path / f"labels{suffix}", [("a/1.png", 0), ("a/2.png", 1)])

@@ -1,5 +1,6 @@
 import json
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -8,7 +9,7 @@ from latteclip.core.errors import UserError
 from latteclip.data.index_images import checksum
 from latteclip.labels.answers import (
     Answer,
-    AnswerSchema,
+    AnswerFile,
     rename_in_answers,
 )
 from latteclip.labels.label_inputs import answered_rows
@@ -36,7 +37,7 @@ def about(image, kind, name=None, **more):
 
 IDS = [f"images/{i}.png" for i in range(6)]
 CLASSNAMES = ("none", "dots", "\u202edots")
-SCHEMA = AnswerSchema(index({name: name for name in IDS}), CLASSNAMES, "0123456789abcdef")
+IMAGES = index({name: name for name in IDS})
 THREE = {
     IDS[1]: about(IDS[1], "class", "none"),
     IDS[0]: about(IDS[0], "none"),
@@ -49,28 +50,35 @@ def path(tmp_path):
     return tmp_path / "audit" / "answers.json"
 
 
+def planned(path):
+    """A file of answers to a plan."""
+    return AnswerFile(path, IMAGES, CLASSNAMES, "0123456789abcdef")
+
+
 def test_a_change_leaves_all_other_answers(path):
-    SCHEMA.update(path, THREE)
+    planned(path).update(THREE)
     changed = {IDS[0]: about(IDS[0], "unsure"), IDS[4]: about(IDS[4], "none")}
-    SCHEMA.update(path, changed, [IDS[1], "never there"])
+    planned(path).update(changed, [IDS[1], "never there"])
     expected = {IDS[0]: "unsure", IDS[2]: "\u202edots", IDS[4]: "none"}
-    assert said(SCHEMA.read(path)) == expected
+    assert said(planned(path).read()) == expected
 
 
 def test_changes_at_once_are_all_saved(path):
     def write(one):
-        SCHEMA.update(path, {one: Answer(one, "none")})
+        planned(path).update({one: Answer(one, "none")})
 
     threads = [threading.Thread(target=write, args=(one,)) for one in IDS]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(SCHEMA.read(path).answers) == set(IDS)
+    assert set(planned(path).read().answers) == set(IDS)
 
 
 def document(**values):
-    return json.dumps({**SCHEMA.document(THREE.values()).as_json(), **values}).encode()
+    return json.dumps(
+        {**planned(Path()).document(THREE.values()).as_json(), **values}
+    ).encode()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def test_a_file_that_is_not_valid_is_named(tmp_path, content):
     path = tmp_path / "answers.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"answers\.json"):
-        SCHEMA.read(path)
+        planned(path).read()
 
 
 def test_answers_become_shares_of_classes():
@@ -100,15 +108,15 @@ def test_answers_become_shares_of_classes():
         about(IDS[1], "none"),
         about(IDS[2], "unsure"),
     ]
-    found = answered_rows({one.image_id: one for one in answers}, SCHEMA.images, CLASSNAMES)
+    found = answered_rows({one.image_id: one for one in answers}, IMAGES, CLASSNAMES)
     assert found.rows.tolist() == [0, 1, 3]
     assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert found.drawn.tolist() == [False, False, True]
     assert (found.unsure_chosen, found.unsure_drawn) == (1, 0)
 
 
-def schema(pictures, classnames=CLASSNAMES):
-    return AnswerSchema(index(pictures), classnames)
+def about_pictures(path, pictures, classnames=CLASSNAMES):
+    return AnswerFile(path, index(pictures), classnames)
 
 
 def said(saved):
@@ -118,11 +126,11 @@ def said(saved):
 
 def test_images_are_known_by_their_content(path):
     """Of two with exchanged names, each has its answer; one that changed or is gone has none."""
-    before = schema({"a": "A", "b": "B", "c": "C", "d": "D", "same": "D"})
+    before = about_pictures(path, {"a": "A", "b": "B", "c": "C", "d": "D", "same": "D"})
     names = dict(zip("abcd", ["dots", "none", "dots", "none"], strict=True))
     answers = {image: Answer(image, "class", name) for image, name in names.items()}
-    before.update(path, answers)
-    saved = schema({"b": "A", "a": "B", "c": "new", "d2": "D"}).read(path)
+    before.update(answers)
+    saved = about_pictures(path, {"b": "A", "a": "B", "c": "new", "d2": "D"}).read()
     assert said(saved) == {"a": "none", "b": "dots", "d2": "none"}
     assert [one.image_id for one in saved.entries if one.state == "gone"] == ["c"]
 
@@ -132,23 +140,27 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
     answers = {name: Answer(name, "class", "dots") for name in "ab"} | {
         "c": Answer("c", "none")
     }
-    schema(pictures).update(path, answers)
+    about_pictures(path, pictures).update(answers)
     left, classes = {"b": "B", "c": "C", "d": "D"}, ("lines", "none")
-    now = schema(left, classes)
-    saved = now.read(path)
+    now = about_pictures(path, left, classes)
+    saved = now.read()
     saved.warn(path, "results/made")
     assert said(saved) == {} and set(saved.asked) == {"b", "c"}
     for word in ("3 of 3", "dots about a", "rename-class results/made"):
         assert word in caplog.text
-    now.update(path, {"d": Answer("d", "none")})
-    assert said(now.read(path)) == {"d": "none"}
-    assert said(schema(pictures).read(path)) == {"a": "dots", "b": "dots", "c": "none"}
+    now.update({"d": Answer("d", "none")})
+    assert said(now.read()) == {"d": "none"}
+    assert said(about_pictures(path, pictures).read()) == {
+        "a": "dots",
+        "b": "dots",
+        "c": "none",
+    }
 
 
 def test_a_renamed_class_has_its_answers(path):
     pictures = {"a": "A", "b": "B"}
     answers = {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}
-    schema(pictures).update(path, answers)
+    about_pictures(path, pictures).update(answers)
     assert rename_in_answers(path, "dots", "points") == 1
-    saved = schema(pictures, ("points", "none", "\u202edots")).read(path)
+    saved = about_pictures(path, pictures, ("points", "none", "\u202edots")).read()
     assert said(saved) == {"a": "points", "b": "none"}

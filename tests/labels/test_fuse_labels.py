@@ -196,7 +196,7 @@ def test_features_of_other_encoders_help(tmp_path):
     dataset.encoders = [path]
     table, report = dataset.run(prototypes)
     assert dataset.right(table["fused_label"]) > dataset.right(alone["fused_label"])
-    assert report.image_encoders == ["an encoder"]
+    assert report.image_encoders == ["encoder.parquet"]
     joint, described = load_classifier(prototypes)
     assert described["image_encoders"] == ["an encoder"]
     both = torch.cat([dataset.world.features, other], dim=1)[dataset.training]
@@ -270,7 +270,7 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset):
     assert len(report.checks["image_prototypes"]) == 10
 
 
-@pytest.mark.parametrize("n", [1, 20, 180])
+@pytest.mark.parametrize("n", [1, 180])
 @pytest.mark.parametrize("kind", ["class", "none", "one class", "drawn"])
 def test_any_number_of_answers_of_any_kind_ends_in_labels(dataset, n, kind):
     classes = {"none": [None] * n, "one class": [dataset.classnames[0]] * n}

@@ -60,7 +60,7 @@ def written(tmp_path, index):
             table.to_json(path, orient="records", lines=True)
         else:
             table.to_parquet(path)
-        settings = VotesSettings(name="mine", file=str(path))
+        settings = VotesSettings(name="mine", kind="file", file=str(path))
         output = str(tmp_path / "votes.parquet")
         write_votes(index(classnames), settings, output, device="cpu", threads=1)
         return dense(output, len(classnames))
@@ -165,7 +165,7 @@ def test_another_clip_votes_as_its_pseudo_labels_say(tmp_path):
     outputs = [str(tmp_path / name) for name in ("labels.parquet", "w.safetensors")]
     pseudo_label_images(index, settings, *outputs, device="cpu", threads=1)
     path = str(tmp_path / "votes.parquet")
-    labeller = VotesSettings(name="other", zero_shot=settings)
+    labeller = VotesSettings(name="other", kind="zero_shot", zero_shot=settings)
     write_votes(index, labeller, path, device="cpu", threads=1)
     names = tables.read(path)["image_id"]
     table = tables.read(outputs[0]).to_pydict()
@@ -193,7 +193,7 @@ def captioned(tmp_path, index, demo_clip):
     def write(captions):
         path = tmp_path / "captions.parquet"
         write_captions(path, TRAINING, captions)
-        settings = VotesSettings(name="words", captions=CLIP)
+        settings = VotesSettings(name="words", kind="captions", captions=CLIP)
         output = str(tmp_path / "votes.parquet")
         write_votes(
             index(names),

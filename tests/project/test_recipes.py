@@ -107,7 +107,7 @@ RECIPES = {
     },
     "a kind of labeller": {
         "latteclip/labels/write_votes.py": (
-            "        options, scores = _best(encoded.features, weights)\n",
+            '        options, scores = _best(features, about["logit_scale"] * classes.weights)\n',
             KIND.lstrip("\n"),
         ),
         REGISTRY: ("LABELLERS = {\n", '    "even": LabellerRecord(),\n'),

@@ -50,7 +50,7 @@ def fused(results, labels, **fields):
     columns["labeller_labels"] = labels[::-1, None].tolist()
     columns["fused_confidence"] = confidence[::-1]
     tables.write(table, columns, tables.FUSED_LABELS)
-    fusion_report.write_fusion_report(report, records.fusion(**fields))
+    write_record(report, records.fusion(**fields))
     return {"fused_labels": table, "fusion_report": report}
 
 

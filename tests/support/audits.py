@@ -45,12 +45,12 @@ def write_train_predictions(results, run, image_ids):
 
 
 def answer(session: AuditSession, *answers: Answer):
-    session.schema.update(session.path, {one.image_id: one for one in answers})
+    session.file.update({one.image_id: one for one in answers})
 
 
 def answer_next(session: AuditSession, n, label_of=None, kind="class"):
     """Answer the next n questions; where a class is named, by `label_of(image_id)`."""
-    saved, names = session.answers(), session.schema.classnames
+    saved, names = session.answers(), session.file.classnames
     ids = [one.image_id for one in session.open_questions(saved)][:n]
     assert len(ids) == n
     answer(

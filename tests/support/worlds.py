@@ -17,8 +17,9 @@ from support.tiny import (
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
-from latteclip.labels.answers import Answer, AnswerSchema
-from latteclip.labels.fusion_report import NAME, write_fusion_report
+from latteclip.core.files import write_record
+from latteclip.labels.answers import Answer, AnswerFile
+from latteclip.labels.fusion_report import NAME
 from latteclip.labels.score_unknown import score_unknown
 
 SCALE = 30.0
@@ -93,7 +94,7 @@ class ZeroShotFiles:
         path.unlink(missing_ok=True)
         entries = {one.image_id: one for one in answers}
         index, _ = tables.read_unlabelled(self.write_index(), training=True)
-        AnswerSchema(index, self.classnames).update(path, entries)
+        AnswerFile(path, index, self.classnames).update(entries)
         return str(path)
 
     def written(self, *names):
@@ -151,7 +152,7 @@ class Taken(ZeroShotFiles):
     def write_report(self, **fields):
         """The report on the fused labels."""
         report = records.fusion(classnames=self.classnames, **fields)
-        write_fusion_report(self.folder / NAME, report)
+        write_record(self.folder / NAME, report)
 
     def write_scores(self, options, log_probabilities):
         """Class scores [n][k] of the training images, which are the only votes."""

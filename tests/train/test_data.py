@@ -10,8 +10,8 @@ from support.trainings import CLASSNAMES
 
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_record
 from latteclip.data.loader import batches
-from latteclip.labels.fusion_report import write_fusion_report
 from latteclip.train import data as module
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, TrainingImages
@@ -37,7 +37,7 @@ class Files(trainings.Inputs):
         columns["fused_confidence"] = [0.5] * len(self.names)
         labels, report = str(self.folder / "l.parquet"), str(self.folder / "l.json")
         tables.write(labels, columns, schema)
-        write_fusion_report(report, records.fusion(checking=list(drawn)))
+        write_record(report, records.fusion(checking=list(drawn)))
         return {"fused_labels": labels, "fusion_report": report}
 
     def read(self, labels="zero_shot", fold=holdout.NO_FOLD, **files):

@@ -16,7 +16,7 @@ from support.servers import ChatServer, picture_of, serving
 from support.tiny import DEMO_CLIP, ROOT
 
 from latteclip.core import tables
-from latteclip.labels.answers import Answer, AnswerSchema
+from latteclip.labels.answers import Answer, AnswerFile
 
 STEPS = 10
 RUN_AFTER = 5
@@ -144,7 +144,7 @@ class Walk:
             classname = self.random.choice(names) if kind == "class" else None
             phase = self.random.choice(["teach", "check"])
             answers[image_id] = Answer(image_id, kind, classname, phase)
-        AnswerSchema(table, names).update(self.answers, answers)
+        AnswerFile(self.answers, table, names).update(answers)
 
     EDITS = (
         *(add_photo, delete_photo, rename_photo, replace_photo, spoil_photo),

@@ -103,8 +103,7 @@ rule score_audit:
         ),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
-        " --plan {input.answers[0]}"
-        " --answers {input.answers[1]} --runs {params.runs:q} --output {output} --log {log}"
+        " --plan {input.answers[0]} --runs {params.runs:q} --output {output} --log {log}"
 
 
 rule select_model:
