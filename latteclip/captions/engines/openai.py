@@ -6,6 +6,7 @@ Engines that ask a server have in common that several requests are under way, an
 import base64
 import io
 import itertools
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -21,8 +22,9 @@ from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import one_line
+from latteclip.core.terminal import FOR_RUN, one_line
 
+log = logging.getLogger(__name__)
 AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds to wait for the beginning of an answer, and again for its end
 MAX_REPLY = 2**24  # bytes of a reply
@@ -53,6 +55,7 @@ class ServerEngine:
         self._where = f"The server at {one_line(url)} ({address})"
         self._variables = f"{address}, {key}"
         self._settings = settings
+        self.prices = list[float]()  # of the requests whose reply has a price
         self._client = openai.OpenAI(
             base_url=url,
             api_key=os.environ.get(key, "").strip() or "none",
@@ -93,6 +96,9 @@ class ServerEngine:
                         yield request, answer
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if self.prices:
+                price = sum(self.prices)
+                log.info("The server says that this cost %.4g.", price, extra=FOR_RUN)
         if refusal:
             raise refusal
 
@@ -190,6 +196,9 @@ class OpenaiEngine(ServerEngine):
                 continue
             if not reply.choices:  # some services send their errors so
                 raise ValueError(getattr(reply, "error", "it has no choices"))
+            price = getattr(reply.usage, "cost", None)  # of OpenRouter and others
+            if isinstance(price, float):
+                self.prices.append(price)
             return reply
 
     def _caption(self, request: Request) -> Response:
