@@ -149,8 +149,8 @@ def score(
     n_images = int(is_predicted.sum())
     if len(known) < MIN_ANSWERS:
         sentence = (
-            f"There are {len(known)} answers that name a class or none; give at least "
-            f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
+            f"It takes {MIN_ANSWERS} answers that name a class or none, and there are "
+            f"{len(known)}: latteclip audit results/{dataset}."
         )
         return Audit(dataset, plan.split, n_images, len(known), sentence, [])
     rows = np.array([*known])

@@ -162,7 +162,6 @@ def run_session(
     browser: bool,
 ) -> None:
     """Do what the options of `audit` and `teach` say. Without them, ask the questions on a page."""
-    print("Preparing the questions ...", flush=True)
     session = make_session()
     if offline:
         write_text(offline, session.render_offline())

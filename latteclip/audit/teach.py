@@ -137,14 +137,16 @@ class TeachingSession(QuestionSession):
     def status(self, answers: Mapping[str, Answer]) -> str:
         n = sum(answer.phase == CHECK for answer in answers.values())
         return (
-            "The labels learn from every ten answers. The last half of the questions are about "
-            f"images drawn at random, which check the labels: {counted(n, 'answer')} so far. "
-            f"The share of right labels takes {MIN_ANSWERS} that name a class or none."
+            "The labels learn from every ten answers. The last half of the questions check the "
+            f"labels, with images drawn at random: {counted(n, 'check')} so far."
         )
 
     def result(self) -> dict[str, Any]:
         answers = self.answers()
-        sentence = self.status(answers)
+        sentence = (
+            f"The share of right labels is not known yet: it takes {MIN_ANSWERS} checks, after the "
+            f"first {self.n_taught} answers."
+        )
         given = self._answered(answers)
         if given.drawn.sum() >= MIN_ANSWERS:
             held_out = self.inputs.fit(given).held_out_labels_

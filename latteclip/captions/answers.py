@@ -21,7 +21,7 @@ from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core import files, tables
 from latteclip.core.errors import UserError, ending_in_order
-from latteclip.core.terminal import FOR_RUN, Progress
+from latteclip.core.terminal import FOR_RUN, Progress, counted
 from latteclip.data.images import Workers
 
 log = logging.getLogger(__name__)
@@ -310,8 +310,9 @@ class AnswersMetadata:
     def in_words(self) -> str:
         """What was asked, in words."""
         return (
-            f"{self.requests:,} requests to {self.model}, {self.tokens_read:,} tokens read, "
-            f"{self.tokens_written:,} written, {self.not_asked:,} images left out, "
+            f"{counted(self.requests, 'request')} to {self.model}, "
+            f"{self.tokens_read:,} tokens read, {self.tokens_written:,} written, "
+            f"{counted(self.not_asked, 'image')} left out, "
             f"{self.failed:,} failed, {self.refused:,} refused, {self.empty:,} empty"
         )
 

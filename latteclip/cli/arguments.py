@@ -137,6 +137,8 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     # Read when torch first uses the GPU: texts of several lengths leave no gaps in its memory.
     if name == "finetune" and "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if "no_browser" in arguments:
+        print("Preparing the page ...", flush=True)  # imports take seconds
     function = getattr(import_module(module), name)
     hints = get_type_hints(function)
     signature = inspect.signature(function)

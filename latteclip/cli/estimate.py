@@ -18,6 +18,7 @@ from latteclip.config.resolve import Dataset, Run
 from latteclip.core import run_options, tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.tables import IndexMetadata
+from latteclip.core.terminal import counted
 from latteclip.data.images import image_files
 from latteclip.report.provenance import job_costs
 from latteclip.train.settings import recipe_for, steps_per_epoch
@@ -91,7 +92,7 @@ def _requests(captioner: Captioner, images: Counts | None) -> str:
     if images is None:
         return f"{name}: not known before the images are indexed"
     n = n_requests(captioner, images)
-    requests = f"{name}: at most {n:,} requests"
+    requests = f"{name}: at most {counted(n, 'request')}"
     # Runs of this dataset, and limited ones.
     dataset = captioner.dataset
     limited = sorted(RESULTS.glob(f"{dataset.whole}_*"), key=_limit, reverse=True)

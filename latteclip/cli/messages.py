@@ -27,7 +27,7 @@ from latteclip.config import checks, jobs
 from latteclip.config.resolve import Run
 from latteclip.core import run_options
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_text
+from latteclip.core.files import PROPOSAL, read_object, write_text
 from latteclip.core.terminal import SHORT, one_line
 from latteclip.data import folder_files
 from latteclip.labels import fusion_report
@@ -40,8 +40,8 @@ STREAM = "DefaultStreamHandler"  # the name of Snakemake's handler for the termi
 NOTHING = "Nothing to be done"  # begins what Snakemake says of a run without jobs
 REFUSED = "SLURM sbatch failed"  # begins what the executor says of a job that has no log
 STALE = (
-    "Results of later stages are those of an earlier run. The next run makes them again, and "
-    "`latteclip status` lists them."
+    "Results of later stages, if there are any, are those of an earlier run. The next run makes "
+    "them again, and `latteclip status` lists them."
 )
 OLD_PAGE = (
     "This page is older than its data: a run has begun that will write it again. If that run "
@@ -140,6 +140,9 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
         page = f"{results}/report{run.suffix}.html"
         if page in outputs:
             yield f"{name}: the page is {page}."
+        proposal = f"{results}/{PROPOSAL}"
+        if proposal in outputs and not read_object(proposal)["actions"]:
+            yield f"Next, to check the proposed classes: latteclip classes {quoted}"
         labels = f"{results}/fused_labels.parquet"
         if labels in outputs:
             yield f"{name}: the labels are in {labels}."

@@ -1,6 +1,5 @@
 """`latteclip classes`: a page on which a person renames, merges and drops the proposed classes."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from latteclip.discover.proposal import (
 from latteclip.report.render import fill
 
 PICTURES = 8  # of a class
-NAMES = 4  # further names of a class
 
 
 def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
@@ -42,13 +40,6 @@ def classes(results: str, /, port: int = 0, no_browser: bool = False) -> str:
     page = ClassesPage(results)
     PageServer(page, port).show(browser=not no_browser)
     return page.result()
-
-
-@dataclass(frozen=True)
-class Change:
-    """An action on a class, or None to take the last action back."""
-
-    action: Action | None
 
 
 class ClassesPage:
@@ -78,12 +69,12 @@ class ClassesPage:
         self.paths = tables.read_unlabelled(index, training=True)[0]["path"]
 
     def save(self, content: bytes) -> dict[str, Any]:
-        """Save an action, or take the last one back."""
-        action = from_json(Change, content.decode(errors="replace"), "The request").action
+        """Save some actions, or take the last one back if there are none."""
+        new = from_json(list[Action], content.decode(errors="replace"), "The request")
         about = self.proposal.about
         with locked(self.path):
             actions = read_actions(self.path, about)
-            actions = actions[:-1] if action is None else [*actions, action]
+            actions = [*actions, *new] if new else actions[:-1]
             replay(about, actions)
             write_record(self.path, Actions(about.digest, actions))
         return self.state()
@@ -107,7 +98,7 @@ class ClassesPage:
                     "number": number,
                     "name": name,
                     "images": len(members),
-                    "others": [*others][:NAMES],
+                    "others": [*others],
                     "pictures": [[row, self.proposal.image_ids[row]] for row in rows],
                 }
             )
@@ -123,8 +114,8 @@ class ClassesPage:
             [SCRIPT, "classes.js"],
             SERVED,
             dataset=self.dataset,
-            guessed=self.proposal.about.is_guess,
             other=of_number(self.folder, len(self.proposal.about.names)),
+            listed=self.folder / CLASSES,
             again=run_command(self.folder),
             values=self.state(),
         )

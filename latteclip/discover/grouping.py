@@ -13,9 +13,9 @@ images dissolve. Then groups merge by complete linkage. The cost of two groups i
 
 h is half the harmonic mean of the two numbers of images, and g is the same of summed reliabilities,
 so that groups without names are compared by features alone. The number of classes is the given one,
-or that of the largest mean silhouette of the features (Rousseeuw 1987). Where features hardly
-predict names and the number is given, images may begin in as many groups of k-means instead, if
-these have the larger silhouette.
+or that of the largest mean silhouette of the features (Rousseeuw 1987). Where the number is given,
+and features hardly predict names or there are fewer groups, images may begin in as many groups of
+k-means instead, if these give more classes, or as many with a larger silhouette.
 
 Letters: N images, D embedding width, T terms, K groups, n some images.
 """
@@ -72,9 +72,8 @@ class Evidence:
 
     @property
     def is_predictable(self) -> bool:
-        """Whether features predict the names of images, if any has a name."""
-        of_named = self.reliability[self.best >= 0]
-        return not len(of_named) or float(of_named.mean()) >= MIN_INFORMATION
+        """Whether features predict the names of images that have one."""
+        return float(self.reliability[self.best >= 0].mean()) >= MIN_INFORMATION
 
 
 def groups(evidence: Evidence, start: Ints) -> Ints:
@@ -104,13 +103,12 @@ def classes(evidence: Evidence, wanted: int | None) -> Ints:
     tree = linkage(squareform(costs, checks=False), "complete")
     number = wanted or best_number(evidence.features, first, tree)
     merged = _numbered(fcluster(tree, number, "maxclust")[first])
-    if wanted is None or evidence.is_predictable:
+    if wanted is None or (evidence.is_predictable and merged.max() + 1 == wanted):
         return merged
-    start = k_means(evidence.features, wanted)
-    found = groups(evidence, start)
-    if found.max() < start.max():  # a small group dissolved
-        found = start
     x = evidence.features
+    found = groups(evidence, k_means(x, wanted))
+    if found.max() != merged.max():
+        return max(merged, found, key=np.max)
     return max(merged, found, key=lambda labels: _silhouette(*_distances(x, labels)))
 
 

@@ -21,7 +21,6 @@ import scipy.sparse
 MAX_ANSWER = 2_000  # characters of an answer that are read
 MAX_WORDS = 4  # of a term
 MAX_WORD = 40  # characters
-MAX_PHRASES = 40  # of an answer
 MIN_IMAGES = 3  # of a term
 MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
@@ -60,7 +59,7 @@ def phrases(answer: str) -> list[str]:
     """Return the names in an answer: in lower case, without articles and places."""
     names = []
     text = _MARKS.sub(" ", answer[:MAX_ANSWER]).lower()
-    for part in _SEPARATORS.split(text)[:MAX_PHRASES]:
+    for part in _SEPARATORS.split(text):
         for piece in _REST.split(_without_opening(part)):
             words = [word for word in piece.split() if not _EMPTY.fullmatch(word)]
             if words:
@@ -126,8 +125,6 @@ def predictability(features: Floats, names: Names) -> Floats:
     """
     n_images = len(features)
     images = names.images
-    if n_images < 2 or not names.terms:
-        return np.zeros(len(names.terms), np.float32)
     unit = normalised(features)
     queries = np.arange(0, n_images, -(-n_images // QUERIES))
     # A term of few images can be found in as few of the neighbours.

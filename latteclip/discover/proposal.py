@@ -6,7 +6,6 @@ Letters: N images, C proposed classes, T terms.
 """
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,14 @@ from latteclip.config.keys import AUTO, DiscoverSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
-from latteclip.core.files import ACTIONS, digest, read_record, write_json, write_text
+from latteclip.core.files import (
+    ACTIONS,
+    CLASSES,
+    digest,
+    read_record,
+    write_json,
+    write_text,
+)
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted, one_line
 from latteclip.discover import grouping
@@ -29,7 +35,6 @@ from latteclip.labels.features import read_features
 from latteclip.labels.image_classes import Whitener
 
 log = logging.getLogger(__name__)
-GUESS = "The number of classes, %d, is a guess. To propose another, change it in: %s"
 FILE = "proposed_classes.parquet"
 MAX_NAME = 100  # characters of a class name
 DROPPED, LEFT_OUT = -1, -2  # in place of the number of a class
@@ -50,7 +55,6 @@ class ProposalMetadata:
 
     digest: str  # by which a person's actions know the proposal
     names: list[list[str]]  # of each class, the best first
-    is_guess: bool  # whether nobody gave the number of classes
 
 
 @dataclass(frozen=True)
@@ -117,18 +121,15 @@ def discover_classes(
     write_json(proposal_output, discovery)
     # The last, for without the proposal it would count as written by hand.
     write_text(output, "\n".join(names) + "\n")
-    log.info("%d classes: %s.", len(names), one_line(", ".join(names)))
     if not actions:
-        folder = Path(output).parent
-        page = shlex.join(["latteclip", "classes", str(folder)])
-        log.warning("Nobody has checked the classes. To check and change them: %s", page)
-        if proposal.about.is_guess:
-            log.warning(GUESS, len(names), of_number(folder, len(names)))
+        again = of_number(Path(output).parent, len(names))
+        log.warning("To propose another number of classes, change it in: %s", again)
 
 
 def of_number(folder: Path, number: int) -> str:
     """Return the command that proposes a number of classes for a dataset."""
-    return run_command(folder, discover={"classes": number})
+    target = f"results/{folder.absolute().name}/{CLASSES}"
+    return run_command(folder, target, discover={"classes": number})
 
 
 def propose(
@@ -138,8 +139,7 @@ def propose(
     labels = grouping.classes(evidence, wanted)
     names = name_classes(labels, evidence.terms)
     content = digest(labels.tobytes(), *image_ids, str(names))[:32]
-    about = ProposalMetadata(content, names, is_guess=wanted is None)
-    return Proposal(image_ids, labels, about)
+    return Proposal(image_ids, labels, ProposalMetadata(content, names))
 
 
 def name_classes(labels: Ints, names: Names) -> list[list[str]]:

@@ -69,7 +69,9 @@ def read_foreign(
             raise UserError(f"{path} gives {one_line(image_id, 120)!r} two classes.")
     if missing:
         first = one_line(missing[0], 80)
-        log.warning("%s: %d images are not here, such as %s.", path, len(missing), first)
+        log.warning(
+            "%s: %d of its images are not here, such as %s.", path, len(missing), first
+        )
     if not answers:
         raise UserError(f"{path} names no training image of this dataset.")
     return answers

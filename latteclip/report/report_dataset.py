@@ -89,6 +89,9 @@ def report_dataset(
     model_right, asking = results.accuracy_by_answers(lead, report, audit)
     steps = [*_next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)]
     folder = Path(output).parent
+    table = summary(
+        [results.read_metrics(run.metrics) for run in runs_files], settings.baseline
+    )
     page = render(
         "report.html",
         settings=settings,
@@ -103,7 +106,7 @@ def report_dataset(
         report=report,
         unchecked=UNCHECKED if report and not report.is_checked else "",
         discovery=discovery,
-        rows=_method_rows(runs_files, settings.baseline),
+        rows=table.astype(object).where(table.notna(), None).to_dict("records"),
         audit=audit,
         meanings=FLAGS,
         steps=steps,
@@ -138,12 +141,6 @@ def _lead_run(
     return next(run for run in runs if run.method == main)
 
 
-def _method_rows(runs: Sequence[results.RunFiles], baseline: str) -> list[Any]:
-    """Return the rows of `summary`."""
-    table = summary([results.read_metrics(run.metrics) for run in runs], baseline)
-    return table.astype(object).where(table.notna(), None).to_dict("records")
-
-
 def _next_steps(
     settings: ReportSettings,
     lead: results.Run,
@@ -158,7 +155,7 @@ def _next_steps(
     rerun = "Then run the workflow again, which updates this page:", run_command(folder)
     if discovery and not discovery["actions"]:
         yield "Check the proposed classes:", f"latteclip classes {quoted}"
-    if report and not report.answers:
+    if report and not report.labels_right:
         yield (
             f"Answer questions about {results.QUESTIONS} images, in about twenty minutes. The "
             "answers improve the labels and estimate their accuracy:",

@@ -116,13 +116,18 @@ def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_
     files = fused(results, labels, answers={"a": "b"}, checking=["a"])
     page, _ = write(results, selection=chosen, **files)
     assert page.sections["accuracy"].count("is not known yet: too few answers") == 2
-    assert "latteclip audit results/made" in page.sections["next"]
+    assert "latteclip teach results/made" in page.sections["next"]
     known = Interval(0.796, 0.534, 0.828, 50)
     files = fused(results, labels, answers={"a": "b"}, labels_right=known)
     stated = tmp_path / "audit.json"
     run = AuditedRun("flyp", 0, Interval(0.713, 0.601, 0.802, 47), [])
     write_record(stated, Audit("made", "train", 90, 47, "", [run]))
+    page, _ = write(results, selection=chosen, **files)
+    assert "latteclip audit results/made" in page.sections["next"]
     page, _ = write(results, audit=str(stated), selection=chosen, **files)
+    assert page.sections["next"].index("labels export") < page.sections["next"].index(
+        "predict"
+    )
     first = " ".join(page.sections["accuracy"].split())
     assert "79.6 % (95 % interval: 53.4 to 82.8)" in first
     assert "50 answers of latteclip teach" in first

@@ -1,6 +1,8 @@
 """Photographs without class names, through Snakemake."""
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -50,7 +52,10 @@ def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
 ):
     """On the page, and then in classes.txt, which nothing overwrites."""
     results = checkout.root / RESULTS
-    checkout.ran(LABELS, *configured)
+    output = checkout.ran(LABELS, *configured)
+    assert f"latteclip classes {RESULTS}" in output
+    [other] = re.findall("another number of classes, .*: snakemake (.+)", output)
+    assert "pseudo_label" not in checkout.ran(*shlex.split(other), "--dry-run")
     classes = (results / "classes.txt").read_text().splitlines()
     assert sorted(classes) == sorted(NAMES)
     assert len(pq.read_table(checkout.root / LABELS)) == N
@@ -72,6 +77,7 @@ def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
     checkout.ran(LABELS, *configured, fewer)
     known = tables.read_metadata(checkout.root / LABELS, ClassesMetadata).classnames
     assert known == ["hare", "cup", "car"]
+    assert len(pq.read_table(checkout.root / LABELS)) == N - N // len(NAMES)
 
 
 def test_examples_name_the_classes_and_teach_the_labels(checkout, configured):

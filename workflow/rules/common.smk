@@ -94,6 +94,11 @@ def proposes_classes(dataset):
     return dataset.discovers and edited_classes(dataset.folder) is None
 
 
+def left_out(dataset):
+    """Return the file with the images that a person left out before the edit, if there is one."""
+    return written(dataset, "discovery.json") if dataset.discovers else []
+
+
 # Resources of jobs that read tables, and of those that encode each image once.
 LIGHT = {
     "mem_mb": memory(4_000, per_million=4_000),

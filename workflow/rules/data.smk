@@ -30,7 +30,11 @@ rule index_images:
         classes=branch(
             of(lambda each: each.discovers), then="results/{dataset}/classes.txt"
         ),
-        discovery=branch(of(proposes_classes), then="results/{dataset}/discovery.json"),
+        discovery=branch(
+            of(proposes_classes),
+            then="results/{dataset}/discovery.json",
+            otherwise=of(left_out),
+        ),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",

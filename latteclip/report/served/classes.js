@@ -6,10 +6,9 @@ const counted = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : m
 const images = (n) => counted(n, "image", "images");
 
 function draw(focus) {
-  const total = state.classes.reduce((sum, one) => sum + one.images, 0);
-  const changes = `${counted(state.actions, "change", "changes")} so far`;
+  const changes = `${counted(state.actions, "change", "changes")} saved`;
   const checked = state.actions ? changes : "nobody has checked them yet";
-  at("count").textContent = `${counted(state.classes.length, "class", "classes")} of ${images(total)}, ${checked}`;
+  at("count").textContent = `${counted(state.classes.length, "class", "classes")}, ${checked}`;
   at("wall").replaceChildren(...state.classes.map(card));
   at("undo").disabled = !state.actions;
   at("result").hidden = !state.actions;
@@ -75,7 +74,7 @@ function rename(one, title) {
 // null takes the last change back.
 function change(action) {
   once(async () => {
-    state = await send("changes", { action });
+    state = await send("changes", action ? [action] : []);
     draw(action?.of);
   });
 }
