@@ -76,10 +76,7 @@ def written(dataset, *names):
 
 
 def audited(dataset):
-    """Return the plan and the answers of an audit, if `latteclip audit` wrote some.
-
-    Those about the test split come before those about the training images.
-    """
+    """Return the plan and the answers of an audit, if any: of the test split, or of training."""
     files = lambda split: [f"audit/{split}/plan.parquet", f"audit/{split}/answers.json"]
     return written(dataset, *files("test")) or written(dataset, *files("train"))
 
