@@ -50,6 +50,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 KillWait=10
+MessageTimeout=100
 MinJobAge=3600
 AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
