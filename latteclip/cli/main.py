@@ -59,7 +59,7 @@ STAGES = {  # by command: the module of its function
     "score_unknown": "latteclip.labels.score_unknown",
     "find_learning_rate": "latteclip.train.find_learning_rate",
     "finetune": "latteclip.train.finetune",
-    "average_weights": "latteclip.train.average_weights",
+    "average_weights": "latteclip.evaluate.average_weights",
     "evaluate": "latteclip.evaluate.evaluate",
     "evaluate_classifier": "latteclip.evaluate.evaluate",
     "score_audit": "latteclip.audit.score",

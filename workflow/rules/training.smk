@@ -124,7 +124,7 @@ rule average_weights:
         mem_mb=memory(14_000, per_million=4_000, loads_images=True),
         runtime=minutes(15, images_per_second=100),
     params:
-        code=code_of("latteclip.train.average_weights"),
+        code=code_of("latteclip.evaluate.average_weights"),
         trainings=as_json(jobs.averaged, "method"),
         precision=of(lambda each: each.keys.clip.precision),
     shell:
