@@ -105,6 +105,7 @@ def test_uncertain_and_unknown_images_are_marked(results, tmp_path, capsys):
     arguments = ["predict", results.model, *words]
     assert main.main([*map(str, arguments)]) == 3  # an image was left out
     printed = capsys.readouterr().err
+    assert "broken.png" in printed
     assert "20 answers" in printed and f"{threshold:.4f}" in printed
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))

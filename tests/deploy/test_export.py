@@ -185,19 +185,13 @@ def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
 # --- what lies beside the weights ----------------------------------------------------------------
 
 
-@pytest.fixture
-def run(model, tmp_path):
-    """The tuned model in a run that has metrics."""
+def test_the_card_has_dataset_method_accuracy_licence_and_classes(model, tmp_path):
     run = tmp_path / "mine" / "latteclip" / "seed2"
     shutil.copytree(model, run / "model")
     metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "flags": []}
     figures = {"images": 40, "acc1": 0.5125, "acc5": 0.9, "mean_per_class_recall": 0.4}
     metrics |= figures
     (run / "metrics.json").write_text(json.dumps(metrics))
-    return run
-
-
-def test_the_card_has_dataset_method_accuracy_licence_and_classes(run, tmp_path):
     metadata = records.training_metadata(model="ViT-B/32", pretrained="laion2b_s34b_b79k")
     columns = {name: [None] for name in tables.HISTORY.names}
     tables.write(run / "history.parquet", columns, tables.HISTORY, metadata)

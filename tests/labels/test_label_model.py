@@ -1,6 +1,5 @@
 """The label model on worlds of which everything is known: what it promises, and what it cannot."""
 
-import re
 import tracemalloc
 from pathlib import Path
 
@@ -375,7 +374,7 @@ def test_an_accuracy_is_stated_where_views_agree():
     junk = planted.rng.integers(C, size=len(planted.truth))
     found = planted.fit({"a": planted.votes, "junk": junk}, planted.texts).labellers_
     assert found["junk"].accuracy is None and found["zero_shot"].accuracy is None
-    assert found["junk"].accuracy is None and found["junk"].answers_needed > 100
+    assert found["junk"].answers_needed > 100
 
 
 def test_few_answers_state_no_accuracy_and_taught_ones_stand_for_themselves():
@@ -449,14 +448,3 @@ def test_what_cannot_be_fitted_is_refused():
         LabelModel().fit(None)
     with pytest.raises(ValueError, match="Ranked classes"):
         LabelModel().fit(None, {"ranks": np.array([[2, 0], [1, -1]])})
-
-
-def test_the_example_of_the_documents_runs():
-    text = (ROOT / "docs" / "python.md").read_text()
-    [block] = re.findall(
-        r"```python\n(from latteclip.labels.label_model .*?)```", text, re.S
-    )
-    names = {"image_features": Planted().x, "new_features": Planted().x[:5]}
-    names |= {"votes_of_a_model": Planted().votes, "class_texts": Planted().texts}
-    exec(block, names)
-    assert names["model"].labels_.shape == (360,)

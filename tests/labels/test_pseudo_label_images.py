@@ -78,16 +78,15 @@ ENSEMBLE = ["a photo of a {}.", "the {}", "{} seen from above", "a small {} thin
 SYNONYMS = {"blue sky": ["heaven", "the blue"], "x": ["cross"]}
 
 
-@pytest.mark.parametrize("templates", [ENSEMBLE, ENSEMBLE[:1]])
 @torch.no_grad()
-def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(templates):
+def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates():
     clip = tiny_clip()
-    words = ClassTemplates.of(templates, SYNONYMS)
+    words = ClassTemplates.of(ENSEMBLE, SYNONYMS)
     found = class_embeddings(clip, words, ["red", "blue sky", "x"])
     for row, name in zip(found, ["red", "blue sky", "x"], strict=True):
         features = [
             text_feature(clip, template.replace("{}", one))
-            for template in templates
+            for template in ENSEMBLE
             for one in [name, *SYNONYMS.get(name, [])]
         ]
         wanted = F.normalize(sum(features), dim=0)

@@ -17,12 +17,12 @@ VOID = {"meta", "link", "img", "input", "br", "wbr"}
 
 
 class Page(HTMLParser):
-    """The elements of a page, its text by section, its tables, and its terms with what they say."""
+    """The elements of a page, its text by section, and its tables."""
 
     def __init__(self, text):
         super().__init__()
         self.elements, self.open, self.sections = [], [], {}
-        self.tables, self.section, self.facts = {}, "", []
+        self.tables, self.section = {}, ""
         self.feed(text)
         assert self.open == []  # every element is closed
 
@@ -35,8 +35,6 @@ class Page(HTMLParser):
             self.section = attributes.get("id", "")
         if tag == "table":
             self.rows = self.tables.setdefault(attributes.get("id"), [])
-        if tag == "dt":
-            self.facts.append(["", ""])
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -53,9 +51,6 @@ class Page(HTMLParser):
         inside = {tag for tag, _ in self.open}
         if inside & {"td", "th"}:
             self.rows[-1][-1] += data
-        for place, tag in enumerate(("dt", "dd")):
-            if tag in inside:
-                self.facts[-1][place] += data
 
 
 def write(results, *, captions=False, training=None, **files):

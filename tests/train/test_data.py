@@ -102,16 +102,10 @@ def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypat
 
 
 def test_fewer_than_two_images_are_refused(tmp_path):
-    index = tiny.write_index(
-        tmp_path / "i.parquet",
-        ["a.png", "b.png"],
-        ["test", "train"],
-        [0, 1],
-        CLASSNAMES,
-    )
-    bank = TokenizedTexts(tiny.tiny_clip())
+    files = Files(tmp_path)
+    tiny.write_index(files.index, ["a.png"], ["train"], [0], CLASSNAMES)
     with pytest.raises(UserError, match=r"i\.parquet"):
-        training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
+        files.read()
 
 
 # --- images ---------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ def test_flyp_equals_the_reference(shape):
 
 
 SWITCHES = [
-    {},
     {"alpha": 0.3},
     {"mixer_weights": False, "alpha": 0.3},
     {"class_description": False, "alpha": 0.3},
@@ -46,7 +45,13 @@ SWITCHES = [
 ]
 
 
-def assert_latteclip_equals_the_reference(case, switches):
+@pytest.mark.parametrize(
+    ("shape", "switches"),
+    [*((shape, {}) for shape in SHAPES), *(((5, 7, 11), one) for one in SWITCHES)],
+    ids=str,
+)
+def test_latteclip_equals_the_reference(shape, switches):
+    case = Case(*shape, seed=sum(shape))
     objective = case.latteclip(**switches)
     start = [row.detach() for row in reference.class_features(case.clip, case.class_texts)]
     assert_same_rows(objective.prototypes, start)
@@ -58,16 +63,6 @@ def assert_latteclip_equals_the_reference(case, switches):
     objective.after_step()
     if objective.switches.prototypes:
         assert_same_rows(objective.classifier(), reference.updated(start, step.values))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_latteclip_equals_the_reference(shape):
-    assert_latteclip_equals_the_reference(Case(*shape, seed=sum(shape)), {})
-
-
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_each_switch_equals_the_reference(switches):
-    assert_latteclip_equals_the_reference(Case(5, 7, 11), switches)
 
 
 @pytest.mark.parametrize("mixer_prototypes", ["step", "epoch"])
