@@ -11,6 +11,7 @@ from latteclip.labels.answers import (
     Answer,
     AnswerFile,
 )
+from latteclip.labels.label_inputs import answered_rows
 
 
 def content(text):
@@ -82,6 +83,21 @@ def test_a_file_that_is_not_valid_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"answers\.json"):
         planned(path).read()
+
+
+def test_answers_become_shares_of_classes():
+    answers = [
+        about(IDS[3], "class", "dots", phase="check"),
+        about(IDS[0], "class", "none", phase="teach"),
+        about(IDS[1], "none"),
+        about(IDS[2], "unsure"),
+        about(IDS[4], "unsure", phase="check"),
+    ]
+    found = answered_rows({one.image_id: one for one in answers}, IMAGES, CLASSNAMES)
+    assert found.rows.tolist() == [0, 1, 3]
+    assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert found.drawn.tolist() == [False, False, True]
+    assert (found.unsure_chosen, found.unsure_drawn) == (1, 1)
 
 
 def about_pictures(path, pictures, classnames=CLASSNAMES):
