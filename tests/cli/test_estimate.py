@@ -34,11 +34,11 @@ def write(path, schema, metadata, **columns):
 # --- what is asked -------------------------------------------------------------------------------
 
 
-def plan(pending=None, **given):
+def plan(**given):
     """What the dry run prints below its headline."""
     [dataset] = Run(layers.defaults(project=None), {**ALONE, **given}).datasets
     asked = [each.path for each in dataset.answer_tables]
-    head, *lines = estimate.lines(dataset, asked if pending is None else pending)
+    head, *lines = estimate.lines(dataset, asked)
     assert dataset.name in head
     return [line.strip() for line in lines]
 

@@ -7,30 +7,6 @@ from latteclip.config import jobs
 WORDS = {"name": "words", "kind": "captions"}
 OTHER = {**WORDS, "name": "other", "model": "an/lmm"}
 SCORES = {"name": "scores", "kind": "likelihood"}
-LIKELIHOOD = {"scores": {"kind": "likelihood"}}
-
-
-@pytest.mark.parametrize(
-    ("given", "tables"),
-    [
-        ({}, {"caption": "captions/images.parquet"}),
-        (LIKELIHOOD, {"lmm": "class_scores.parquet"}),
-        ({"labellers": []}, {}),
-        (
-            {"labellers": [WORDS, SCORES, OTHER], **LIKELIHOOD},
-            {
-                "words": "captions/images.parquet",
-                "scores": "class_scores.parquet",
-                "other": "labellers/other.parquet",
-            },
-        ),
-    ],
-    ids=str,
-)
-def test_a_labeller_that_asks_what_the_run_asks_has_its_table(configured, given, tables):
-    dataset = configured(**given).dataset("demo")
-    found = {one.name: one.captioner.table for one in dataset.labellers if one.captioner}
-    assert found == tables
 
 
 def test_a_labeller_changes_what_it_names_and_shares_the_rest(configured):
@@ -79,24 +55,3 @@ def test_a_limited_asking_reads_a_classifier(configured, kind, labeller):
     ]
     assert [captioner.max_images for captioner in captioners] == [9, None]
     assert not captioners[1].reads_pseudo_labels
-
-
-def test_a_file_and_another_clip_label_with_tables_of_their_own(configured):
-    mine = {"name": "mine", "kind": "file", "file": "mine.csv"}
-    large = {"name": "large", "kind": "zero_shot", "model": "open_clip:ViT-L-14/openai"}
-    run = configured(labellers=[mine, large])
-    dataset = run.dataset("demo")
-    assert dataset.columns == []
-    assert dataset.caption_kinds == ["image", "group"]  # of latteclip alone
-    alone = configured(labellers=[mine], method="image_prototypes")
-    assert alone.dataset("demo").caption_kinds == []
-    assert jobs.write_votes(dataset.labeller("mine")) == {
-        "name": "mine",
-        "kind": "file",
-        "file": "mine.csv",
-    }
-    settings = jobs.write_votes(dataset.labeller("large"))["zero_shot"]
-    clip = settings["clip"]
-    assert (clip.model, clip.pretrained) == ("ViT-L-14", "openai")
-    assert settings["template"] == dataset.keys.template
-    assert len(run.hub_models) == len(configured().hub_models) + 1

@@ -30,14 +30,6 @@ def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
     assert "mine" not in layers.defaults(project=None)["datasets"]
 
 
-def test_folders_that_shipped_datasets_name_are_found_from_anywhere(tmp_path, monkeypatch):
-    for folder, package in ((layers.ROOT, "latteclip"), (tmp_path, layers.PACKAGE)):
-        monkeypatch.chdir(folder)
-        demo = layers.defaults()["datasets"]["demo"]
-        assert demo["clip"]["model"] == f"local-dir:{package}/demo/models/clip"
-        assert demo["captioner"]["model"] == f"{package}/demo/models/llava"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,27 +1,10 @@
 import pandas as pd
-import pyarrow as pa
 import pytest
 from support.tiny import write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.tables import IndexMetadata
 from latteclip.core.user_tables import cells_by_image, read_table
-
-SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int32())])
-
-
-def test_a_table_comes_back_with_its_metadata_and_is_always_the_same_bytes(tmp_path):
-    metadata = IndexMetadata(["é", "b"], drawn_from={"train": 3})
-    for name in ("a", "b"):
-        tables.write(
-            tmp_path / name, {"id": ["a", "b"], "size": [1, None]}, SCHEMA, metadata
-        )
-    table = tables.read(tmp_path / "a")
-    assert table.to_pydict() == {"id": ["a", "b"], "size": [1, None]}
-    assert table.schema.types == SCHEMA.types
-    assert tables.read_metadata(tmp_path / "a", IndexMetadata) == metadata
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -36,18 +19,6 @@ def test_labels_are_not_among_what_training_stages_read(tmp_path, training, spli
     assert not {"label", "classname"} & set(table.column_names)
     assert classnames == ["x", "y"]
     assert table["split"].to_pylist() == splits
-
-
-def test_no_part_of_a_table_passes_for_the_whole(tmp_path):
-    path = tmp_path / "t.parquet"
-    with tables.writing(path, SCHEMA, IndexMetadata(["cat", "dog"])) as add:
-        for _ in range(2):
-            add({"id": [f"image {n}" for n in range(40)], "size": [None, 1, 2, 3] * 10})
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"t\.parquet"):
-            tables.read(path)
 
 
 @pytest.mark.parametrize("text", ["=1+2", "+a", "-a.jpg", "@a", "\ta", "\ra"])

@@ -31,14 +31,6 @@ def test_what_an_index_would_read_is_noticed(tmp_path):
     assert len(states) == 7
 
 
-def test_a_moved_folder_and_what_no_index_reads_change_nothing(tmp_path):
-    root = folders(tmp_path / "photos")
-    before = state(root)
-    images(root, "cat/.DS_Store", "Thumbs.db", "@eaDir/0.jpg", "notes.txt")
-    os.utime(root / "cat", (1, 1))
-    assert state(root.rename(tmp_path / "elsewhere")) == before
-
-
 @pytest.mark.parametrize("key", ["file", "class_list", "lists"])
 def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key):
     root, file = folders(tmp_path / "photos"), tmp_path / "some.txt"

@@ -125,17 +125,6 @@ def test_a_worker_that_is_killed_is_one_sentence(number):
 # --- the pool of processes that decode ------------------------------------------------------------
 
 
-def test_results_come_in_the_order_of_the_tasks():
-    with Workers(square, 2) as workers:
-        assert list(workers.in_order(range(20))) == [square(number) for number in range(20)]
-        assert list(workers.in_order([5])) == [25]  # and again
-        assert list(workers.in_order([])) == []
-        early = workers.in_order(range(20))
-        assert next(early) == 0
-        early.close()
-        assert list(workers.in_order([100, 101])) == [100**2, 101**2]
-
-
 def test_only_a_few_tasks_are_taken_at_once():
     taken = []
     with Workers(square, 2) as workers:

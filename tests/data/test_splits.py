@@ -153,6 +153,12 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     ("names", "classes", "message"),
     [
         (["big_cat/1.jpg", "Big cat/2.jpg"], None, "are both 'big cat' after clean-up"),
+        (
+            ["caf\u00e9/1.jpg", "cafe\u0301/2.jpg"],
+            None,
+            "café",
+        ),  # as Linux and macOS write it
+        (["cat/1.jpg", "_/2.jpg"], None, "'_'"),
         (["cat/1.jpg"], None, "at least two classes"),
         (["train/cat/1.jpg", "train/dog/1.jpg"], None, "no usable image in the split test"),
         (["train/a/1.jpg", "test/b/1.jpg", "test/c/2.jpg"], None, "train has the folders"),

@@ -69,12 +69,9 @@ class Checkout:
         shutil.copytree(self.root, root, symlinks=True)
         return Checkout(root)
 
-    def snakemake(self, *arguments, path=(), cwd=None):
-        """The same of `snakemake -j2`, by a process that has imported it (see `warm`).
-
-        Its stages too, unless modules are to be others than those of the tests.
-        """
-        return self._warm("snakemake", "-j2", *arguments, path=path, cwd=cwd)
+    def snakemake(self, *arguments, cwd=None):
+        """The same of `snakemake -j2` and its stages, by processes that have imported it."""
+        return self._warm("snakemake", "-j2", *arguments, cwd=cwd)
 
     def ran(self, *arguments, **options):
         """The output of `snakemake`, which must succeed."""
@@ -85,24 +82,22 @@ class Checkout:
     def latteclip(self, *arguments, cwd=None):
         return self._warm("latteclip", *arguments, cwd=cwd)
 
-    def _warm(self, script, *arguments, path=(), cwd=None):
-        command = list(map(str, arguments))
-        return subprocess.CompletedProcess(
-            command,
-            *warm.run(script, command, self.variables(path), cwd or self.root, not path),
-        )
+    def _warm(self, script, *arguments, cwd=None):
+        command, folder = list(map(str, arguments)), cwd or self.root
+        status, output = warm.run(script, command, self.variables(), folder, stages=True)
+        return subprocess.CompletedProcess(command, status, output)
 
     def log(self):
         """What Snakemake logged of the last run: a terminal gets few lines of it."""
         logs = (self.root / ".snakemake" / "log").glob("*.snakemake.log")
         return max(logs).read_text()
 
-    def variables(self, path=()):
-        """Of a command: the tests' own, this copy's code, and before it the folders of a path."""
+    def variables(self):
+        """Of a command: the tests' own, and this copy's code."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}
         return environment | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
-            "PYTHONPATH": os.pathsep.join([*map(str, path), str(self.root)]),
+            "PYTHONPATH": str(self.root),
         }
 
 

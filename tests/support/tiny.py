@@ -42,10 +42,10 @@ def tokenize(texts):
     return tokens
 
 
-def tiny_clip(seed=0, *, tower=open_clip.CLIP, **text):
+def tiny_clip(seed=0, **text):
     """A random CLIP; `text` overrides its CLIPTextCfg."""
     torch.manual_seed(seed)
-    model = tower(
+    model = open_clip.CLIP(
         WIDTH,
         CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=8, image_size=SIDE),
         CLIPTextCfg(
@@ -64,10 +64,7 @@ def tiny_clip(seed=0, *, tower=open_clip.CLIP, **text):
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
     # A fresh tower hardly tells texts apart, which would leave the mixer's margins to rounding.
-    embedding = (
-        model.token_embedding if tower is open_clip.CLIP else model.text.token_embedding
-    )
-    embedding.weight.data *= 30
+    model.token_embedding.weight.data *= 30
     transform = open_clip.image_transform(SIDE, is_train=False)
     config = {"embed_dim": WIDTH}
     return Clip(model.eval(), lambda: tokenize, transform, config, torch.device("cpu"))

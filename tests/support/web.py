@@ -61,26 +61,6 @@ def listening(handler):
         server.server_close()
 
 
-class JsonHandler:
-    """Part of a request handler: sends bytes as they are, and other content as JSON."""
-
-    def send(self, status, headers, content, *_):
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": len(data), **headers}.items():
-            self.send_header(name, str(value))
-        kind = "text/html" if data.startswith(b"<") else "application/json"
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # who asked may be gone
-            self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 class Host:
     """Serves `files` (path -> bytes); notes each request as (path, first byte asked for)."""
 

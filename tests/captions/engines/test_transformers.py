@@ -11,7 +11,7 @@ from support.captioning import changed
 from support.commands import PROMPT, SETTINGS, about, ask, scores_of
 from support.tiny import DEMO_LLAVA
 from support.tiny_lmms import qwen3_vl
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from latteclip.captions.engines.transformers import Tokens, TransformersEngine, exclusive
 from latteclip.captions.questions import Choices, Request
@@ -80,8 +80,8 @@ class Plain:
     def __init__(self, scorer):
         self.processor, self.model = scorer._processor, scorer._model
 
-    def prompt(self, request, text=None):
-        content = [{"type": "image"}, {"type": "text", "text": text or request.prompt}]
+    def prompt(self, request):
+        content = [{"type": "image"}, {"type": "text", "text": request.prompt}]
         turns = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(turns, add_generation_prompt=True)
 
@@ -92,9 +92,9 @@ class Plain:
             logits = self.model(**inputs, use_cache=False).logits[0]
         return inputs["input_ids"][0].tolist(), logits.float().log_softmax(-1)
 
-    def likelihoods(self, request, prompt=None):
+    def likelihoods(self, request):
         """Sums over the tokens from where the choices' texts part from the prompt's."""
-        prompt = prompt or self.prompt(request)
+        prompt = self.prompt(request)
         alone, _ = self.rows(request, prompt)
         found = [self.rows(request, prompt + text) for text in request.choices.texts]
         same = [
@@ -138,19 +138,16 @@ def test_another_architecture_counts_its_positions_right(textures, tmp_path):
 # --- tokens ---------------------------------------------------------------------------------------
 
 
-def tokens(merges=(), *, begin=False):
-    """Byte-level tokens with some merges, and perhaps a mark at the beginning."""
+def tokens(merges):
+    """Byte-level tokens with some merges."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate([*letters, "<s>"])}
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
     for left, right in merges:
         vocabulary[left + right] = len(vocabulary)
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    if begin:
-        pieces = {"single": "<s> $A", "special_tokens": [("<s>", vocabulary["<s>"])]}
-        raw.post_processor = processors.TemplateProcessing(**pieces)
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
     return Tokens(SimpleNamespace(tokenizer=tokenizer))
 
 
