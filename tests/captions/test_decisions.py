@@ -6,11 +6,8 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from support.captioning import DECISIONS, N, ScoredDataset
+from support.captioning import DECISIONS, N, ScoredDataset, provenance
 from support.servers import DecisionServer, decide
-
-from latteclip.captions.answers import AnswersMetadata
-from latteclip.core import tables
 
 ENGINE = {"engine": "decisions", "model": DecisionServer.model, "batch_size": 4}
 NONE = "none of these"
@@ -18,10 +15,6 @@ NONE = "none of these"
 
 def decisions_of(scored, **changes):
     return scored.score(DECISIONS, **{**ENGINE, **changes})
-
-
-def metadata(scored):
-    return tables.read_metadata(scored.output, AnswersMetadata)
 
 
 def asked(columns):
@@ -56,7 +49,7 @@ def test_of_many_classes_the_best_by_clip_are_options(tmp_path, decisions, n_cla
 def test_requests_and_tokens_are_counted_also_where_answers_are_cached(scored, decisions):
     for _ in range(2):
         decisions_of(scored, max_images=4)
-        found = metadata(scored)
+        found = provenance(scored.output)
         assert (found.requests, found.not_asked, found.tokens_written) == (4, N - 4, 0)
         assert found.tokens_read > 4 * 92
         assert f"4 requests to decider, {found.tokens_read:,} tokens" in found.in_words

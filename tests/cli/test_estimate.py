@@ -4,8 +4,8 @@ import json
 
 import pyarrow as pa
 import pytest
-from support import records
 
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.cli import estimate, main
 from latteclip.config import layers
 from latteclip.config.resolve import Run
@@ -55,7 +55,7 @@ def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
     given = {"captioner": SERVER, "scores": {**LETTERS, "max_images": 750}}
     for place, model in (("demo_8", "other"), ("demo_64", "m"), ("demo_128", "other")):
         used = {"requests": 4, "tokens_read": 400, "tokens_written": 8}
-        metadata = records.answers_metadata(model, **used)
+        metadata = AnswersMetadata(model, **used)
         path = folder / "results" / place / "class_scores.parquet"
         write(path, tables.CLASS_SCORES, metadata)
     [line] = plan(**given)

@@ -22,15 +22,6 @@ def configured(config, **given):
     return Run(config, given)
 
 
-def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
-    run = configured(config)
-    [found] = run.datasets
-    ours = ["zero_shot_adapted", "image_prototypes"]
-    assert found.name == "demo"
-    assert found.method_names == ["zero_shot", *ours, "latteclip", "recommended"]
-    assert run.seeds == [0, 1, 2]
-
-
 def test_photographs_in_a_folder_run_without_training_and_group_captions(config, tmp_path):
     [found] = configured(config, dataset="mine", image_dir=str(tmp_path)).datasets
     [demo] = configured(config).datasets

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import yaml
+from support.shards import picture
 from support.tiny import ROOT
-from support.web import jpeg, sha256, tar, zipped
+from support.web import sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.config import jobs
@@ -60,9 +61,7 @@ def serve(key, host):
     values = own_file(key)["datasets"][key]
     inside, downloads = split_files(key, values["split"])
     files = {name: text.encode() for name, text in inside.items()}
-    files |= {
-        f"{folder}/{name}": jpeg((50, n, 0)) for n, name in enumerate((*TRAIN, *TEST))
-    }
+    files |= {f"{folder}/{name}": picture(n) for n, name in enumerate((*TRAIN, *TEST))}
     packed = zipped(files) if how == "zip" else tar(files)
     if how == "nested":
         nested = {

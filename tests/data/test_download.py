@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pydantic_core import to_jsonable_python
 from support.processes import status_of_fork
-from support.web import ARCHIVE, CONTENT, jpeg, settings, sha256, wanted, zipped
+from support.shards import picture
+from support.web import ARCHIVE, CONTENT, settings, sha256, wanted, zipped
 
 from latteclip.cli import main
 from latteclip.config.keys import DownloadSection
@@ -147,7 +148,7 @@ def hub(host, tmp_path, capsys):
 
 
 def test_name_and_checksum_are_looked_up_on_hugging_face(host, hub):
-    content = zipped({"images/a.jpg": jpeg()})
+    content = zipped({"images/a.jpg": picture(0)})
     host.serve_repo("me/photos", {"OxfordFlowers.zip": content, "other.zip": b"x"})
     source = {"hf": "me/photos", "file": "*flower*.zip", "checksum": "hub"}
     status, log, output = hub(source)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 from support.image_folders import folders, images, index
-from support.web import jpeg
+from support.shards import picture
 
 from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
@@ -61,7 +61,7 @@ def test_the_index_tells_of_other_bytes_in_a_picture_of_the_same_size(tmp_path):
     for _ in range(2):
         index(root, tmp_path)
         contents.add((tmp_path / "out" / "images.parquet").read_bytes())
-        (root / "cat" / "1.jpg").write_bytes(jpeg() + b"\0")
+        (root / "cat" / "1.jpg").write_bytes(picture(0) + b"\0")
     assert len(contents) == 2
 
 

@@ -113,8 +113,8 @@ class Dataset:
             "shard": shard,
         }
 
-    def caption_images(self, prompt="What?", *, labels=None, **options):
-        caption.caption_images(self.images, labels, prompt, **self.job(**options))
+    def caption_images(self, prompt="What?", **options):
+        caption.caption_images(self.images, None, prompt, **self.job(**options))
         return read(options.get("output") or self.output)
 
     def caption_groups(self, prompt="All {}?", **options):

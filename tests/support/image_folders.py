@@ -6,8 +6,8 @@ import json
 import numpy as np
 from generate_textures import generate
 from PIL import Image
+from support import shards
 from support.tiny import write_pictures
-from support.web import jpeg
 
 from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
@@ -19,7 +19,7 @@ def images(root, *names, content=None):
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg() if content is None else content)
+        path.write_bytes(shards.picture(0) if content is None else content)
 
 
 def folders(root, classes=("cat", "dog"), n=10):

@@ -1,6 +1,5 @@
 """Records as the stages write them, with usual values for the fields that a test does not give."""
 
-from latteclip.captions.answers import AnswersMetadata
 from latteclip.labels import fusion_report
 from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.guarantees import Interval
@@ -13,10 +12,6 @@ def training_metadata(**fields):
     usual = {"model": "m", "pretrained": None, "labels": "zero_shot", "recipe": RECIPE}
     usual |= {"flags": [], "drawn": [], "identity": "i"}
     return TrainingMetadata(**usual | fields)
-
-
-def answers_metadata(model="a/captioner", **fields):
-    return AnswersMetadata(model, **fields)
 
 
 def labeller(name="caption", **fields):

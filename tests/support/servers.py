@@ -4,7 +4,6 @@ import base64
 import contextlib
 import io
 import json
-import math
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -15,9 +14,6 @@ from support.captioning import mean_colour
 from support.web import listening
 
 KEY = "key-0123456789"
-HTML = b"<html><body>504 Gateway Time-out</body></html>"
-MAX_BODY = 2**20  # bytes of a request
-MAX_TILES = 2048  # of a picture, of 32 x 32 pixels
 
 
 class RefusedError(Exception):
@@ -114,19 +110,12 @@ def logprobs(likely):
 
 
 class DecisionServer(FakeService):
-    """A decision model, which refuses unknown fields, and pictures of more than MAX_TILES tiles.
-
-    `decide(picture, question)` gives the probabilities of the options.
-    """
+    """A decision model, which refuses unknown fields."""
 
     model = "decider"
     engine = "decisions"
     base = ""
     path = "/v1/decisions"  # or /v1/systemone
-
-    def __init__(self):
-        super().__init__()
-        self.decide = decide
 
     def list_models(self):
         return 404, {}, sentence("no list")
@@ -136,13 +125,13 @@ class DecisionServer(FakeService):
         if body["model"] != self.model:
             raise RefusedError(400, sentence(f"Model {body['model']} is unknown."))
         pictures = [picture_of(part) for part in body["state"]]
-        n_tokens = sum(tokens_of(picture) for picture in pictures)
+        n_tokens = 96 * len(pictures)
         answers = {}
         for name, question in body["questions"].items():
             refuse_unknown(question, {"type", "instructions", "criteria"})
             if question["type"] != "choice" or not 1 <= len(question["criteria"]) <= 255:
                 raise RefusedError(400, sentence("A choice has 1 to 255 options."))
-            chances = self.decide(pictures[0], question)
+            chances = decide(pictures[0], question)
             best = max(chances, key=chances.get)
             answers[name] = {"type": "choice", "choice": best, "probabilities": chances}
             answers[name]["confidence"] = 0.5
@@ -166,13 +155,6 @@ def picture_of(part):
             400, sentence(f"{picture.format} is no format of pictures here.")
         )
     return picture
-
-
-def tokens_of(picture):
-    n_tiles = math.prod(math.ceil(side / 32) for side in picture.size)
-    if n_tiles > MAX_TILES:
-        raise RefusedError(504, HTML)
-    return n_tiles + 95
 
 
 def decide(picture, question):
@@ -205,11 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(*self.service.list_models())
 
     def do_POST(self):
-        size = int(self.headers["Content-Length"])
-        content = self.rfile.read(size)
-        if size > MAX_BODY:
-            self.send(413, {}, sentence("The request is too large."))
-            return
+        content = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         reply = self.service.reply(self.path, json.loads(content), headers)
         if not self.service.drip:

@@ -13,9 +13,9 @@ import transformers
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import records
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.clip.model import Clip
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
@@ -301,7 +301,7 @@ def write_captions(path, ids, captions, members=None, **columns):
         "finish_reason": ["stop"] * n,
         "error": pa.nulls(n, pa.string()),
     }
-    tables.write(path, usual | columns, tables.CAPTIONS, records.answers_metadata())
+    tables.write(path, usual | columns, tables.CAPTIONS, AnswersMetadata("a/captioner"))
     return str(path)
 
 

@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import huggingface_hub.hf_api
 import pytest
 from hypothesis import strategies as st
-from PIL import Image
+from support.shards import picture
 
 from latteclip.config.keys import DownloadSection, SourceSection
 from latteclip.data.download_dataset import DownloadSettings
@@ -186,12 +186,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def jpeg(colour=(10, 200, 30)):
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 8), colour).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
 def tar(files, mode="w:gz"):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:
@@ -216,7 +210,7 @@ def sha256(content):
 
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several pieces
-ARCHIVE = tar({"images/a.jpg": jpeg(), "images/b.jpg": jpeg((1, 2, 3))})
+ARCHIVE = tar({"images/a.jpg": picture(0), "images/b.jpg": picture(1)})
 
 
 @pytest.fixture

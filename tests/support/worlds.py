@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from support import records
 from support.tiny import (
     write_captions,
+    write_class_scores,
     write_index,
     write_pictures,
     write_pseudo_labels,
@@ -156,13 +157,8 @@ class Taken(ZeroShotFiles):
 
     def write_scores(self, options, log_probabilities):
         """Class scores [n][k] of the training images, which are the only votes."""
-        columns = {
-            "image_id": self.ids,
-            "options": options,
-            "log_probabilities": log_probabilities,
-            **{name: pa.nulls(len(self.ids)) for name in ("none", "error", "digest")},
-        }
-        tables.write(self.path("class_scores.parquet"), columns, tables.CLASS_SCORES)
+        path = self.path("class_scores.parquet")
+        write_class_scores(path, self.ids, options, log_probabilities)
         self.write_report(labellers=[records.scores(weight=0.0)])
 
     def answer(self, n):
