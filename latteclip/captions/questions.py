@@ -126,9 +126,8 @@ class Questions:
                 self.images["image_id"],
             ).to_pylist()
         members = np.arange(len(image_ids))[:, None]
-        if (
-            layout.canvas
-        ):  # drawn over the whole dataset in every shard, so that shards agree
+        # Drawn, and ordered, over the whole dataset in every shard, so that shards agree.
+        if layout.canvas:
             members = draw_groups(image_ids, self.labels)
         number, of = map(int, shard.split("/"))
         # The image that a row is about or was drawn for, and those of its request: int [R, n].
@@ -138,9 +137,7 @@ class Questions:
         self.order: Sequence[int] = range(len(self.rows))
         # Rows that get an answer: those, and what a person answered if a model did before.
         self.wanted: Collection[int] = self.order
-        if (
-            max_images is not None
-        ):  # every shard orders the whole dataset, so that shards agree
+        if max_images is not None:
             is_answered = self._answered(answers_path)
             chosen = self._by_doubt(pseudo_labels_path, classifier_path)
             chosen = chosen[~is_answered[chosen]][:max_images]

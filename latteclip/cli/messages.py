@@ -216,9 +216,7 @@ class JobLines(logging.Filter):
             now = time.strftime("%H:%M:%S")
             words = status.in_words(dict(record.wildcards or {}))
             print(f"{now}  {record.rule_name} ({words})", file=sys.stderr, flush=True)
-        if (
-            event == LogEvent.JOB_ERROR
-        ):  # failed jobs are reported at the end, by their logs
+        if event == LogEvent.JOB_ERROR:  # jobs that failed are reported at the end
             return str(record.rule_msg).startswith(REFUSED)
         if event not in (None, LogEvent.ERROR):
             return False

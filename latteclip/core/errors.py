@@ -32,9 +32,8 @@ WORKER_KILLED = (
 # As torch puts it; of a bus error, it names the one cause that it knows.
 WORKER_WORDS = ("shared memory", "Bus error", "killed by signal", "exited unexpectedly")
 
-GRACE = (
-    5.0  # seconds that other processes have to end after a signal, before they are killed
-)
+# Seconds that other processes have to end after a signal, before they are killed.
+GRACE = 5.0
 
 
 class UserError(Exception):

@@ -16,10 +16,7 @@ from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.evaluate.evaluate import (
-    classify_evaluated,
-    classify_left_out,
-)
+from latteclip.evaluate.classify import classify_evaluated, classify_left_out
 from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)

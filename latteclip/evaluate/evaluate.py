@@ -8,12 +8,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from latteclip.clip.classifier import classify, load_classifier
-from latteclip.clip.encode import classify_files
 from latteclip.clip.image_encoders import PretrainedClip, assemble_model
-from latteclip.clip.model import FinetunedModel, load_finetuned
+from latteclip.clip.model import load_finetuned
 from latteclip.core import devices, tables
-from latteclip.core.holdout import Fold, held_out_for_choice, left_out_images
-from latteclip.evaluate.results import HeldOut, read_evaluated_images, write_run
+from latteclip.core.holdout import Fold, held_out_for_choice
+from latteclip.evaluate.classify import classify_evaluated, classify_left_out
+from latteclip.evaluate.results import read_evaluated_images, write_run
 from latteclip.labels.features import read_all_features
 from latteclip.train.settings import TrainingMetadata
 
@@ -56,32 +56,6 @@ def evaluate(
         (predictions_output, metrics_output, train_predictions_output),
         threads,
     )
-
-
-def classify_left_out(
-    images_path: str, model: FinetunedModel, fold: Fold, threads: int
-) -> tuple[list[str], list[int]]:
-    """Return the ids of the images that a training left out, and their classes by its model."""
-    images = left_out_images(images_path, fold)
-    if not len(images):
-        return [], []
-    best = classify_files(model, tables.Strings(images["path"]), 1, threads)
-    return images["image_id"].to_pylist(), best[:, 0].tolist()
-
-
-def classify_evaluated(
-    images_path: str,
-    model: FinetunedModel,
-    held_out: HeldOut,
-    flags: Sequence[str],
-    run: tuple[str, str, int],
-    outputs: tuple[str, str, str],
-    threads: int,
-) -> None:
-    """Classify the images of `read_evaluated_images`, and write the files of `write_run`."""
-    table, names = read_evaluated_images(images_path)
-    ranked = classify_files(model, tables.Strings(table["path"]), tables.TOPK, threads)
-    write_run(table, names, np.asarray(ranked), held_out, flags, run, outputs)
 
 
 def evaluate_classifier(

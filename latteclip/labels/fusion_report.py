@@ -51,9 +51,8 @@ class FusionReport:
     zero_shot: LabellerReport  # the class texts
     reason: str  # why the labels are those of one labeller; "": they are not
     is_checked: bool  # whether images, several labellers or answers support the confidence
-    image_encoders: list[
-        str
-    ]  # features beside CLIP's, relative to the folder of the report
+    # Features beside CLIP's, relative to the folder of the report.
+    image_encoders: list[str]
     examples: int = 0  # images outside of the dataset, of known classes
     without_evidence: list[str] = field(default_factory=list)  # classes that have no labels
     # A person's answers: the classes of images; None: no class.

@@ -298,9 +298,9 @@ class LabelModel:
         """Learn the linear heads, given the held-out probabilities [J, C] of each."""
         self.heads_ = []
         every = list(parts(self.n, self.n_classes))
+        r = self.probabilities(self._sample)
         for encoders, by_head in held_out.items():
             labelled = ((rows, self.probabilities(rows)) for rows in every)
-            r = self.probabilities(self._sample)
             heads = self._heads(encoders, self._model, labelled, r)
             labels = [
                 _by_folds(

@@ -98,6 +98,7 @@ class ServerEngine:
             pool.shutdown(wait=False, cancel_futures=True)
             if self.prices:
                 price = sum(self.prices)
+                self.prices.clear()  # requests that are asked again are answered later
                 log.info("The server says that this cost %.4g.", price, extra=FOR_RUN)
         if refusal:
             raise refusal
