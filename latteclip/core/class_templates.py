@@ -37,7 +37,10 @@ def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[s
             )
         first[clean] = name
     if len(first) < 2:
-        raise UserError(f"A dataset needs at least two classes, found {list(names)}.")
+        raise UserError(
+            f"A dataset needs at least two classes, found {list(names)}: classes.txt has one a "
+            "line, and folders of classes lie right in image_dir."
+        )
     return list(first)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
@@ -29,6 +30,7 @@ def _read_csv(path: str) -> pd.DataFrame:
         header=None,  # pandas would rename the second of two equal columns
         dtype=str,
         keep_default_na=False,
+        skipinitialspace=True,
         encoding="utf-8-sig",  # as spreadsheets write it
     ).fillna("")  # a line may be shorter
     return lines[1:].set_axis(lines.iloc[0], axis=1).reset_index(drop=True)
@@ -81,7 +83,12 @@ def numbers_of_classes(
 
 
 def class_of(cell: Any, numbers: Mapping[Any, int]) -> int | None:
-    """Return the number of the class that a cell names, None where it names none."""
+    """Return the number of the class that a cell names, None where it names none.
+
+    Capitals and spaces around a name do not count, unless the name is a class as it is.
+    """
+    if isinstance(cell, str) and cell not in numbers:
+        cell = clean_classname(cell)
     is_name = isinstance(cell, str | int | float) and not isinstance(cell, bool)
     return numbers.get(cell) if is_name else None
 

@@ -266,6 +266,10 @@ def decode(
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
         if max(width, height) > MAX_RATIO * min(width, height):
             raise ValueError(f"{width} x {height} pixels are longer than {MAX_RATIO} to 1")
+        if image.mode == "F":  # nothing says which number is white
+            raise ValueError(
+                "its pixels are floating-point numbers; write it with 8 or 16 bits"
+            )
         scale = 1.0
         if max_side is not None:
             # So that Lanczos has something to average.

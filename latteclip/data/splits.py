@@ -6,6 +6,7 @@ folders or from shards (`shards`).
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 from collections import Counter
@@ -30,12 +31,15 @@ from latteclip.core.files import (
 from latteclip.data import shards
 from latteclip.data.images import IMAGE_SUFFIXES, image_exists, suffix_of, walk
 
+log = logging.getLogger(__name__)
 TEST_FRACTION = 0.3  # of labelled images, where nothing says which are for testing
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
 COLUMNS = ("path", "split", "label", "classname")  # columns of a table
 UNLABELLED = (None, "", -1, "-1")  # `datasets` marks an unlabelled image by -1
 # Split and class folder of an image, each of which it may lack.
-_IN_FOLDERS = re.compile(r"(?:(train|val|test)/)?(?:([^/]+)/)?.+", re.DOTALL)
+_IN_FOLDERS = re.compile(
+    r"(?:(train|val|test)(?:ing|id|idation)?/)?(?:([^/]+)/)?.+", re.DOTALL | re.IGNORECASE
+)
 # The image of a line, up to its suffix, and the class name after it.
 _LINE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\s+(.+)", re.I)
 # Image, number and name of its class.
@@ -126,7 +130,8 @@ def _check(
     """Raise UserError for no images, repeated images, or other numbers than the expected ones."""
     times = Counter(item.image_id for item in items)
     if not times:
-        raise UserError(f"The split of {root} lists no image.")
+        formats = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"The split of {root} lists no image; formats are {formats}.")
     [(image_id, n_times)] = times.most_common(1)
     if n_times > 1:
         raise UserError(f"The split of {root} lists images twice, such as {image_id!r}.")
@@ -295,8 +300,15 @@ def _in_folders(files: Iterable[str]) -> list[tuple[str, str, str]]:
     "" stands for images outside of class folders, and for all splits where no folder is one.
     """
     places = map(_IN_FOLDERS.fullmatch, files)
-    found = [(place[1] or "", place[2] or "", place[0]) for place in places if place]
+    found = [
+        ((place[1] or "").lower(), place[2] or "", place[0]) for place in places if place
+    ]
     in_splits = [row for row in found if row[0]]
+    if in_splits and len(in_splits) < len(found):
+        outside = next(image_id for split, _, image_id in found if not split)
+        log.warning(
+            "Images outside of train, val and test are left out, such as %s.", outside
+        )
     return sorted(in_splits or found, key=lambda row: (("", *SPLITS).index(row[0]), row[1]))
 
 

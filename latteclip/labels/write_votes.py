@@ -175,7 +175,10 @@ def _file_votes(
     table = read_table(path, key)
     columns = next((some for some in COLUMNS if {*some} <= {*table.columns}), None)
     if columns is None:
-        raise UserError(f"{key} {path} has no votes; beside image_id it needs {FORMS}.")
+        raise UserError(
+            f"{key} {path} has the columns {', '.join(map(str, table.columns))}, and no votes; "
+            f"beside image_id it needs {FORMS}."
+        )
     numbers = numbers_of_classes(index.classnames, index.written_names)
     cells_of = cells_by_image(path, key, table, columns, ids)
     votes: list[tuple[Any, Any]] = []

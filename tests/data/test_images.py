@@ -37,6 +37,10 @@ REFUSED = {
     "a pipe": (os.mkfifo, "no regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
     "a film": (film, "more than"),
+    "numbers": (
+        lambda path: Image.new("F", (9, 9), 0.5).save(path, "TIFF"),
+        "floating-point",
+    ),
 }
 
 

@@ -120,6 +120,15 @@ def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_p
             },
         ),
         (
+            None,
+            {
+                "Training/cat/1.jpg": ("train", 0),
+                "VALID/cat/2.jpg": ("val", 0),
+                "Test/cat/3.jpg": ("test", 0),
+                "Test/dog/4.jpg": ("test", 1),
+            },
+        ),
+        (
             "dog\nBig cat\n",
             {
                 "train/2024/1.jpg": ("train", None),
@@ -129,14 +138,20 @@ def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_p
             },
         ),
     ],
-    ids=["all labelled", "unlabelled training images", "a list of classes"],
+    ids=[
+        "all labelled",
+        "unlabelled training images",
+        "other spellings",
+        "a list of classes",
+    ],
 )
-def test_train_and_test_folders(tmp_path, classes, wanted):
-    images(tmp_path, *wanted)
+def test_train_and_test_folders(tmp_path, caplog, classes, wanted):
+    images(tmp_path, *wanted, "extra/5.jpg")
     if classes:
         (tmp_path / "classes.txt").write_text(classes)
     items = read(tmp_path).items
     assert {item.image_id: (item.split, item.label) for item in items} == wanted
+    assert "extra/5.jpg" in caplog.text
 
 
 def test_unlabelled_images_with_a_file_of_class_names(tmp_path):

@@ -30,7 +30,7 @@ def write(path, entries):
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".csv":
-        path.write_text("image,class\n" + "".join(f"{i},{c}\n" for i, c in entries))
+        path.write_text("image, class\n" + "".join(f"{i}, {c}\n" for i, c in entries))
     elif path.suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, rows)))
     else:

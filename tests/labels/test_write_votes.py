@@ -82,7 +82,7 @@ def dense(path, n_classes=3, **options):
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_classes_are_names_or_numbers_and_empty_cells_are_silent(written, suffix):
-    classes = ["dotted", "Striped Cloth", "", "2", "striped"]
+    classes = [" DOTTED ", "Striped Cloth", "", "2", "striped"]
     votes = written(of(classes), suffix)
     assert votes.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
 
@@ -134,7 +134,7 @@ def last(values, column="probabilities", options=("woven", "dotted")):
         (of(["dotted"] * 4 + ["3"]), r"4\.png.*'3'"),
         (of([""] * 5), "labeller mine"),
         (of(ids=[*TRAINING, "0.png"]), r"'0\.png'"),
-        ({"image_id": TRAINING, "label": [0] * 5}, "class"),
+        ({"image_id": TRAINING, "label": [0] * 5}, "image_id, label"),
         ({"class": ["dotted"] * 5}, "image_id"),
         *(
             (last(values), r"4\.png")
