@@ -303,6 +303,10 @@ def _in_folders(files: Iterable[str]) -> list[tuple[str, str, str]]:
     found = [
         ((place[1] or "").lower(), place[2] or "", place[0]) for place in places if place
     ]
+    named = {split for split, name, _ in found if name}
+    if named == {""} and {split for split, _, _ in found} == {"", "train"}:
+        # A class beside others, as of vehicles.
+        found = [("", name or os.path.dirname(image), image) for _, name, image in found]
     in_splits = [row for row in found if row[0]]
     if in_splits and len(in_splits) < len(found):
         outside = next(image_id for split, _, image_id in found if not split)
