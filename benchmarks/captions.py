@@ -47,11 +47,11 @@ from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.questions import Request
 from latteclip.config import layers
-from latteclip.config.keys import CaptionerSection, IndexSettings
+from latteclip.config.keys import CaptionerSection
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.images import checksum, open_rgb, read_bytes
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 
 DEMO = layers.PACKAGE / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."

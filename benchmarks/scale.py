@@ -118,8 +118,8 @@ def plan_jobs(place: Place) -> Work:
 
 def index_images(place: Place) -> Work:
     """Index the images by two processes."""
-    from latteclip.config.keys import IndexSettings
     from latteclip.data import index_images as stage
+    from latteclip.data.splits import IndexSettings
 
     settings = IndexSettings(kind="folders")
     outputs = [place.file(name) for name in ("images.parquet", "corrupt.csv")]

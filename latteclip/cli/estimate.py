@@ -74,11 +74,7 @@ def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     folder = dataset.keys.source.folder
     if images is None and folder and dataset.keys.split.kind == "folders":
         images = Counts(len(image_files(folder)), 0)
-    asked = [
-        each
-        for each in dataset.captioners
-        if f"{dataset.folder}/{each.table}" in pending and not each.engine.reads_file
-    ]
+    asked = dataset.asked(pending)
     if asked:
         yield f"{dataset.name}: to ask, where answers are not cached:"
     for captioner in asked:

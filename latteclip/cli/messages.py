@@ -22,7 +22,7 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from latteclip.cli import estimate, status
-from latteclip.cli.rules import Machine
+from latteclip.cli.machine import Machine
 from latteclip.config import checks, jobs
 from latteclip.config.resolve import Run
 from latteclip.core import run_options

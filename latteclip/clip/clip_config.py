@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import open_clip
 from pydantic import Field
 
-from latteclip.config.registry import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
+from latteclip.config.registry import FOLDER, HUB
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
 from latteclip.core.terminal import one_line
@@ -23,6 +23,8 @@ HANDED_ON = {
     "norm_kwargs": {"eps"},
     "tokenizer_kwargs": {"clean", "strip_sep_token", "language"},
 }
+CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
+TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files
 # Suffixes of weights that open_clip reads where that file is missing.
 PICKLES = (".bin", ".pth")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.clip_config import (
+    CLIP_CONFIG,
     REMEDY,
     Mean,
     Spread,
@@ -27,7 +28,7 @@ from latteclip.clip.clip_config import (
 )
 from latteclip.clip.model import CLASSIFIER, Clip, FinetunedModel
 from latteclip.config.keys import ClipSection, Section
-from latteclip.config.registry import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
+from latteclip.config.registry import FOLDER, HUB, OPEN_CLIP
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import from_values, read_object, replacing
 from latteclip.core.terminal import one_line

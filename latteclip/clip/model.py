@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.config.registry import CLIP_CONFIG, FOLDER, TEXT_TOWER
+from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
+from latteclip.config.registry import FOLDER
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import from_values, write_json

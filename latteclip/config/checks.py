@@ -167,9 +167,7 @@ def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> 
     """
     has_time = has_gpus or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     for dataset in run.datasets:
-        for captioner in dataset.captioners:
-            if f"{dataset.folder}/{captioner.table}" not in pending:
-                continue
+        for captioner in dataset.asked(pending):
             engine, model = captioner.engine, captioner.settings.model
             address = engine.address
             if address and not os.environ.get(address):

@@ -21,14 +21,6 @@ from latteclip.core.files import SCORES, digest_of, fingerprint
 MODEL_NOTE = "resources/models/{model}.json"
 # A link to the user's folder, by which an index names the images.
 FOLDER_LINK = "resources/{dataset}/folder"
-# Files of a run by what they are, and those that a candidate has.
-FILES = {
-    "metrics": "metrics.json",
-    "model": "model",
-    "predictions": "predictions.parquet",
-    "train_predictions": "train_predictions.parquet",
-}
-OF_CANDIDATE = ("metrics", "model", "train_predictions")
 # An import of a module of the package, with the names that it takes from the module.
 IMPORT = re.compile(
     r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
@@ -240,15 +232,15 @@ def flags(method: Method) -> list[str]:
     return [] if of_paper and method.objective.in_paper else ["ours"]
 
 
-def runs(dataset: Dataset, files: Iterable[str] = FILES) -> list[Settings]:
-    """Return the runs of a dataset with some of their files."""
-    return [_run(method, seed, files) for method, seed in dataset.runs]
+def runs(dataset: Dataset) -> list[Settings]:
+    """Return the runs of a dataset with their files."""
+    return [_run(method, seed) for method, seed in dataset.runs]
 
 
 def candidates(dataset: Dataset) -> list[Settings]:
     """Return the runs among which select_model chooses."""
     return [
-        {**_run(method, seed, OF_CANDIDATE), **candidacy(method.keys.objective)}
+        {**_run(method, seed), **candidacy(method.keys.objective)}
         for method, seed in dataset.candidates
     ]
 
@@ -265,9 +257,16 @@ def candidacy(objective: str) -> Settings:
     }
 
 
-def _run(method: Method, seed: int, files: Iterable[str]) -> Settings:
-    paths = {each: f"{method.folder(seed)}/{FILES[each]}" for each in files}
-    return {"method": method.name, "seed": seed, **paths}
+def _run(method: Method, seed: int) -> Settings:
+    folder = method.folder(seed)
+    return {
+        "method": method.name,
+        "seed": seed,
+        "metrics": f"{folder}/metrics.json",
+        "train_predictions": f"{folder}/train_predictions.parquet",
+        "predictions": f"{folder}/predictions.parquet",
+        "model": f"{folder}/model",
+    }
 
 
 def selection(dataset: Dataset) -> Paths:

@@ -11,15 +11,7 @@ import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from latteclip.config.registry import (
-    ENGINES,
-    LABELLERS,
-    OBJECTIVES,
-    OPEN_CLIP,
-    PSEUDO_LABELS,
-    RESERVED,
-    WHOLE,
-)
+from latteclip.config import registry
 from latteclip.config.schema import (
     AUTO,
     AboveZero,
@@ -67,19 +59,6 @@ class SplitSection(Section):
     """replacements that turn folder names into class names"""
     counts: dict[Literal["train", "test", "classes"], Positive] = {}
     """numbers that the index must have; train counts val as well"""
-
-
-class ClassNamesSection(Section):
-    """The names of the classes."""
-
-    class_names: Literal["file", "folders", "discover"] | None = None
-    """file: split.class_list; folders: the names of the folders; discover: a stage proposes
-    them; null: the file if there is one, otherwise as the split has them
-    """
-
-
-class IndexSettings(ClassNamesSection, SplitSection):
-    """What `index_images` reads a folder by."""
 
 
 class ClassTextsSection(Section):
@@ -178,7 +157,7 @@ class ClipSection(Section):
     @classmethod
     def _leave_out_tag(cls, values: Any) -> Any:
         """Leave out `pretrained` where the model's name gives its weights."""
-        if isinstance(values, dict) and str(values.get("model")).startswith(WHOLE):
+        if isinstance(values, dict) and str(values.get("model")).startswith(registry.WHOLE):
             return {**values, "pretrained": None}
         return values
 
@@ -198,7 +177,7 @@ class PromptsSection(Section):
 class CaptionerSection(Section):
     """The multimodal model that writes the captions."""
 
-    engine: Literal[*ENGINES] = "vllm"  # type: ignore[valid-type]
+    engine: Literal[*registry.ENGINES] = "vllm"  # type: ignore[valid-type]
     """vllm; transformers: where vLLM does not run; openai: a server at OPENAI_BASE_URL;
     decisions: a decision model at DECISIONS_BASE_URL, which only scores classes; file: your own
     captions
@@ -262,7 +241,7 @@ class LabellerSection(Section):
 
     name: Name
     """its name, different from those of the others"""
-    kind: Literal[*LABELLERS]  # type: ignore[valid-type]
+    kind: Literal[*registry.LABELLERS]  # type: ignore[valid-type]
     """captions: by a captioner; likelihood, multiple_choice, decisions: class scores by a
     captioner; file: your own votes; zero_shot: another CLIP
     """
@@ -272,7 +251,7 @@ class LabellerSection(Section):
     """its model, by default that of `captioner`; zero_shot: hf-hub:<repo>, local-dir:<folder> or
     open_clip:<model>/<tag>
     """
-    engine: Literal[*ENGINES] | None = None  # type: ignore[valid-type]
+    engine: Literal[*registry.ENGINES] | None = None  # type: ignore[valid-type]
     """the captioner's engine"""
     prompt: Text | None = None
     """the captioner's prompt about one image"""
@@ -281,14 +260,15 @@ class LabellerSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_keys(self) -> "LabellerSection":
-        record = LABELLERS[self.kind]
+        record = registry.LABELLERS[self.kind]
+        clips = (registry.OPEN_CLIP, *registry.WHOLE)
         unused = self.model_fields_set.difference(record.keys, {"name", "kind"})
         wanted = None
-        if self.name in RESERVED:
+        if self.name in registry.RESERVED:
             wanted = "have another name: other labels are called that"
         elif record.needs and getattr(self, record.needs) is None:
             wanted = f"have the key {record.needs}"
-        elif record.loads_clip and not str(self.model).startswith((OPEN_CLIP, *WHOLE)):
+        elif record.loads_clip and not str(self.model).startswith(clips):
             wanted = "name its model as open_clip:<model>/<tag>, hf-hub: or local-dir:"
         elif unused:
             wanted = f"not have {' or '.join(sorted(unused))} with this kind"
@@ -346,9 +326,9 @@ class FinetuneSection(Section):
 class MethodSection(Section):
     """A method: its objective, its labels, and how it trains."""
 
-    objective: Literal[*OBJECTIVES] = "zero_shot"  # type: ignore[valid-type]
+    objective: Literal[*registry.OBJECTIVES] = "zero_shot"  # type: ignore[valid-type]
     """what is optimised, if anything"""
-    pseudo_labels: Literal[*PSEUDO_LABELS] = "zero_shot"  # type: ignore[valid-type]
+    pseudo_labels: Literal[*registry.PSEUDO_LABELS] = "zero_shot"  # type: ignore[valid-type]
     """the training labels; all but zero_shot are not in the paper"""
     switches: SwitchesSection = SwitchesSection()
     finetune: FinetuneSection = FinetuneSection()
@@ -389,9 +369,13 @@ class TableSection(Section):
 # Datasets and runs.
 
 
-class Shared(ClassNamesSection, ClassTextsSection):
+class Shared(ClassTextsSection):
     """Keys of a run that a dataset may have too."""
 
+    class_names: Literal["file", "folders", "discover"] | None = None
+    """file: split.class_list; folders: the names of the folders; discover: a stage proposes
+    them; null: the file if there is one, otherwise as the split has them
+    """
     split: SplitSection = SplitSection()
     prompts: PromptsSection = PromptsSection()
     discover: DiscoverSection = DiscoverSection()

@@ -1,6 +1,6 @@
 """Captioners with what they are asked for, and the labellers of a dataset."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from latteclip.config import registry
@@ -25,9 +25,6 @@ from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, TABLES, labeller
 if TYPE_CHECKING:
     from latteclip.config.resolve import Dataset
 
-# Keys of a captioner that belong to its model, so that a labeller with another one has none.
-OF_MODEL = {"revision": None, "quantization": None}
-
 
 @dataclass(frozen=True)
 class Captioner:
@@ -38,7 +35,7 @@ class Captioner:
     settings: CaptionerSection
     scores: ScoresSection
     prompts: PromptsSection
-    name: str = ""  # of the labeller
+    name: str = field(default="", compare=False)  # of the labeller
 
     @property
     def engine(self) -> EngineRecord:
@@ -120,9 +117,7 @@ class Labeller:
     @property
     def decides(self) -> object:
         """All that its votes follow from beside the images."""
-        if self.captioner:
-            return replace(self.captioner, name="")
-        return self.keys.model_copy(update={"name": ""})
+        return self.captioner or self.keys.model_copy(update={"name": ""})
 
     @property
     def votes(self) -> str:
@@ -156,8 +151,7 @@ def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
     if asks is None:
         return Labeller(dataset, keys, None)
     of_run, captioner = dataset.captioner(asks), _captioner_of(dataset, keys, asks)
-    is_same = replace(captioner, name="") == of_run
-    return Labeller(dataset, keys, of_run if is_same else captioner)
+    return Labeller(dataset, keys, of_run if captioner == of_run else captioner)
 
 
 def _captioner_of(dataset: "Dataset", keys: LabellerSection, asks: str) -> Captioner:
@@ -165,7 +159,7 @@ def _captioner_of(dataset: "Dataset", keys: LabellerSection, asks: str) -> Capti
     of_run = dataset.keys
     settings = keys.model_dump(include={"model", "engine"}, exclude_none=True)
     if keys.model not in (None, of_run.captioner.model):
-        settings |= OF_MODEL
+        settings |= {"revision": None, "quantization": None}  # of the model
     if keys.kind == DECISIONS:
         settings.setdefault("engine", DECISIONS)
     if keys.file is not None:

@@ -13,7 +13,7 @@ import yaml
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
-Config = Mapping[str, Any]
+Layer = Mapping[str, Any]
 PACKAGE = Path(__file__).resolve().parents[1]
 # The workflow's files are beside the package in a clone, inside it once installed (pyproject.toml).
 INSTALLED = PACKAGE / "shipped"
@@ -34,7 +34,7 @@ class _Loader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def merge(*layers: Config | None) -> dict[str, Any]:
+def merge(*layers: Layer | None) -> dict[str, Any]:
     """Return a copy of the first mapping with each later one laid over it, key by key."""
     result: dict[str, Any] = {}
     for layer in layers:

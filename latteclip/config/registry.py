@@ -73,31 +73,22 @@ class ObjectiveRecord:
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
     is_default: bool = False  # whether its model is taken where nothing votes
     follows_answers: bool = False  # whether answers and examples change its model
-    words: str = "a CLIP that was trained on your images"  # what its model is
 
 
 # Where two methods without training are equally good, select_model takes the one whose objective
 # comes first here.
 OBJECTIVES = {
-    "zero_shot": ObjectiveRecord(
-        classifier=CLASS_EMBEDDINGS, in_paper=True, words="CLIP as it is, not trained"
-    ),
-    "zero_shot_adapted": ObjectiveRecord(
-        classifier=ADAPTED,
-        is_default=True,
-        words="CLIP with class texts adapted to your images, not trained",
-    ),
+    "zero_shot": ObjectiveRecord(classifier=CLASS_EMBEDDINGS, in_paper=True),
+    "zero_shot_adapted": ObjectiveRecord(classifier=ADAPTED, is_default=True),
     "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
         follows_answers=True,
-        words="a classifier of CLIP's features, not trained",
         pseudo_labels=("zero_shot", "zero_shot_adapted", "fused"),
     ),
     "image_prototypes_encoders": ObjectiveRecord(
         classifier="classifiers/image_prototypes_encoders.safetensors",
         pseudo_labels=("fused",),
         reads_encoders=True,
-        words="a classifier of the features of CLIP and other image encoders, not trained",
     ),
     "flyp": ObjectiveRecord(
         module="flyp", pseudo_labels=PSEUDO_LABELS, in_paper=True, has_text_classifier=True
@@ -111,17 +102,10 @@ OBJECTIVES = {
         in_paper=True,
         captions=("image", "group"),
     ),
-    "average_weights": ObjectiveRecord(
-        averages=True, words="the average of CLIPs that were trained on your images"
-    ),
+    "average_weights": ObjectiveRecord(averages=True),
 }
 
-# Methods of config.yaml that run by default. For images of one's own, training is a decision that
-# their page offers; on other datasets BENCHMARK_METHODS run as well.
-UNTRAINED_METHODS = ("zero_shot", "zero_shot_adapted", "image_prototypes")
-ENCODERS = "image_prototypes_encoders"  # runs where there are image encoders beside CLIP
-RECOMMENDED = "recommended"
-BENCHMARK_METHODS = ("latteclip", RECOMMENDED)
+RECOMMENDED = "recommended"  # the method of config.yaml for images of one's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +141,6 @@ FOLDER = "local-dir:"
 WHOLE = (HUB, FOLDER)
 # Prefix of a CLIP that one key names, with architecture and weights: <model>/<pretrained>.
 OPEN_CLIP = "open_clip:"
-CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
-TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 
 # The keys of a section that name its model.
 Names = dict[str, str | None]

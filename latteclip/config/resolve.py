@@ -5,7 +5,7 @@ method, the method's keys in the dataset's file, the command line. A method that
 starts from all settings of the other, those of the dataset included.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from latteclip.config.keys import (
     MethodSection,
 )
 from latteclip.config.labellers import Captioner, Labeller, labeller_of
-from latteclip.config.layers import merge
+from latteclip.config.layers import Layer, merge
 from latteclip.config.registry import COLUMNS, OBJECTIVES, Model
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
 from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
 
-Layer = Mapping[str, Any]
 ALL = "all"
 
 
@@ -80,7 +79,7 @@ class Run:
 
     def _take_folder(self, folder: str, names: list[str], known: dict[str, Any]) -> None:
         """Make `image_dir` the source of the one dataset."""
-        if len(names) != 1:
+        if len(names) > 1:
             raise UserError(
                 f"image_dir is the folder of one dataset, but dataset is {', '.join(names)}; name "
                 "the folder of each as source.folder in config/datasets/<dataset>.yaml."
@@ -154,13 +153,18 @@ class Dataset:
 
     @cached_property
     def method_names(self) -> list[str]:
-        """Names of the methods that run on it."""
+        """Names of the methods that run on it.
+
+        For images of one's own, training is a decision that their page offers.
+        """
         if self.run.keys.method is not None:
             return self.run.keys.method
-        encoders = [registry.ENCODERS] if self.run.image_encoders else []
-        is_benchmark = "train" in self.keys.split.counts
-        trained = registry.BENCHMARK_METHODS if is_benchmark else ()
-        return [*registry.UNTRAINED_METHODS, *encoders, *trained]
+        names = ["zero_shot", "zero_shot_adapted", "image_prototypes"]
+        if self.run.image_encoders:
+            names.append("image_prototypes_encoders")
+        if "train" in self.keys.split.counts:  # a benchmark
+            names += ["latteclip", registry.RECOMMENDED]
+        return names
 
     @cached_property
     def methods(self) -> list["Method"]:
@@ -244,6 +248,14 @@ class Dataset:
         if self.discovers:
             kinds.add(NAMES)
         return [each for each in self.captioners if each.name or each.kind in kinds]
+
+    def asked(self, pending: Collection[str]) -> list[Captioner]:
+        """Return the captioners that a run asks which will write the pending files."""
+        return [
+            each
+            for each in self.captioners
+            if f"{self.folder}/{each.table}" in pending and not each.engine.reads_file
+        ]
 
     @cached_property
     def labellers(self) -> list[Labeller]:

@@ -26,7 +26,7 @@ REMOVED = {
     "split.image": "leave one image of each sample in the tar.",
     "sources.type": "write hf: datasets/<repo>.",
     "threads": "set compute.threads.",
-    "voters": "call them labellers.",
+    "voters": "list who labels under labellers.",
     "votes": "list who labels under labellers.",
     "labellers.captioner": "set model, engine, prompt and max_images of the labeller.",
     "labellers.scores": "set max_images of the labeller.",
@@ -46,15 +46,14 @@ REMOVED = {
     "scores.min_gain": "set scores.max_images.",
 }
 # Keys that nothing replaces: the program has one value, such as the paper's, or works without.
-CONSTANT = (
-    *("discover.max_new_tokens", "captioner.timeout", "captioner.retries", "inference"),
-    *("groups.gap", "groups.layout", "groups.seed", "split.test_fraction", "split.suffix"),
-    *("scores.topk", "scores.choose", "scores.rounds", "scores.examples", "scores.orders"),
-    *("scores.none_option", "labellers.share", "into", "unpack", "source.textures"),
-    *("prototypes", "weight_decay", "beta1", "beta2", "eps", "batch_norm", "micro_batch"),
-    *("gradient_checkpointing", "compute.compile", "cache_gib", "steps_multiple_of"),
-)
-REMOVED |= dict.fromkeys(CONSTANT, "leave it out.")
+CONSTANT = """
+    discover.max_new_tokens captioner.timeout captioner.retries inference groups.gap groups.layout
+    groups.seed split.test_fraction split.suffix scores.topk scores.choose scores.rounds
+    scores.examples scores.orders scores.none_option labellers.share into unpack source.textures
+    prototypes weight_decay beta1 beta2 eps batch_norm micro_batch gradient_checkpointing
+    compute.compile cache_gib steps_multiple_of
+"""
+REMOVED |= dict.fromkeys(CONSTANT.split(), "leave it out.")
 # What a value must do to match a pattern.
 IN_WORDS = {
     NAME: "be at most 100 letters, digits, _ and -",

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
@@ -29,15 +28,13 @@ from latteclip.core.files import (
 )
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, one_line
-from latteclip.data import find_duplicates
-from latteclip.data import images as image_files
-from latteclip.data.images import Workers, checksum
-from latteclip.data.splits import Item, Split, read_split
+from latteclip.data import find_duplicates, images
+from latteclip.data.splits import IndexSettings, Item, Split, read_split
 
 log = logging.getLogger(__name__)
 BATCH = 2048  # images decoded and written at a time: a killed run loses no more
 # Beside the index, where Snakemake removes nothing. Other code that decodes has another cache.
-CODE = digest(inspect.getsource(image_files), inspect.getsource(find_duplicates))
+CODE = digest(inspect.getsource(images), inspect.getsource(find_duplicates))
 CACHE = f".decode_cache_{CODE[:16]}.sqlite"
 NAMED = 5  # broken images that the log and the error name
 CREATE = """
@@ -90,7 +87,7 @@ def index_images(
     place = Path(folder).resolve()
     split = read_split(place, settings)
     below = os.path.relpath(split.folder, place)
-    images = split.folder if below.startswith(os.pardir) else Path(folder, below)
+    root = split.folder if below.startswith(os.pardir) else Path(folder, below)
     metadata = _metadata(split, settings)
     items = split.items
     if discovery_path is not None:
@@ -105,11 +102,11 @@ def index_images(
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
         _open_cache(Path(output).with_name(CACHE)) as cache,
-        Workers(decode, threads) as workers,
+        images.Workers(decode, threads) as workers,
     ):
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
-            paths = [os.path.normpath(images / item.path) for item in batch]
+            paths = [os.path.normpath(root / item.path) for item in batch]
             decoded = _decoded(paths, workers, cache, progress)
             rows = []
             for item, path in zip(batch, paths, strict=True):
@@ -190,16 +187,18 @@ def _check(
 def decode(path: str) -> Decoded:
     """Decode an image, and return what the index has of it, or why it cannot be decoded."""
     try:
-        content = image_files.read_bytes(path)
-        picture = image_files.decode(content)
+        content = images.read_bytes(path)
+        picture = images.decode(content)
     except Exception as error:  # decoders fail in many ways on broken files
-        return image_files.reason(error)
-    return Picture(*picture.size, find_duplicates.view_hashes(picture), checksum(content))
+        return images.reason(error)
+    return Picture(
+        *picture.size, find_duplicates.view_hashes(picture), images.checksum(content)
+    )
 
 
 def _decoded(
     paths: Sequence[str],
-    workers: Workers[str, Decoded],
+    workers: images.Workers[str, Decoded],
     cache: sqlite3.Connection,
     progress: Progress,
 ) -> dict[str, Decoded]:
@@ -248,6 +247,6 @@ def write_cache(
 def _stamp(path: str) -> str:
     """Return size and time of the file that holds an image, "" where there is none."""
     try:
-        return image_files.stamp(image_files.container_of(path))
+        return images.stamp(images.container_of(path))
     except OSError:
         return ""

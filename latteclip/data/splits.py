@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from latteclip.config.keys import IndexSettings
+from latteclip.config.keys import SplitSection
 from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import (
@@ -49,6 +49,12 @@ TableRow = tuple[str, str, str, str]  # COLUMNS, "" where unknown
 # Image, split ("": a hash decides), label (a number, a class name or one of UNLABELLED), and path.
 Row = tuple[str, str, Any, str]
 Listing = tuple[list[str], Iterable[Row]]  # class names in label order, and images
+
+
+class IndexSettings(SplitSection):
+    """What a folder is read by."""
+
+    class_names: str | None = None  # the key of the configuration
 
 
 class Item(NamedTuple):

@@ -44,6 +44,7 @@ class RunFiles:
     metrics: str
     train_predictions: str  # of training images that the run did not learn from
     predictions: str = ""  # of the images that are evaluated
+    model: str = ""  # folder
 
     @property
     def run(self) -> Run:

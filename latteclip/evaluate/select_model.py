@@ -30,6 +30,7 @@ from latteclip.evaluate.results import (
     MISSING,
     Audit,
     Run,
+    RunFiles,
     Selection,
     pool_seeds,
     predicted_classes,
@@ -45,24 +46,15 @@ NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(RunFiles):
     """A classifier that may be chosen, and its files."""
 
-    method: str
-    seed: int
     # Among those without training, from 0; None: it was trained.
     complexity: int | None = None
     is_default: bool = False  # whether it is taken where nothing votes
     follows_answers: bool = False  # whether it is taken there after answers
     is_average: bool = False  # whether its trainings predict the images that they left out
     flags: Sequence[str] = ()  # keys of `core.tables.FLAGS`
-    metrics: str = ""
-    train_predictions: str = ""
-    model: str = ""  # folder
-
-    @property
-    def run(self) -> Run:
-        return self.method, self.seed
 
     @property
     def is_trained(self) -> bool:

@@ -12,7 +12,6 @@ import pandas as pd
 import yaml
 
 from latteclip.config.keys import Section
-from latteclip.config.registry import OBJECTIVES
 from latteclip.core import tables
 from latteclip.core.files import read_object, write_text
 from latteclip.core.run_options import run_command
@@ -31,6 +30,17 @@ from latteclip.report.render import render
 from latteclip.report.summarize import summary
 
 log = logging.getLogger(__name__)
+# What the model of an objective is.
+TRAINED = "a CLIP that was trained on your images"
+MODELS = {
+    "zero_shot": "CLIP as it is, not trained",
+    "zero_shot_adapted": "CLIP with class texts adapted to your images, not trained",
+    "image_prototypes": "a classifier of CLIP's features, not trained",
+    "image_prototypes_encoders": (
+        "a classifier of the features of CLIP and other image encoders, not trained"
+    ),
+    "average_weights": "the average of CLIPs that were trained on your images",
+}
 
 
 class ReportSettings(Section):
@@ -97,7 +107,9 @@ def report_dataset(
         settings=settings,
         images=images,
         lead=lead,
-        lead_words=OBJECTIVES[settings.config["methods"][lead.method]["objective"]].words,
+        lead_words=MODELS.get(
+            settings.config["methods"][lead.method]["objective"], TRAINED
+        ),
         is_chosen=is_chosen,
         accuracy=accuracy,
         labels_right=report.labels_right if report else None,

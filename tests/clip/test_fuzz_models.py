@@ -13,7 +13,7 @@ from support.web import damaged
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.config.registry import CLIP_CONFIG, TEXT_TOWER
+from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
 from latteclip.core.errors import UserError
 
 NASTY = st.one_of(

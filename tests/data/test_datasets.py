@@ -11,12 +11,11 @@ from support.web import sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.config import jobs
-from latteclip.config.keys import IndexSettings
 from latteclip.config.layers import merge
 from latteclip.config.resolve import Run
 from latteclip.core import tables
 from latteclip.data.download_dataset import DownloadSettings, download_dataset
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 
 AIRCRAFT = "fgvc-aircraft-2013b/data"
 # Archive, how it is packed, and folder of the images in it.

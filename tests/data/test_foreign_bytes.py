@@ -21,11 +21,10 @@ from PIL import Image
 from support.shards import parquet_bytes
 from support.web import damaged, tar, zipped
 
-from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import UserError
 from latteclip.data import archives, images
 from latteclip.data.shards import SUFFIXES
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # of each test; 0: a single round
 LONGEST = 120  # seconds of one case

@@ -11,7 +11,8 @@ from support.shards import labelled, picture, tar_shard
 
 from latteclip.core.errors import UserError
 from latteclip.data import images, index_images
-from latteclip.data.index_images import CACHE, checksum
+from latteclip.data.images import checksum
+from latteclip.data.index_images import CACHE
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ from support.processes import square
 from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import ROOT, write_pictures
 
-from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import WORKER_KILLED
 from latteclip.data.images import AHEAD, CHUNK, Workers
 from latteclip.data.loader import ImageFiles, batches
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,10 @@ import pytest
 from support.image_folders import index
 from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
-from latteclip.config.keys import IndexSettings
 from latteclip.core.errors import UserError
 from latteclip.data import shards
 from latteclip.data.images import image_exists, open_rgb, read_image, shard_member
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 
 CLASSES = ["cat", "dog"]
 NUMBERS = {"train": range(9), "test": range(9, 13)}  # of the pictures of each split

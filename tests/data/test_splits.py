@@ -1,11 +1,10 @@
 import pytest
 from support.image_folders import coop, folders, images, index
 
-from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import IndexMetadata
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 
 
 def read(root, kind="folders", **settings):

@@ -5,9 +5,8 @@ from generate_textures import CLASSNAMES, GAP, SEED, TRAIN, generate, jpeg
 from PIL import Image
 from support.tiny import ROOT
 
-from latteclip.config.keys import IndexSettings
 from latteclip.data import images
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 
 FOLDER = ROOT / "latteclip" / "demo" / "images"
 

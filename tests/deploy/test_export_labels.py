@@ -15,11 +15,10 @@ from support.shards import parquet_shard, tar_shard
 from support.worlds import CLASSNAMES
 
 from latteclip.cli import main
-from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import IndexMetadata
-from latteclip.data.splits import read_split
+from latteclip.data.splits import IndexSettings, read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata, calibrate

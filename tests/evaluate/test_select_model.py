@@ -129,7 +129,7 @@ M = 150
 
 
 def candidate(method, seed=0, flags=()):
-    return Candidate(method, seed, **candidacy(method), flags=flags)
+    return Candidate(method, seed, "", "", **candidacy(method), flags=flags)
 
 
 def candidates(*methods):

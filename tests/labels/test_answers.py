@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.data.index_images import checksum
+from latteclip.data.images import checksum
 from latteclip.labels.answers import (
     Answer,
     AnswerFile,

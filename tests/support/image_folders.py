@@ -9,10 +9,10 @@ from PIL import Image
 from support import shards
 from support.tiny import write_pictures
 
-from latteclip.config.keys import IndexSettings
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
 from latteclip.data import index_images
+from latteclip.data.splits import IndexSettings
 
 
 def images(root, *names, content=None):

@@ -19,7 +19,7 @@ from latteclip.captions.answers import AnswersMetadata
 from latteclip.clip.model import Clip
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
-from latteclip.data.index_images import checksum
+from latteclip.data.images import checksum
 
 ROOT = Path(__file__).parents[2]
 DEMO_CLIP = ROOT / "latteclip" / "demo" / "models" / "clip"

@@ -11,16 +11,9 @@ IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
+from latteclip.cli.machine import Machine
 from latteclip.cli.messages import Handlers
-from latteclip.cli.rules import (
-    Machine,
-    Rules,
-    file_names,
-    load,
-    one_of,
-    options,
-    part,
-)
+from latteclip.cli.rules import Rules, file_names, one_of, options, part
 from latteclip.config import jobs, registry
 from latteclip.config.jobs import code_of, engine_code, training_code
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, edited_classes
@@ -28,13 +21,12 @@ from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, edited_classes
 machine = Machine(workflow)
 # No `configfile:`, which a module with a `config:` skips, and which would mix config.yaml with the
 # command line: the file of a dataset stands between them. `load` validates with sentences and lines.
-run = load(config, machine)
+run = machine.load(config)
 handlers = Handlers(config, run, machine)
 rule_functions = Rules(run, machine)
 
 of = rule_functions.of
 as_json = rule_functions.as_json
-settings = rule_functions.settings
 each = rule_functions.each
 users = rule_functions.users
 # The models that jobs load: notes on those of the hub, and digests of those on this machine.

@@ -96,11 +96,7 @@ rule score_audit:
         **LIGHT,
     params:
         code=code_of("latteclip.audit.score"),
-        runs=as_json(
-            lambda each: jobs.runs(
-                each, ("metrics", "predictions", "train_predictions")
-            )
-        ),
+        runs=as_json(jobs.runs),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]} --runs {params.runs:q} --output {output} --log {log}"

@@ -21,7 +21,7 @@ rule pseudo_label_images:
     params:
         code=code_of("latteclip.labels.pseudo_label_images"),
         model_files=local_files(),
-        settings=settings("clip", *jobs.CLASS_TEXTS),
+        settings=as_json(lambda each: jobs.sections(each, "clip", *jobs.CLASS_TEXTS)),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
         " --output {output.labels} --class-embeddings {output.class_embeddings}"

@@ -37,7 +37,7 @@ rule report_dataset:
     params:
         code=code_of("latteclip.report.report_dataset"),
         files=file_names(*PAGE_FILES),
-        runs=as_json(lambda each: jobs.runs(each, ("metrics", "train_predictions"))),
+        runs=as_json(jobs.runs),
         settings=as_json(jobs.report_dataset),
     shell:
         "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"

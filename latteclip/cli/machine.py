@@ -1,0 +1,169 @@
+"""What the rules need of Snakemake's workflow object and of the machine that it runs on.
+
+Only this file reads attributes of Snakemake for which there is no directive.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.enums import Quietness
+
+from latteclip.config import checks, jobs, layers
+from latteclip.config.resolve import Dataset, Run
+from latteclip.core import devices
+from latteclip.core.errors import UserError, refused_by_system
+from latteclip.data import folder_files
+
+
+class Machine:
+    """What of a workflow object the rules need."""
+
+    def __init__(self, workflow: Any) -> None:
+        self._workflow = workflow
+        self.is_module = not workflow.modifier.is_main_snakefile()
+        self.provider = workflow.storage_settings.default_storage_provider
+        # Resources by name, of the profile or the command line.
+        self.default_resources = dict(workflow.resource_settings._parsed_default_resources)
+        # Where files of parameters lie, whose paths Snakemake does not change: results, also in a
+        # storage, and folders that no storage holds.
+        modifier = workflow.modifier.path_modifier
+        self.results = os.path.normpath(modifier.modify("results/."))
+        self.place = modifier.replace_prefix
+        # Whether this is the process of a job of a cluster.
+        self.runs_one_job = bool(workflow.remote_exec)
+        self.prints = workflow.is_main_process and not self.is_module
+        self.prints_little = self.prints and not workflow.output_settings.verbose
+        # Snakemake prints no errors then, but for those of a dry run.
+        quiet = workflow.output_settings.quiet or ()
+        self.is_quiet = Quietness.ALL in quiet and not workflow.output_settings.dryrun
+
+    def load(self, config: Mapping[str, Any]) -> Run:
+        """Return the run of the configuration, given that of the command line or another workflow.
+
+        WorkflowError: the first mistake in it.
+        """
+        with self.errors():
+            # Snakemake takes the last of two equal keys of a file.
+            for file in self._workflow.overwrite_configfiles:
+                layers.read(file)
+            # The `config` of a module wins over the shipped files as a command line does.
+            files = layers.defaults(None) if self.is_module else layers.defaults()
+            run = Run(files, config, self.place)
+            if not self.runs_one_job:  # the sender of the job has checked
+                checks.refuse_unwritable()
+                checks.refuse_unready(run)
+        return run
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise WorkflowError, which Snakemake prints as a sentence, for mistakes of a user."""
+        try:
+            yield
+        except (UserError, OSError) as error:
+            sys.tracebacklimit = 0  # Snakemake prints the sentence without the stack
+            sentence = refused_by_system(error) or str(error)
+            if self.is_quiet:
+                print(sentence, file=sys.stderr)
+            raise WorkflowError(sentence) from None
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether jobs go to other machines, also in a dry run."""
+        # `use_threads` is of the executor that was asked for, `non_local_exec` of the dry run.
+        return self._workflow.execution_settings is not None and self._workflow.use_threads
+
+    @property
+    def runs_jobs(self) -> bool:
+        """Whether jobs will run, unlike in a dry run and in `latteclip status`."""
+        return self._workflow.execution_settings is not None and not self._workflow.dryrun
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether this is a dry run that came to its plan."""
+        return self._workflow.output_settings.dryrun and self._workflow.dag is not None
+
+    @property
+    def pending(self) -> set[str]:
+        """The outputs of the jobs that are to run."""
+        return _outputs(self._workflow.dag.needrun_jobs(exclude_finished=False))
+
+    @property
+    def outputs(self) -> set[str]:
+        """The outputs of all jobs, those that need not run included."""
+        return _outputs(self._workflow.dag.jobs)
+
+    @property
+    def failed(self) -> list[Any]:
+        """The jobs that failed or were stopped."""
+        scheduler = self._workflow.scheduler
+        return [
+            job
+            for each in (*scheduler.failed, *scheduler.running)
+            for job in (each.jobs if each.is_group() else [each])
+        ]
+
+    def mark_followers(self) -> Iterator[str]:
+        """Mark as incomplete, and yield, what jobs will make of the results of others in this run.
+
+        Snakemake removes a job's outputs before it starts. When it fails or is killed, what follows
+        from its earlier outputs lies there as if it was up to date. Marked, it is made again by the
+        next run that wants it. Each job removes its mark at its end.
+        """
+        dag = self._workflow.dag
+        for job in dag.needrun_jobs():
+            if any(map(dag.needrun, dag.dependencies[job])):
+                self._workflow.persistence.started(job)
+                yield from filter(os.path.isfile, job.output)
+
+    @property
+    def logs(self) -> list[str]:
+        """The files of Snakemake's log."""
+        return [os.path.relpath(f) for f in self._workflow.logger_manager.get_logfile()]
+
+    @property
+    def cores(self) -> int:
+        """The cores of this machine that jobs may use."""
+        here = os.cpu_count() or 1
+        return min(self._workflow.resource_settings.cores or here, here)
+
+    @functools.cached_property
+    def has_gpus(self) -> bool:
+        """Whether jobs find GPUs, here or in the cluster.
+
+        Only a run on this machine asks NVIDIA's driver: that of a login node may lack its card.
+        """
+        if self.is_cluster or self.runs_one_job:
+            return True
+        return self.runs_jobs and bool(devices.visible())
+
+    @functools.cached_property
+    def gpus(self) -> int | None:
+        """The GPUs that jobs may use: the free ones, or one in turns; None: there is none."""
+        if not self.has_gpus:
+            return None
+        limit = self._workflow.global_resources.get("gpu")
+        return limit.value if limit else max(1, devices.free())
+
+    def image_folder(self, dataset: Dataset) -> str:
+        """Return the folder that a rule makes, or the link to the user's folder.
+
+        A module has no link: the handlers of the other workflow may not make it.
+        """
+        folder = dataset.keys.source.folder
+        if folder is None:
+            return jobs.made_folder(dataset)[0]
+        return folder if self.is_module else jobs.FOLDER_LINK.format(dataset=dataset.name)
+
+    @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
+    def folder_state(self, dataset: Dataset) -> str:
+        """Return a digest of the user's own files that an index reads."""
+        return folder_files.state(dataset.keys.source.folder, dataset.keys.split)
+
+
+def _outputs(jobs_of_run: Iterable[Any]) -> set[str]:
+    return {str(file) for job in jobs_of_run for file in job.output}
