@@ -214,7 +214,7 @@ class JobLines(logging.Filter):
             return not str(record.msg).startswith(REASONS)
         if event == LogEvent.JOB_INFO:
             now = time.strftime("%H:%M:%S")
-            words = status.in_words(dict(record.wildcards or {}))
+            words = status.in_words(dict(record.wildcards or {})) or status.SHARED
             print(f"{now}  {record.rule_name} ({words})", file=sys.stderr, flush=True)
         if event == LogEvent.JOB_ERROR:  # jobs that failed are reported at the end
             return str(record.rule_msg).startswith(REFUSED)

@@ -119,7 +119,7 @@ def _why(reason: Any, *, exists: bool) -> str:
         return "" if exists else "not needed"
     parts = str(reason).split("; ")
     if parts[0].startswith("Params have changed"):
-        return "settings or code changed"
+        return "settings, images or code changed"
     if reason.forced:
         return "the last run ended before it"
     late = "an earlier stage will run" if exists else "not run yet"

@@ -101,8 +101,8 @@ def _fetch_clip(settings: HubModel) -> list[str]:
         tag = open_clip.get_pretrained_cfg(model, pretrained or "")
         if config is None or not tag:
             raise UserError(
-                f"open_clip lists no clip.model {model!r} with clip.pretrained {pretrained!r}; "
-                "set them to a pair that it lists."
+                f"open_clip lists no model {model!r} with the tag {pretrained!r}; set clip.model "
+                "and clip.pretrained, or open_clip:<model>/<tag>, to a pair that it lists."
             )
         weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
         open_clip.download_pretrained(tag)

@@ -5,6 +5,7 @@ section as JSON and validates it by the same class. No stage reruns because this
 because a value does.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -261,14 +262,15 @@ class LabellerSection(Section):
     @pydantic.model_validator(mode="after")
     def _check_keys(self) -> "LabellerSection":
         record = registry.LABELLERS[self.kind]
-        clips = (registry.OPEN_CLIP, *registry.WHOLE)
+        model = str(self.model)
+        names_clip = model.startswith(registry.WHOLE) or re.match("open_clip:.+/.", model)
         unused = self.model_fields_set.difference(record.keys, {"name", "kind"})
         wanted = None
         if self.name in registry.RESERVED:
             wanted = "have another name: other labels are called that"
         elif record.needs and getattr(self, record.needs) is None:
             wanted = f"have the key {record.needs}"
-        elif record.loads_clip and not str(self.model).startswith(clips):
+        elif record.loads_clip and not names_clip:
             wanted = "name its model as open_clip:<model>/<tag>, hf-hub: or local-dir:"
         elif unused:
             wanted = f"not have {' or '.join(sorted(unused))} with this kind"

@@ -77,7 +77,9 @@ ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 
 
 def _parts(value: Any) -> Any:
-    """Return the parts of a comma-separated text, as of `--config`."""
+    """Return the parts of a comma-separated text, as of `--config`, or a name that is a number."""
+    if isinstance(value, int):
+        return [value]
     if not isinstance(value, str):
         return value
     return list(filter(None, map(str.strip, value.split(","))))
@@ -113,7 +115,11 @@ class Section(pydantic.BaseModel):
     """Keys with values."""
 
     model_config = pydantic.ConfigDict(
-        extra="forbid", allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+        extra="forbid",
+        allow_inf_nan=False,
+        frozen=True,
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,  # a folder or dataset may be called 2024
     )
 
     @pydantic.field_validator("*", mode="before")

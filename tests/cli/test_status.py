@@ -44,7 +44,7 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(
     assert files_of(finished_copy.root) == before
     lines = [re.split(r"\s{2,}", line.strip()) for line in run.stdout.splitlines() if line]
     assert re.match(r"demo: \d+ of 11 jobs done", lines[0][0])
-    assert ["stale", "index_images", "settings or code changed"] in lines
+    assert ["stale", "index_images", "settings, images or code changed"] in lines
     assert ["stale", "finetune", "flyp, seed 0", "an earlier stage will run"] in lines
     assert ["missing", "finetune", "flyp, seed 1", "not run yet"] in lines
 

@@ -106,10 +106,13 @@ MISTAKES = [
     (labellers({**WORDS, "name": "fused"}), r"labellers\.0 must have another name"),
     (labellers(WORDS, {**SCORES, "name": "words"}), "two labellers called words"),
     (labellers({**SCORES, "file": "mine.csv"}), "must not have file"),
-    (
-        labellers({"name": "a", "kind": "zero_shot", "model": "ViT-B-32"}),
-        "open_clip:<model>",
+    *(
+        (labellers({"name": "a", "kind": "zero_shot", "model": model}), "open_clip:<model>")
+        for model in ("ViT-B-32", "open_clip:ViT-B-32")
     ),
+    (folder(clip={"model": "local-dir:nowhere"}), "nowhere"),
+    (folder(image_encoders="local-dir:nowhere"), "nowhere"),
+    (labellers({**CLIP, "model": "local-dir:nowhere"}), "nowhere"),
     *(
         (labellers(one, {**one, "name": "same"}), f"{one['name']} and same have the same")
         for one in (WORDS, OTHER_WORDS, CLIP, MINE)
@@ -126,8 +129,10 @@ def test_a_mistake_is_one_sentence_that_names_the_key(refused, given, message):
     refused(message, **given)
 
 
-def test_what_is_complete_is_not_refused(check):
+def test_what_is_complete_is_not_refused(check, photos):
     check(**FOLDER)
+    photos.with_name("2024").symlink_to(photos)
+    check(dataset=2024, image_dir=2024)  # as Snakemake reads the command line
     check(**folder(captioner=OWN))
     check(**folder(captioner={"model": "nowhere"}, method="zero_shot"))
     check(**folder(captioner=SERVER, scores=LETTERS))  # status needs no address
