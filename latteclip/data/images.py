@@ -239,7 +239,7 @@ def open_rgb(
     try:
         content = read_bytes(path)
         if wanted not in (None, checksum(content)):
-            raise ValueError("it has changed: run snakemake -R index_images")
+            raise ValueError("it has changed: run the workflow again")
         return decode(content, max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise _unusable(path, error) from None

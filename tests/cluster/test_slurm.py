@@ -120,7 +120,7 @@ class Slurm:
         self("scontrol", "requeue", number)
         job = f"JobId={number}"
         wait(lambda: self._is(job, "PENDING"), "the job in the queue")
-        wait(self._is_idle, "idle nodes")
+        wait(self.is_idle, "idle nodes")
         time.sleep(2)  # within a second the node refuses a job that it is to forget
         self("scontrol", "update", job, "StartTime=now")
         wait(lambda: self._is(job, "RUNNING"), "the job to run again")
@@ -155,7 +155,7 @@ class Slurm:
         for node in ("plain", "gpus"):  # one after the other: they share a socket
             log = self._daemon("slurmd", "-D", "-N", node)
             wait(lambda log=log: "slurmd started" in log.read_text(), f"slurmd of {node}")
-        wait(self._is_idle, f"idle nodes (see the logs in {self.folder})")
+        wait(self.is_idle, f"idle nodes (see the logs in {self.folder})")
 
     def _daemon(self, name, *options):
         """Start a daemon, and return the file of what it prints."""
@@ -169,7 +169,7 @@ class Slurm:
         self._started.append(daemon)
         return log
 
-    def _is_idle(self):
+    def is_idle(self):
         with contextlib.suppress(subprocess.CalledProcessError):
             return set(self("sinfo", "-h", "-o", "%T").split()) == {"idle"}
         return False
@@ -236,15 +236,20 @@ class ClusterRun:
     def start(self, python, *arguments):
         """Start snakemake in a Python; what it prints goes to a file."""
         with self._log.open("w") as output:
-            return self.checkout.start(
+            self.process = self.checkout.start(
                 *(python, "-m", "snakemake", *PROFILE, *arguments, "--config", *CONFIGURED),
                 stdout=output,
                 preexec_fn=hear_interrupts,
             )
 
-    def finish(self, process):
-        process.wait(PATIENCE)
-        assert process.returncode == 0, self._log.read_text()
+    def finish(self):
+        assert self.process.wait(PATIENCE) == 0, self._log.read_text()
+
+    def stop(self):
+        """End what a test that failed left."""
+        self.process.kill()
+        self.slurm("scancel", "--me")
+        wait(self.slurm.is_idle, "idle nodes")
 
 
 def asked(job):
@@ -277,8 +282,10 @@ def run(finished, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, Slurm(folder) as slurm:
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         run = ClusterRun(checkout, slurm)
-        run.finish(run.start(warm.interpreter(), CAPTIONS))
+        run.start(warm.interpreter(), CAPTIONS)
+        run.finish()
         yield run
+        run.stop()
 
 
 def test_each_stage_asks_for_what_it_needs(run):
@@ -303,12 +310,12 @@ def test_a_requeued_training_continues_to_what_one_machine_trains(run, finished)
     with (run.root / "latteclip/train/finetune.py").open("a") as file:
         file.write(WAITING)
     # Signals of SLURM reach the stages, which are no children of warm processes.
-    process = run.start(sys.executable, f"{TRAINING}/history.parquet")
+    run.start(sys.executable, f"{TRAINING}/history.parquet")
     wait(lambda: [*folder.glob("checkpoint/*.pt")], "a checkpoint")
     [training] = run.slurm.jobs()["finetune"]
     assert asked(training)["gpu"]
     run.slurm.requeue(training["JobId"])
-    run.finish(process)
+    run.finish()
     log = (folder / "logs" / "finetune.log").read_text()
     assert "Resuming after step" in log
     assert (folder / model).read_bytes() == (finished.root / TRAINING / model).read_bytes()

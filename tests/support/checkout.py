@@ -1,10 +1,13 @@
 """A copy of the repository in which Snakemake runs, and the demo in small."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +15,9 @@ import yaml
 from generate_textures import write_shards
 from support import warm
 from support.tiny import ROOT
+
+from latteclip.audit.server import PageServer
+from latteclip.cli import main
 
 N_TRAIN, N_TEST = 60, 40
 CONFIG, DEMO = "config/config.yaml", "config/datasets/demo.yaml"
@@ -104,3 +110,33 @@ class Checkout:
 def hear_interrupts():
     """In a process to be: a suite that runs in the background would have it ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def printed(text):
+    """The commands that a run or a command prints."""
+    return re.findall(
+        r"(?:^ *|: |[Rr]un |by )((?:latteclip|snakemake) .+?)\.?$", text, re.M
+    )
+
+
+def run_printed(checkout, commands, monkeypatch, capfd, **values):
+    """Run commands as they are printed, and those that they print, and return all.
+
+    Pages of questions are made, but not served, and a run is planned alone. `values` are of the
+    words that stand for a value.
+    """
+    monkeypatch.setattr(PageServer, "serve_forever", lambda page: None)
+    monkeypatch.setattr(webbrowser, "open", lambda address: None)
+    monkeypatch.chdir(checkout.root)
+    tried, waiting = [], [*commands]
+    for command in waiting:  # to which more are added
+        if command in tried:
+            continue
+        tried.append(command)
+        program, *words = [values.get(word, word) for word in shlex.split(command)]
+        if program == "snakemake":  # as it is in a folder with a Snakefile
+            checkout.ran(*words, "--dry-run")
+        else:
+            assert main.main(words) == 0, command
+            waiting += printed("\n".join(capfd.readouterr()))
+    return tried

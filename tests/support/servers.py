@@ -29,7 +29,7 @@ class FakeService:
 
     `fail(number, body)` may return (status, headers, content) in place of the answer to the request
     of that number, counted from 0. `change(number, reply)` may change a reply. `pause` seconds pass
-    before each answer, and `drip` between its bytes. It wants `key`, if there is one.
+    before each answer, and `drip` between all bytes of a reply. It wants `key`, if there is one.
     """
 
     def __init__(self):
@@ -180,8 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         kind = "text/html" if data.startswith(b"<") else "application/json"
         self.send_header("Content-Type", kind)
         self.end_headers()
-        with contextlib.suppress(ConnectionError):  # who asked may be gone
-            self.wfile.write(data)
+        self.wfile.write(data)
 
     def do_GET(self):
         self.send(*self.service.list_models())
@@ -190,13 +189,13 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         reply = self.service.reply(self.path, json.loads(content), headers)
-        if not self.service.drip:
-            self.send(*reply)
-            return
-        self.send(200, {"Content-Length": len(reply[2])}, b"")
+        connection, self.wfile = self.wfile, io.BytesIO()
+        self.send(*reply)
+        content, self.wfile = self.wfile.getvalue(), connection
+        step = 1 if self.service.drip else len(content)
         with contextlib.suppress(ConnectionError):  # who asked may be gone
-            for byte in reply[2]:
-                self.wfile.write(bytes([byte]))
+            for start in range(0, len(content), step):
+                connection.write(content[start : start + step])
                 time.sleep(self.service.drip)
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from support.checkout import printed, run_printed
 
 from latteclip.core import tables
 from latteclip.core.tables import ClassesMetadata
@@ -48,12 +49,13 @@ def configured(checkout):
 
 
 def test_labels_are_of_the_proposed_classes_and_follow_what_a_person_does(
-    checkout, configured
+    checkout, configured, monkeypatch, capfd
 ):
     """On the page, and then in classes.txt, which nothing overwrites."""
     results = checkout.root / RESULTS
     output = checkout.ran(LABELS, *configured)
-    assert f"latteclip classes {RESULTS}" in output
+    tried = run_printed(checkout, printed(output), monkeypatch, capfd)
+    assert f"latteclip classes {RESULTS}" in tried
     [other] = re.findall("another number of classes, .*: snakemake (.+)", output)
     assert "pseudo_label" not in checkout.ran(*shlex.split(other), "--dry-run")
     classes = (results / "classes.txt").read_text().splitlines()

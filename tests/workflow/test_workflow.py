@@ -4,12 +4,10 @@ import html
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
 import time
-import webbrowser
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,15 +16,12 @@ import torch
 import yaml
 from open_clip import create_model_and_transforms
 from support import warm
-from support.checkout import N_TEST, N_TRAIN, hear_interrupts
+from support.checkout import N_TEST, N_TRAIN, hear_interrupts, printed, run_printed
 from support.image_folders import class_folders, write_textures
 from support.tiny import write_pictures
 
-from latteclip.audit.server import PageServer
-from latteclip.cli import main
 from latteclip.cli.estimate import WORK
 from latteclip.core import tables
-from latteclip.core.run_options import run_command
 from latteclip.core.tables import IndexMetadata
 
 RESULTS = "results/demo"
@@ -92,29 +87,24 @@ def test_a_run_prints_a_line_for_each_job_and_where_the_results_are(finished):
     assert planned(finished) == {}
 
 
-def test_commands_that_a_run_and_its_page_print_work_as_printed(finished_copy, monkeypatch):
-    """Pages of questions are made, but not served, and a run is planned alone."""
+def test_commands_that_a_run_its_page_and_commands_print_work_as_printed(
+    finished_copy, monkeypatch, capfd
+):
     root = finished_copy.root
-    output = (root / "run.txt").read_text()
     page = (root / RESULTS / "report.html").read_text("utf-8")
-    found = re.findall(
-        r"(?:^|: |Run |\s{2})(latteclip [^\n]+?)(?=,? then |\.?$)", output, re.M
-    )
-    found += re.findall(r'<pre class="command"[^>]*><code>([^<]+)', page)
+    commands = re.findall(r'<pre class="command"[^>]*><code>([^<]+)', page)
+    commands = [*map(html.unescape, commands), *printed((root / "run.txt").read_text())]
+    commands += [f"latteclip audit {RESULTS}", "latteclip status demo --estimate"]
+    commands += [f"latteclip teach {RESULTS} --offline teach.html"]
     write_textures(root / "new-photos", 1, gap=0.5, seed=0)
-    monkeypatch.setattr(PageServer, "serve_forever", lambda page: None)
-    monkeypatch.setattr(webbrowser, "open", lambda address: None)
-    monkeypatch.chdir(root)
-    found.append(run_command(RESULTS))  # which the page prints after a command that asks
-    actions = set()
-    for command in dict.fromkeys(map(html.unescape, found)):
-        program, *words = shlex.split(command)
-        if program == "snakemake":  # as it is in a folder with a Snakefile
-            finished_copy.ran(*words, "--dry-run")
-        else:
-            assert main.main(words) == 0, command
-        actions.add(words[0])
-    assert actions >= {"teach", "labels", "predict", "--cores"}
+    image_id = parquet(finished_copy, "captions/images.parquet")["id"][0]
+    answer = {"image": image_id, "answer": "class", "class": "spots"}  # by an older name
+    for path in (root / "answers.json", root / RESULTS / "answers.json"):
+        path.write_text(json.dumps({"plan": "teach", "answers": [answer]}))
+    values = {"OLD": "spots", "NEW": "dotted", "FILE": "answers.json"}
+    tried = run_printed(finished_copy, commands, monkeypatch, capfd, **values)
+    for words in ("--budget", "rename-class", "limit=64", "--answers", "labels export"):
+        assert any(words in command for command in tried), words
 
 
 def test_models_are_stock_open_clip_folders_and_the_chosen_one_predicts(finished, tmp_path):

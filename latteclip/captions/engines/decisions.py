@@ -13,7 +13,7 @@ import openai
 from pydantic import BaseModel, Field
 
 from latteclip.captions.engine import Response, Tokens, scored
-from latteclip.captions.engines.openai import ServerEngine, picture_parts
+from latteclip.captions.engines.openai import Parts, ServerEngine
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core.terminal import decisions_address
@@ -56,7 +56,7 @@ class DecisionsEngine(ServerEngine):
         self._client.base_url = decisions_address(str(self._client.base_url))
         self._paths = PATHS  # one is known after the first answer
 
-    def _reply(self, request: Request) -> Response:
+    async def _reply(self, request: Request, pictures: Parts) -> Response:
         assert request.choices is not None  # the configuration allows no captions
         questions = {
             f"order_{number}": {"type": "choice", **json.loads(prompt)}
@@ -64,10 +64,10 @@ class DecisionsEngine(ServerEngine):
         }
         body = {
             "model": self._settings.model,
-            "state": picture_parts(request),
+            "state": pictures,
             "questions": questions,
         }
-        reply = Reply.model_validate_json(self._post(body))
+        reply = Reply.model_validate_json(await self._post(body))
         if reply.answers.keys() != questions.keys():
             raise ValueError(f"it answers {[*reply.answers]} in place of {[*questions]}")
         rows = []
@@ -77,16 +77,16 @@ class DecisionsEngine(ServerEngine):
         n_written, n_read = usage.output_tokens, usage.input_tokens
         return scored(request.choices, rows, n_tokens=n_written, n_read=n_read)
 
-    def _post(self, body: Mapping[str, Any]) -> str:
+    async def _post(self, body: Mapping[str, Any]) -> str:
         """Return the text of the reply, at the path that the server has."""
         path, *others = self._paths
         try:
-            text = self._client.post(path, cast_to=str, body=body)
+            text = await self._client.post(path, cast_to=str, body=body)
         except openai.APIStatusError as error:
             if error.status_code not in NOT_THERE or not others:
                 raise
             self._paths = others
-            return self._post(body)
+            return await self._post(body)
         self._paths = [path]
         return text
 

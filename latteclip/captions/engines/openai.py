@@ -3,14 +3,15 @@
 Engines that ask a server have in common that several requests are under way, and how these fail.
 """
 
+import asyncio
 import base64
 import io
 import itertools
 import logging
 import os
-import time
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 import httpx2
@@ -26,7 +27,7 @@ from latteclip.core.terminal import FOR_RUN, one_line
 
 log = logging.getLogger(__name__)
 AT_ONCE = 32  # requests
-TIMEOUT = 120  # seconds to wait for the beginning of an answer, and again for its end
+TIMEOUT = 120  # seconds from a request to the end of its reply
 MAX_REPLY = 2**24  # bytes of a reply
 RETRIES = 5  # where the server is busy, fails or cannot be reached
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
@@ -35,6 +36,7 @@ NO_CREDIT = "insufficient_quota"  # code of an error, which OpenAI sends with 42
 # Parameters that the reasoning models of OpenAI refuse.
 REFUSABLE = {"max_tokens", "temperature"}
 TOP_LOGPROBS = 20  # tokens that a server names at most
+Parts = list[dict[str, Any]]  # of a message
 
 
 class ServerEngine:
@@ -56,12 +58,15 @@ class ServerEngine:
         self._variables = f"{address}, {key}"
         self._settings = settings
         self.prices = list[float]()  # of the requests whose reply has a price
-        self._client = openai.OpenAI(
+        # In a thread of its own, for a signal in the main thread must end the process.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._client = openai.AsyncOpenAI(
             base_url=url,
             api_key=os.environ.get(key, "").strip() or "none",
             max_retries=RETRIES,
             timeout=TIMEOUT,
-            http_client=openai.DefaultHttpxClient(
+            http_client=Client(
                 follow_redirects=False,  # pictures go to this server alone
                 headers={"Accept-Encoding": "identity"},
                 event_hooks={"response": [bound]},
@@ -78,12 +83,13 @@ class ServerEngine:
         n = at_once(self._settings, AT_ONCE)
         waiting: dict[Future[Response], Request] = {}
         refusal: UserError | None = None
-        pool = ThreadPoolExecutor(n)
         try:
             while True:
                 room = 0 if refusal else n - len(waiting)
                 for request in itertools.islice(source, room):
-                    waiting[pool.submit(self._answer, request)] = request
+                    answering = self._answer(request)
+                    future = asyncio.run_coroutine_threadsafe(answering, self._loop)
+                    waiting[future] = request
                 if not waiting:
                     break
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -95,7 +101,8 @@ class ServerEngine:
                     else:
                         yield request, answer
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in waiting:
+                future.cancel()
             if self.prices:
                 price = sum(self.prices)
                 self.prices.clear()  # requests that are asked again are answered later
@@ -103,10 +110,11 @@ class ServerEngine:
         if refusal:
             raise refusal
 
-    def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         """Return an answer, or why there is none. UserError: there is none for any request."""
         try:
-            return self._reply(request)
+            pictures = await asyncio.to_thread(picture_parts, request)
+            return await self._reply(request, pictures)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED or error.code == NO_CREDIT:
                 raise UserError(
@@ -115,41 +123,44 @@ class ServerEngine:
                     "go on."
                 ) from None
             return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
-        except openai.APIError as error:  # no connection, or no answer in time
-            return failed(f"{self._where} does not answer: {why(error)}")
-        except Exception as error:  # the reply lacks what it must have
-            return failed(f"the server's answer cannot be used: {error}")
+        except Exception as error:  # of the connection, or of a reply that is no answer
+            return failed(f"{self._where} gives no usable answer: {why(error)}")
 
-    def _reply(self, request: Request) -> Response:
+    async def _reply(self, request: Request, pictures: Parts) -> Response:
         """Return what the server answers, or raise an error of the SDK or of the reply's form."""
         raise NotImplementedError
 
 
-def bound(response: httpx2.Response) -> None:
-    """Read a reply of at most MAX_REPLY bytes in at most TIMEOUT seconds, and none compressed."""
+class Client(openai.DefaultAsyncHttpxClient):
+    """Ends an exchange after TIMEOUT seconds: the timeouts of HTTPX are of each part."""
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                return await super().send(request, **options)
+        except TimeoutError:
+            reason = f"no whole reply in {TIMEOUT} seconds"
+            raise httpx2.ReadTimeout(reason, request=request) from None
+
+
+async def bound(response: httpx2.Response) -> None:
+    """Read a reply of at most MAX_REPLY bytes, and none compressed."""
     encoding = response.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise _unreadable(response, f"is compressed ({encoding}), which nobody asked for")
     stream: Any = response.stream
-    end = time.monotonic() + TIMEOUT
     content = bytearray()
-    for part in stream:
+    async for part in stream:
         content += part
-        if len(content) > MAX_REPLY:
-            raise _unreadable(response, f"has more than {MAX_REPLY} bytes")
-        if time.monotonic() > end:
-            raise _unreadable(response, f"takes more than {TIMEOUT} seconds")
-    stream.close()
+        if encoding != "identity" or len(content) > MAX_REPLY:
+            # After the SDK's error, it does not ask again at once.
+            raise openai.APIConnectionError(
+                message=f"the reply is compressed, or has more than {MAX_REPLY} bytes",
+                request=response.request,
+            )
+    await stream.aclose()
     response.stream = httpx2.ByteStream(bytes(content))
 
 
-def _unreadable(response: httpx2.Response, reason: str) -> openai.APIConnectionError:
-    """Return the SDK's error for a reply, after which it does not ask again at once."""
-    request = response.request
-    return openai.APIConnectionError(message=f"the reply {reason}", request=request)
-
-
-def picture_parts(request: Request) -> list[dict[str, Any]]:
+def picture_parts(request: Request) -> Parts:
     """Return the pictures of a request as parts of a message, without loss and without metadata."""
     parts = []
     for picture in request.pictures:
@@ -160,7 +171,7 @@ def picture_parts(request: Request) -> list[dict[str, Any]]:
     return parts
 
 
-def why(error: openai.APIError) -> str:
+def why(error: Exception) -> str:
     """Return the reason of an error, as a part of a sentence."""
     return one_line(f"{error} {error.__cause__ or ''}").rstrip(".")
 
@@ -172,14 +183,13 @@ class OpenaiEngine(ServerEngine):
         super().__init__(settings)
         self._refused = set[str]()
 
-    def _reply(self, request: Request) -> Response:
+    async def _reply(self, request: Request, pictures: Parts) -> Response:
         if request.choices is None:
-            return self._caption(request)
-        return self._score(request, request.choices)
+            return await self._caption(messages(pictures, request.prompt))
+        return await self._score(pictures, request.choices)
 
-    def _complete(self, request: Request, prompt: str, length: int, **options: Any) -> Any:
+    async def _complete(self, turns: Any, length: int, **options: Any) -> Any:
         """Return a reply. Reasoning models refuse parameters that others need."""
-        turns: Any = messages(picture_parts(request), prompt)
         while True:
             wanted = {"temperature": 0.0, "max_tokens": length, **options}
             for name in self._refused & wanted.keys():
@@ -187,7 +197,7 @@ class OpenaiEngine(ServerEngine):
                 if name == "max_tokens":
                     wanted["max_completion_tokens"] = value
             try:
-                reply: Any = self._client.chat.completions.create(
+                reply: Any = await self._client.chat.completions.create(
                     model=self._settings.model, messages=turns, **wanted
                 )
             except openai.BadRequestError as error:
@@ -202,8 +212,8 @@ class OpenaiEngine(ServerEngine):
                 self.prices.append(price)
             return reply
 
-    def _caption(self, request: Request) -> Response:
-        reply = self._complete(request, request.prompt, self._settings.max_new_tokens)
+    async def _caption(self, turns: Any) -> Response:
+        reply = await self._complete(turns, self._settings.max_new_tokens)
         choice = reply.choices[0]
         text = choice.message.content or ""
         is_filtered = choice.finish_reason == "content_filter"
@@ -216,7 +226,7 @@ class OpenaiEngine(ServerEngine):
             getattr(reply.usage, "prompt_tokens", None),
         )
 
-    def _score(self, request: Request, choices: Choices) -> Response:
+    async def _score(self, pictures: Parts, choices: Choices) -> Response:
         """Read the letters among the tokens that the server names for the start of its answer.
 
         A letter that is not among them gets the smallest log-probability that was named, an upper
@@ -226,9 +236,8 @@ class OpenaiEngine(ServerEngine):
         first = []
         n_read = 0
         for prompt in choices.prompts:
-            reply = self._complete(
-                request, prompt, 1, logprobs=True, top_logprobs=TOP_LOGPROBS
-            )
+            turns = messages(pictures, prompt)
+            reply = await self._complete(turns, 1, logprobs=True, top_logprobs=TOP_LOGPROBS)
             logprobs = reply.choices[0].logprobs
             if not (logprobs and logprobs.content and logprobs.content[0].top_logprobs):
                 raise ValueError(

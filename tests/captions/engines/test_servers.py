@@ -68,15 +68,19 @@ def test_several_requests_are_under_way_and_each_gets_its_answer(service):
     assert service.most_active == 4
 
 
-@pytest.mark.parametrize(
-    ("limit", "value", "reason"), [("TIMEOUT", 0.3, "seconds"), ("MAX_REPLY", 200, "bytes")]
-)
-def test_a_reply_that_does_not_end_is_an_error_of_its_request(
-    service, monkeypatch, limit, value, reason
-):
+ENDLESS = {
+    "headers": ("TIMEOUT", 0.3, {"X-Long": "x" * 500}, b"{}", "seconds"),
+    "content": ("TIMEOUT", 0.3, {}, b" " * 500, "seconds"),
+    "bytes": ("MAX_REPLY", 200, {}, b" " * 500, "bytes"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_reply_that_does_not_end_is_an_error_of_its_request(service, monkeypatch, name):
+    limit, value, headers, content, reason = ENDLESS[name]
     monkeypatch.setattr(openai, limit, value)
     service.drip = 0.005
-    failing(service, (200, {}, b" " * 500))
+    failing(service, (200, headers, content))
     assert reason in errors(service, 1)[0]
     assert len(service.requests) == 1
 
