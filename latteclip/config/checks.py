@@ -108,7 +108,8 @@ def _labellers(dataset: Dataset) -> Iterator[str]:
     for labeller in dataset.labellers:
         if names.count(labeller.name) > 1:
             yield f"labellers has two labellers called {labeller.name}; rename one."
-        other = same.setdefault(labeller.decides, labeller.name)
+        decides = labeller.captioner or labeller.keys.model_copy(update={"name": ""})
+        other = same.setdefault(decides, labeller.name)
         if other != labeller.name:
             yield (
                 f"the labellers {other} and {labeller.name} have the same answers, which would "

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import layers, registry
-from latteclip.config.labellers import Captioner, Labeller
+from latteclip.config.labellers import Labeller
 from latteclip.config.registry import OBJECTIVES, Model
 from latteclip.config.resolve import Dataset, Method, Run
-from latteclip.core.files import SCORES, digest_of, fingerprint
+from latteclip.core.files import digest_of, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -55,15 +55,6 @@ def code_of(*modules: str) -> str:
     if PAGES in imported:
         files += sorted(_file(PAGES).parent.glob("templates/*"))
     return f"code {modules[0].rpartition('.')[2]} {digest_of(f.read_bytes() for f in files)[:16]}"
-
-
-def engine_code(captioner: Captioner) -> str:
-    """Return the digest of a stage that asks, and of its engine."""
-    stage = "score_classes" if captioner.kind == SCORES else "caption"
-    modules = [f"latteclip.captions.{stage}"]
-    if not captioner.engine.reads_file:
-        modules.append(f"latteclip.captions.engines.{captioner.settings.engine}")
-    return code_of(*modules)
 
 
 def training_code(method: Method, stage: str) -> str:
@@ -115,10 +106,9 @@ def notes(models: Iterable[Model]) -> Paths:
 
 
 def local_files(models: Iterable[Model]) -> str:
-    """Return digests of the models that are folders or files.
+    """Return digests of models on this machine.
 
-    Times of files that were moved or copied say nothing. No command reads this parameter, but
-    another model in the same folder reruns its jobs.
+    No command reads this parameter, but another model in the same folder reruns its jobs.
     """
     return " ".join(files_digest(model.path) for model in models)
 
@@ -179,19 +169,9 @@ def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
 # Classifiers and trainings.
 
 
-def classifier(method: Method) -> str:
-    """Return the classifier of a method without training.
-
-    Where it takes pseudo-labels and these are not fused, it is the adapted one.
-    """
-    is_adapted = method.objective.pseudo_labels and not method.reads_fused_labels
-    file = registry.ADAPTED if is_adapted else method.objective.classifier
-    return f"{method.dataset.results}/{file}"
-
-
 def fold(dataset: Dataset, seed: int | str) -> Settings:
     """Return which training images a seed leaves out: another part for each seed of the run."""
-    share, seeds, number = dataset.keys.selection.share, dataset.run.seeds, int(seed)
+    share, seeds, number = dataset.keys.selection.share, dataset.run.keys.seeds, int(seed)
     # A seed outside the run, whose model a user asks for by its path, has a part too.
     if share and number in seeds:
         number = seeds.index(number)
@@ -217,7 +197,7 @@ def averaged(method: Method) -> list[Settings]:
             "history": f"{of.folder(seed)}/history.parquet",
             "fold": fold(method.dataset, seed),
         }
-        for seed in method.dataset.run.seeds
+        for seed in method.dataset.run.keys.seeds
     ]
 
 
@@ -309,7 +289,7 @@ def report_dataset(dataset: Dataset) -> Settings:
         "config": {
             "dataset": dataset.name,
             "limit": run.keys.limit,
-            "seeds": run.seeds,
+            "seeds": run.keys.seeds,
             **keys.model_dump(exclude={"size", "methods", "finetune"}, exclude_none=True),
             "methods": {
                 m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods

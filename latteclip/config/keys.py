@@ -15,7 +15,6 @@ from pydantic_core import PydanticCustomError
 from latteclip.config import registry
 from latteclip.config.schema import (
     AUTO,
-    AboveZero,
     AtLeastTwo,
     Auto,
     Checksum,
@@ -208,9 +207,7 @@ class CaptionerSection(Section):
     max_images: Positive | None = None
     """images with captions, and with group captions, at most: the least certain; null: all"""
     images_file: Text | None = None
-    """engine file: your captions, or names for discovery, by image_id; Parquet, CSV or JSON
-    Lines
-    """
+    """engine file: your captions, or names for discovery, by image_id"""
     groups_file: Text | None = None
     """engine file: your group captions, by the image_id of each"""
     max_failed: Share = 0.05
@@ -321,7 +318,7 @@ class FinetuneSection(Section):
     """steps of linear warm-up; auto: a tenth, at most 50"""
     batch_size: AtLeastTwo | Auto = 512
     """images per step; auto: by their number"""
-    lr: AboveZero | Auto = 1e-7
+    lr: Annotated[float, Field(gt=0)] | Auto = 1e-7
     """learning rate after the warm-up; auto: find_learning_rate finds it"""
 
 

@@ -42,9 +42,17 @@ class Captioner:
         return ENGINES[self.settings.engine]
 
     @property
+    def modules(self) -> list[str]:
+        """The modules of the stage that asks, and of its engine."""
+        stage = "score_classes" if self.kind == SCORES else "caption"
+        engine = [] if self.engine.reads_file else [f"engines.{self.settings.engine}"]
+        return [f"latteclip.captions.{name}" for name in (stage, *engine)]
+
+    @property
     def models(self) -> list[Model]:
         """The model that its jobs load."""
-        return [registry.captioner_model(self.settings)] if self.engine.loads_model else []
+        names = self.settings.model, self.settings.revision
+        return [registry.captioner_model(*names)] if self.engine.loads_model else []
 
     @property
     def max_images(self) -> int | None:
@@ -115,11 +123,6 @@ class Labeller:
         return captioner is not None and PLACE in captioner.prompts.image
 
     @property
-    def decides(self) -> object:
-        """All that its votes follow from beside the images."""
-        return self.captioner or self.keys.model_copy(update={"name": ""})
-
-    @property
     def votes(self) -> str:
         """The table of its votes, below the results of a dataset."""
         if self.captioner and self.asks == SCORES:
@@ -142,7 +145,8 @@ class Labeller:
         """The CLIP model that its votes follow from."""
         if self.captioner:
             return self.dataset.models
-        return [registry.clip_model(self.clip)] if self.clip else []
+        clip = self.clip
+        return [registry.clip_model(clip.model, clip.pretrained)] if clip else []
 
 
 def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:

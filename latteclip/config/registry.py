@@ -8,13 +8,9 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from latteclip.core.files import IMAGES, SCORES
 from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
-
-if TYPE_CHECKING:
-    from latteclip.config.keys import CaptionerSection, ClipSection
 
 CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
 ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
@@ -82,8 +78,8 @@ OBJECTIVES = {
     "zero_shot_adapted": ObjectiveRecord(classifier=ADAPTED, is_default=True),
     "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
+        pseudo_labels=("fused",),
         follows_answers=True,
-        pseudo_labels=("zero_shot", "zero_shot_adapted", "fused"),
     ),
     "image_prototypes_encoders": ObjectiveRecord(
         classifier="classifiers/image_prototypes_encoders.safetensors",
@@ -160,9 +156,8 @@ class Model:
         return {"kind": self.kind, **(self.names or {})}
 
 
-def clip_model(section: "ClipSection") -> Model:
-    """Return a CLIP by its section."""
-    model, pretrained = section.model, section.pretrained
+def clip_model(model: str, pretrained: str | None) -> Model:
+    """Return a CLIP by two keys of its section."""
     if pretrained and os.path.isfile(pretrained):
         return Model("clip", path=pretrained)
     if not model.startswith(WHOLE):
@@ -170,11 +165,11 @@ def clip_model(section: "ClipSection") -> Model:
     return _model("clip", model, pretrained=pretrained)
 
 
-def captioner_model(section: "CaptionerSection") -> Model:
-    """Return a captioner by its section."""
-    if os.path.isdir(section.model):
-        return Model("captioner", path=section.model)
-    return _model("captioner", section.model, revision=section.revision)
+def captioner_model(model: str, revision: str | None) -> Model:
+    """Return a captioner by two keys of its section."""
+    if os.path.isdir(model):
+        return Model("captioner", path=model)
+    return _model("captioner", model, revision=revision)
 
 
 def encoder_models(names: Iterable[str]) -> list[Model]:

@@ -11,20 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import registry
-from latteclip.config.keys import (
-    Config,
-    DatasetSection,
-    LabellerSection,
-    MethodSection,
-)
+from latteclip.config.keys import Config, DatasetSection, LabellerSection, MethodSection
 from latteclip.config.labellers import Captioner, Labeller, labeller_of
 from latteclip.config.layers import Layer, merge
 from latteclip.config.registry import COLUMNS, OBJECTIVES, Model
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
 from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
-
-ALL = "all"
 
 
 class Run:
@@ -44,7 +37,6 @@ class Run:
         self.given = given
         self.layer = merge(files, given)
         self.keys = validate(Config, self.layer)
-        self.seeds = self.keys.seeds
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
         table = self.keys.table.name
         self.suffix = "" if table == "summary" else f"-{table}"
@@ -66,7 +58,7 @@ class Run:
     def _chosen(self) -> list[str]:
         """Return the keys of the datasets."""
         known = self.layer["datasets"]
-        names = self.downloadable if self.keys.dataset == [ALL] else self.keys.dataset
+        names = self.downloadable if self.keys.dataset == ["all"] else self.keys.dataset
         if self.keys.image_dir:
             self._take_folder(self.keys.image_dir, names, known)
         for name in names:
@@ -79,18 +71,14 @@ class Run:
 
     def _take_folder(self, folder: str, names: list[str], known: dict[str, Any]) -> None:
         """Make `image_dir` the source of the one dataset."""
-        if len(names) > 1:
-            raise UserError(
-                f"image_dir is the folder of one dataset, but dataset is {', '.join(names)}; name "
-                "the folder of each as source.folder in config/datasets/<dataset>.yaml."
-            )
         values = known.setdefault(names[0], {})
         file = values.get("split", {}).get("file")
-        if "source" in values and not (file and Path(folder, file).is_file()):
+        is_free = "source" not in values or (file and Path(folder, file).is_file())
+        if len(names) > 1 or not is_free:
             raise UserError(
-                f"image_dir {folder} would replace the source of dataset {names[0]}, and it lacks "
-                f"split.file ({file}); leave image_dir out, or name your images otherwise, such as "
-                "dataset=mine."
+                f"image_dir {folder} cannot be the source of dataset {', '.join(names)}: it is for "
+                f"one dataset, of your own or with its split.file ({file}) in the folder; name "
+                "your images otherwise, such as dataset=mine."
             )
         values["source"] = {"folder": folder}
 
@@ -195,7 +183,7 @@ class Dataset:
     def trainings(self) -> list[tuple["Method", int]]:
         """Each fine-tuning of the run, those of an average included, with its seed."""
         trained = dict.fromkeys(m.trained for m in self.methods if m.trained)
-        return [(method, seed) for method in trained for seed in self.run.seeds]
+        return [(method, seed) for method in trained for seed in self.run.keys.seeds]
 
     @property
     def runs(self) -> list[tuple["Method", int]]:
@@ -203,7 +191,7 @@ class Dataset:
         return [
             (method, seed)
             for method in self.methods
-            for seed in (self.run.seeds if method.objective.module else [0])
+            for seed in (self.run.keys.seeds if method.objective.module else [0])
         ]
 
     @property
@@ -216,7 +204,7 @@ class Dataset:
     @property
     def models(self) -> list[Model]:
         """The CLIP model."""
-        return [registry.clip_model(self.keys.clip)]
+        return [registry.clip_model(self.keys.clip.model, self.keys.clip.pretrained)]
 
     @property
     def all_models(self) -> list[Model]:
@@ -277,10 +265,12 @@ class Dataset:
         return [labeller.column for labeller in self.labellers if labeller.column]
 
     @property
-    def caption_kinds(self) -> list[str]:
+    def caption_kinds(self) -> set[str]:
         """Kinds of captions, "image" and "group", that a method or its labels need."""
-        kinds = ("image", "group")
-        return [kind for kind in kinds if any(m.needs_captions(kind) for m in self.methods)]
+        kinds = {kind for m in self.methods for kind in (m.averaged or m).caption_kinds}
+        if self.reads_fused_labels and COLUMNS[IMAGES] in self.columns:
+            kinds.add("image")
+        return kinds
 
     @property
     def reads_fused_labels(self) -> bool:
@@ -354,14 +344,8 @@ class Method:
         dataset = self.dataset
         return dataset.all_models if self.objective.reads_encoders else dataset.models
 
-    def reads_captions(self, kind: str) -> bool:
-        """Return whether it trains on captions of a kind, "image" or "group"."""
-        is_on = getattr(self.keys.switches, f"{kind}_description")
-        return kind in self.objective.captions and bool(is_on)
-
-    def needs_captions(self, kind: str) -> bool:
-        """Return whether it or its labels need captions of a kind."""
-        if (self.averaged or self).reads_captions(kind):
-            return True
-        asks = COLUMNS[IMAGES] in self.dataset.columns
-        return kind == "image" and asks and self.reads_fused_labels
+    @property
+    def caption_kinds(self) -> list[str]:
+        """Kinds of captions, "image" and "group", that it trains on."""
+        switches = dict(self.keys.switches)
+        return [kind for kind in self.objective.captions if switches[f"{kind}_description"]]

@@ -13,47 +13,42 @@ from latteclip.core.terminal import one_line
 NAME = "^[A-Za-z0-9_-]{1,100}$"
 CHECKSUM = "^(hub|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40})$"
 WITH_PLACE = r"\{\}"
-# Removed keys by their path or its end, without numbers in lists, and what to do instead. The next
-# release deletes them.
+# What to do in place of removed keys, which are named by their path or its end, without numbers in
+# lists. The next release deletes them. Where nothing replaces a key, the program has one value,
+# such as the paper's, or works without.
 REMOVED = {
-    "class_groups": "use predict --topk and add up the probabilities of the classes of a group.",
-    "captions": "set compute.shards in place of captions.shards.",
-    "container": "run the commands inside the image of envs/Dockerfile.",
-    "discover.file": "set captioner.images_file.",
-    "groups.groups_per_class": "set captioner.max_images.",
-    "split.classes": "set class_names to folders or discover, or split.class_list to a file.",
-    "labellers.pretrained": "write model: open_clip:<model>/<tag>.",
-    "split.image": "leave one image of each sample in the tar.",
-    "sources.type": "write hf: datasets/<repo>.",
-    "threads": "set compute.threads.",
-    "voters": "list who labels under labellers.",
-    "votes": "list who labels under labellers.",
-    "labellers.captioner": "set model, engine, prompt and max_images of the labeller.",
-    "labellers.scores": "set max_images of the labeller.",
-    "graph": "label propagation is gone; take method image_prototypes.",
-    "head": "take method latteclip_fused, or image_prototypes for a classifier of image features.",
-    "processes": "a training takes one GPU, and several trainings run at once.",
-    "retrain": "models train again where their images, labels or settings changed.",
-    "retrain_share": "models train again where their images, labels or settings changed.",
-    "student": "take a small CLIP as clip.model, such as MobileCLIP2-S0.",
-    "max_cost": "set max_images of captioner, of scores, or of an entry of labellers.",
-    "captioner.price_input": "set max_images; a provider's console limits money.",
-    "captioner.price_output": "set max_images; a provider's console limits money.",
-    "captioner.concurrency": "set captioner.batch_size.",
-    "captioner.requests_per_second": "set captioner.batch_size.",
-    "scores.file": "list your scores as a labeller of kind file.",
-    "scores.share": "set scores.max_images.",
-    "scores.min_gain": "set scores.max_images.",
+    "use predict --topk and add up the probabilities of the classes of a group.": "class_groups",
+    "set compute.shards in place of captions.shards.": "captions",
+    "run the commands inside the image of envs/Dockerfile.": "container",
+    "set captioner.images_file.": "discover.file",
+    "set captioner.max_images.": "groups.groups_per_class",
+    "set class_names to folders or discover, or split.class_list to a file.": "split.classes",
+    "write model: open_clip:<model>/<tag>.": "labellers.pretrained",
+    "leave one image of each sample in the tar.": "split.image",
+    "write hf: datasets/<repo>.": "sources.type",
+    "set compute.threads.": "threads",
+    "list who labels under labellers.": "voters votes",
+    "set model, engine, prompt and max_images of the labeller.": (
+        "labellers.captioner labellers.scores"
+    ),
+    "label propagation is gone; take method image_prototypes.": "graph",
+    "take method latteclip_fused, or image_prototypes for a classifier of image features.": "head",
+    "a training takes one GPU, and several trainings run at once.": "processes",
+    "models train again where their images, labels or settings changed.": "retrain retrain_share",
+    "take a small CLIP as clip.model, such as MobileCLIP2-S0.": "student",
+    "set max_images of captioner, of scores, or of an entry of labellers.": (
+        "max_cost captioner.price_input captioner.price_output scores.share scores.min_gain"
+    ),
+    "set captioner.batch_size.": "captioner.concurrency captioner.requests_per_second",
+    "list your scores as a labeller of kind file.": "scores.file",
+    "leave it out.": """
+        discover.max_new_tokens captioner.timeout captioner.retries inference groups.gap
+        groups.layout groups.seed split.test_fraction split.suffix scores.topk scores.choose
+        scores.rounds scores.examples scores.orders scores.none_option labellers.share into unpack
+        source.textures prototypes weight_decay beta1 beta2 eps batch_norm micro_batch
+        gradient_checkpointing compute.compile cache_gib steps_multiple_of
+    """,
 }
-# Keys that nothing replaces: the program has one value, such as the paper's, or works without.
-CONSTANT = """
-    discover.max_new_tokens captioner.timeout captioner.retries inference groups.gap groups.layout
-    groups.seed split.test_fraction split.suffix scores.topk scores.choose scores.rounds
-    scores.examples scores.orders scores.none_option labellers.share into unpack source.textures
-    prototypes weight_decay beta1 beta2 eps batch_norm micro_batch gradient_checkpointing
-    compute.compile cache_gib steps_multiple_of
-"""
-REMOVED |= dict.fromkeys(CONSTANT.split(), "leave it out.")
 # What a value must do to match a pattern.
 IN_WORDS = {
     NAME: "be at most 100 letters, digits, _ and -",
@@ -71,7 +66,6 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Pixels = Annotated[int, Field(ge=16)]
-AboveZero = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 
@@ -170,8 +164,9 @@ def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> s
         wanted = " or ".join(dict.fromkeys(map(_wanted, same)))
         return f"{where} must {wanted}, not {one_line(repr(first['input']), 120)}."
     names = f".{'.'.join(part for part in path if not part.isdigit())}."
-    if step := next((REMOVED[key] for key in REMOVED if f".{key}." in names), None):
-        return f"{where} was removed: {step}"
+    for step, removed in REMOVED.items():
+        if any(f".{key}." in names for key in removed.split()):
+            return f"{where} was removed: {step}"
     section = kind
     for part in path[:-1]:
         field = section.model_fields.get(part)

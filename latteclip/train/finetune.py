@@ -91,7 +91,7 @@ def _identity(
     """Return a digest of all that decides the result, of which `inputs` is that of the data."""
     decisive = {**settings.model_dump(), "fold": asdict(fold), "recipe": asdict(recipe)}
     decisive |= {"seed": seed, "inputs": inputs}
-    if local := registry.clip_model(settings.clip).path:
+    if local := registry.clip_model(settings.clip.model, settings.clip.pretrained).path:
         decisive["model"] = fingerprint(local)
     return digest_of([json.dumps(decisive, sort_keys=True)])
 

@@ -27,7 +27,7 @@ def test_photographs_in_a_folder_run_without_training_and_group_captions(config,
     [demo] = configured(config).datasets
     assert found.method_names == demo.method_names[:3]
     assert not any(method.trained for method in found.methods)
-    assert found.caption_kinds == ["image"]
+    assert found.caption_kinds == {"image"}
 
 
 def test_a_folder_replaces_the_source_of_a_dataset_only_if_it_has_the_dataset_s_split(
@@ -116,5 +116,5 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
 def test_what_is_named_twice_runs_once(config):
     run = configured(config, dataset="demo,demo", seeds="1,01", method="flyp,flyp")
     assert [each.name for each in run.datasets] == ["demo"]
-    assert run.seeds == [1]
+    assert run.keys.seeds == [1]
     assert run.datasets[0].method_names == ["flyp"]

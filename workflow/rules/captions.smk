@@ -30,7 +30,7 @@ rule caption_images:
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=1),
     params:
-        code=of(engine_code, IMAGES),
+        code=of(lambda asked: code_of(*asked.modules), IMAGES),
         model_files=local_files(IMAGES),
         captioner=as_json(lambda asked: asked.settings, IMAGES),
         prompt=of(lambda asked: asked.prompt, IMAGES),
@@ -85,7 +85,7 @@ rule caption_groups:
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=1),
     params:
-        code=of(engine_code, GROUPS),
+        code=of(lambda asked: code_of(*asked.modules), GROUPS),
         model_files=local_files(GROUPS),
         captioner=as_json(lambda asked: asked.settings, GROUPS),
         canvas=of(lambda dataset: dataset.keys.groups.canvas),
@@ -131,7 +131,7 @@ rule score_classes:
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=0.5),  # options are asked about in two orders
     params:
-        code=of(engine_code, SCORES),
+        code=of(lambda asked: code_of(*asked.modules), SCORES),
         model_files=local_files(SCORES),
         captioner=as_json(lambda asked: asked.settings, SCORES),
         scores=as_json(lambda asked: asked.scores, SCORES),

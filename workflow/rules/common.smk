@@ -15,7 +15,7 @@ from latteclip.cli.machine import Machine
 from latteclip.cli.messages import Handlers
 from latteclip.cli.rules import Rules, file_names, one_of, options, part
 from latteclip.config import jobs, registry
-from latteclip.config.jobs import code_of, engine_code, training_code
+from latteclip.config.jobs import code_of, training_code
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, edited_classes
 
 machine = Machine(workflow)

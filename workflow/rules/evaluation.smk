@@ -39,7 +39,10 @@ rule evaluate_classifier:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=PSEUDO_LABELS,
-        classifier=of(jobs.classifier, "method"),
+        classifier=of(
+            lambda method: f"{method.dataset.results}/{method.objective.classifier}",
+            "method",
+        ),
         models=notes("method"),
         votes=branch(of(READS_FUSED, "method"), then=VOTES),
         image_encoders=of(

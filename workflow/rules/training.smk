@@ -15,10 +15,10 @@ TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": PSEUDO_LABELS,
     "image_captions": branch(
-        of(lambda each: each.reads_captions("image"), "method"), then=IMAGE_CAPTIONS
+        of(lambda each: "image" in each.caption_kinds, "method"), then=IMAGE_CAPTIONS
     ),
     "group_captions": branch(
-        of(lambda each: each.reads_captions("group"), "method"), then=GROUP_CAPTIONS
+        of(lambda each: "group" in each.caption_kinds, "method"), then=GROUP_CAPTIONS
     ),
     "fused_labels": branch(of(READS_FUSED, "method"), then=FUSED_LABELS),
     "fusion_report": branch(of(READS_FUSED, "method"), then=FUSION_REPORT),
