@@ -120,20 +120,15 @@ def test_answers_after_the_first_image_without_one_are_left_out(session, label_o
     assert session.score(session.answers()) == before
 
 
-def score_again(results, runs=None):
+def score_again(results):
     """What the rule writes of an audit of made results."""
     folder, output = results.folder / "audit" / "test", str(results.folder / "audit.json")
     files = [
         RunFiles(run.method, run.seed, run.metrics, "", run.predictions)
-        for run in runs or results.runs
+        for run in results.runs
     ]
-    score.score_audit(
-        "made",
-        results.images,
-        str(folder / "plan.parquet"),
-        files,
-        output,
-    )
+    plan = str(folder / "plan.parquet")
+    score.score_audit("made", results.images, plan, files, output)
     return read_audit(output)
 
 

@@ -38,9 +38,9 @@ def label_of(taken):
     return dict(zip(taken.ids, (CLASSNAMES[label] for label in taken.truth), strict=True))
 
 
-def answer_all(session, answer_to, answers=None):
+def answer_all(session, answer_to):
     """Answer the open questions one by one until none is left, and save."""
-    answers = dict(answers or {})
+    answers = {}
     while questions := session.open_questions(answers):
         one = questions[0]
         assert session.questions[one.number] is one  # by which the server finds its picture

@@ -13,8 +13,8 @@ COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
 PLACE = "48.2082 N"
 
 
-def squares(side=30):
-    return [Image.new("RGB", (side, side), colour) for colour in COLOURS]
+def squares():
+    return [Image.new("RGB", (30, 30), colour) for colour in COLOURS]
 
 
 @pytest.mark.parametrize(("canvas", "gap"), [(672, 20), (61, 2)])

@@ -114,9 +114,3 @@ def test_a_stage_grows_without_the_time_of_loading(limited, capsys):
     assert hours == {name: f"{value / 3600:.2f}" for name, value in seconds.items()}
     assert "1,920 images" in lines[0] and any("640 requests" in line for line in lines)
     assert any("disk: " in line and "results/demo" in line for line in lines)
-
-
-def test_without_a_limited_run_the_command_that_makes_one_is_named(limited, capsys):
-    assert main.main(["status", "--estimate", "dtd"]) == 0
-    said = capsys.readouterr().out
-    assert "captions of images" in said and "--config dataset=dtd limit=" in said

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from support.backbones import CPU, TEXTS, limit_memory, pictures
 from support.tiny import BACKBONES, CONTEXT, END, START, WIDTH, tiny_clip
 
-from latteclip.clip import classifier as classifiers
-from latteclip.clip import encode
+from latteclip.clip import classifier, encode
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, FeatureMemmap
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.base import contrastive
 
@@ -116,20 +114,10 @@ def test_no_memory_for_a_single_image_is_a_sentence_and_training_batches_do_not_
         encode.encode_images(clip, pictures(clip, 5))
 
 
-# --- classes of features, and features on the disk ------------------------------------------------
-
-
-def test_the_best_classes_come_first_ties_by_class():
-    images, classifier = torch.randint(-1, 2, (23, 3)).float(), torch.ones(5, 3)
-    labels, best = classifiers.classify(images, Classifier.of(classifier), 3)
-    assert torch.equal(labels, torch.arange(3).expand(23, 3))
-    assert torch.equal(best, images.sum(dim=1, keepdim=True).expand(23, 3))
-
-
 def test_a_full_disk_is_noticed_before_a_row_is_written(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(classifiers.os, "posix_fallocate", full)
+    monkeypatch.setattr(classifier.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        FeatureMemmap(23, 3)
+        classifier.FeatureMemmap(23, 3)

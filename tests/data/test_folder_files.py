@@ -1,8 +1,7 @@
 import os
 
 import pytest
-from support.image_folders import folders, images, index
-from support.shards import picture
+from support.image_folders import folders, images
 
 from latteclip.config.keys import SplitSection
 from latteclip.core.errors import UserError
@@ -52,17 +51,6 @@ def test_a_link_leads_to_a_folder_that_moved_and_replaces_no_folder(tmp_path):
     (tmp_path / "filled" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="filled"):
         folder_files.link(str(moved), str(tmp_path / "filled"))
-
-
-def test_the_index_tells_of_other_bytes_in_a_picture_of_the_same_size(tmp_path):
-    """Snakemake compares an index that is newer with the one that later stages read."""
-    root = folders(tmp_path / "photos")
-    contents = set()
-    for _ in range(2):
-        index(root, tmp_path)
-        contents.add((tmp_path / "out" / "images.parquet").read_bytes())
-        (root / "cat" / "1.jpg").write_bytes(picture(0) + b"\0")
-    assert len(contents) == 2
 
 
 # Examples of classes, which are not in the dataset.

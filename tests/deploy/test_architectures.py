@@ -1,18 +1,22 @@
 """CLIPs that people use: zero-shot labels, a step of fine-tuning, an export and its predictions."""
 
-import json
-import zlib
 from pathlib import Path
 
 import open_clip
 import pytest
 import timm
 import torch
-import transformers
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support.backbones import predictions
-from support.tiny import TEMPLATE, write_index, write_pictures
+from support.tiny import (
+    BACKBONES,
+    OWN,
+    TEMPLATE,
+    write_backbone,
+    write_index,
+    write_pictures,
+)
 from support.trainings import settings
 from timm.models import register_model
 
@@ -29,8 +33,16 @@ N = 4
 
 
 SIDE = 64
-TEXT = {"width": 32, "heads": 2, "layers": 2}
 SMALL_VIT = {"img_size": SIDE, "depth": 2, "embed_dim": 48, "num_heads": 3}
+# open_clip's name: timm's name of its image tower, and what makes that smaller.
+ARCHITECTURES = {
+    "ViT-B-16-SigLIP2-256": ("vit_base_patch16_siglip_256", SMALL_VIT),
+    "MobileCLIP-S1": (
+        "fastvit_mci1",
+        {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)},
+    ),
+    "EVA02-B-16": ("eva02_base_patch16_clip_224", SMALL_VIT),
+}
 
 
 def _smaller(name, **options):
@@ -43,72 +55,29 @@ def _smaller(name, **options):
     return register_model(make).__name__
 
 
-# open_clip's name: (width of its features here, changes of its image tower).
-ARCHITECTURES = {
-    "ViT-B-16-SigLIP2-256": (48, ("vit_base_patch16_siglip_256", SMALL_VIT)),
-    "MobileCLIP-S1": (
-        48,
-        ("fastvit_mci1", {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)}),
-    ),
-    "ViT-B-32-256": (40, {"layers": 2, "width": 48, "head_width": 16}),
-    "EVA02-B-16": (48, ("eva02_base_patch16_clip_224", SMALL_VIT)),
-}
-
-
-def described(name, folder):
-    """open_clip's model_cfg of a name, made smaller; a tokenizer of the hub becomes one of ours."""
+def small(name):
+    """open_clip's model_cfg and preprocess_cfg of a name, made smaller."""
     config = open_clip.get_model_config(name)
-    width, tower = ARCHITECTURES[name]
-    config["embed_dim"] = width
-    vision, text = {**config["vision_cfg"]}, {**config["text_cfg"], **TEXT}
-    if isinstance(tower, dict):
-        vision |= tower
-    else:
-        assert vision["timm_model_name"] == tower[0]
-        vision |= {"timm_model_name": _smaller(tower[0], **tower[1]), "image_size": SIDE}
-    if "hf_tokenizer_name" in text:
-        text |= {
-            "hf_tokenizer_name": str(folder),
-            "vocab_size": write_gemma_tokenizer(folder),
-        }
-    return {**config, "vision_cfg": vision, "text_cfg": text}
+    tower, options = ARCHITECTURES[name]
+    assert config["vision_cfg"]["timm_model_name"] == tower
+    vision = {"timm_model_name": _smaller(tower, **options), "image_size": SIDE}
+    text = {"width": 32, "heads": 2, "layers": 2}
+    if "hf_tokenizer_name" in config["text_cfg"]:
+        text |= OWN
+    config |= {
+        "embed_dim": 48,
+        "vision_cfg": config["vision_cfg"] | vision,
+        "text_cfg": config["text_cfg"] | text,
+    }
+    return config, {"mean": [0.5] * 3, "std": [0.5] * 3} if "SigLIP" in name else {}
 
 
-def write_gemma_tokenizer(folder):
-    """A tokenizer of lower-case letters, of the class of SigLIP 2's; the size of its vocabulary."""
-    words = [
-        *["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁"],
-        *"abcdefghijklmnopqrstuvwxyz",
-    ]
-    tokenizer = transformers.GemmaTokenizer(vocab={word: n for n, word in enumerate(words)})
-    tokenizer.padding_side = "right"  # as SigLIP 2's says
-    tokenizer.save_pretrained(folder)
-    return len(tokenizer)
-
-
-def write_architecture(name, folder):
-    """A random model as a folder; the name by which it is loaded."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = described(name, folder)
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3} if "SigLIP" in name else {}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
-    )
-    torch.manual_seed(zlib.crc32(name.encode()))
-    model = open_clip.create_model(f"local-dir:{folder}")
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
-
-
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def architecture(request, tmp_path_factory):
-    return request.param, write_architecture(request.param, tmp_path_factory.mktemp("clip"))
-
-
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
-    architecture, tmp_path
+    name, tmp_path, monkeypatch
 ):
-    name, model = architecture
+    monkeypatch.setitem(BACKBONES, name, small(name))
+    model = write_backbone(name, tmp_path / "clip")
     pictures = write_pictures(tmp_path / "pictures", N)
     rows = pictures, ["train"] * N, [None] * N, CLASSNAMES
     index = write_index(tmp_path / "images.parquet", *rows)

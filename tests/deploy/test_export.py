@@ -13,7 +13,6 @@ import transformers
 import yaml
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
-from support import records
 from support.backbones import CLASSNAMES, CPU, NAMES, TEMPLATES, predictions
 from support.tiny import BACKBONES, SIDE, write_backbone, write_encoder, write_pictures
 
@@ -21,7 +20,6 @@ from latteclip.cli import main
 from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy.export import export
 
@@ -45,12 +43,6 @@ def tuned(folder, clip, encoders=()):
     return folder
 
 
-def card_of(folder):
-    """The YAML and the text of a model card."""
-    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
-    return yaml.safe_load(front), text
-
-
 # --- the same predictions in every format --------------------------------------------------------
 
 
@@ -65,7 +57,9 @@ def test_the_python_of_the_card_predicts_as_we_do(
         turned[ExifTags.Base.Orientation] = 6  # as a phone that is held upright writes it
         Image.open(path).save(path, exif=turned)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    code = card_of(out)[1].split("```python\n")[1].split("```")[0]
+    _, front, text = (out / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["tags"]
+    code = text.split("```python\n")[1].split("```")[0]
     labels = []
     for one in predictions(model, paths):
         text = code.replace("<this folder>", str(out)).replace("photo.jpg", one.path)
@@ -183,25 +177,6 @@ def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
 
 
 # --- what lies beside the weights ----------------------------------------------------------------
-
-
-def test_the_card_has_dataset_method_accuracy_licence_and_classes(model, tmp_path):
-    run = tmp_path / "mine" / "latteclip" / "seed2"
-    shutil.copytree(model, run / "model")
-    metrics = {"dataset": "demo", "method": "latteclip", "seed": 2, "flags": []}
-    figures = {"images": 40, "acc1": 0.5125, "acc5": 0.9, "mean_per_class_recall": 0.4}
-    metrics |= figures
-    (run / "metrics.json").write_text(json.dumps(metrics))
-    metadata = records.training_metadata(model="ViT-B/32", pretrained="laion2b_s34b_b79k")
-    columns = {name: [None] for name in tables.HISTORY.names}
-    tables.write(run / "history.parquet", columns, tables.HISTORY, metadata)
-    out = tmp_path / "out"
-    export(str(run), str(out), "open_clip")
-    front, text = card_of(out)
-    assert front["library_name"] == "open_clip"
-    words = [*NAMES, TEMPLATES[0], "latteclip", "51.25 %", "90.00 %", "40.00 %"]
-    words += ["ViT-B/32 with laion2b_s34b_b79k", "labels of training images | not read |"]
-    assert [word for word in words if word not in text] == []
 
 
 def test_an_export_in_the_folder_of_the_model_leaves_out_what_snakemake_put_there(

@@ -100,8 +100,9 @@ def folder_of(label):
     return names[CLASSNAMES.index(label)]
 
 
-def test_torchvision_reads_the_image_folder(taken, tmp_path):
+def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path):
     torchvision = pytest.importorskip("torchvision.datasets")
+    hub = pytest.importorskip("datasets")
     output = tmp_path / "folder"
     labels("export", str(taken.folder), "imagefolder", str(output))
     read = torchvision.ImageFolder(output)
@@ -117,6 +118,10 @@ def test_torchvision_reads_the_image_folder(taken, tmp_path):
     assert {
         row["file"]: row["image_id"] for row in read_csv(output / "labels.csv")
     } == found
+    place = {"data_dir": str(output), "cache_dir": str(tmp_path / "cache")}
+    loaded = hub.load_dataset("imagefolder", split="train", **place)
+    assert loaded.features["label"].names == read.classes
+    assert sorted(loaded["label"]) == sorted(read.targets)
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])

@@ -95,6 +95,13 @@ def test_the_table_has_the_predictions(model, pictures, tmp_path, capsys):
     assert capsys.readouterr().out.partition("\n")[0].endswith(f"score_{C}")
 
 
+def test_a_folder_of_broken_images_alone_is_a_table_without_rows(model, tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    assert run(model, tmp_path) == 3
+    printed = capsys.readouterr()
+    assert "a.jpg" in printed.err and printed.out.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "folder.csv"])
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     tmp_path, capsys, name

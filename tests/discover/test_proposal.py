@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from latteclip.core.errors import UserError
-from latteclip.discover import grouping
 from latteclip.discover.grouping import Evidence
 from latteclip.discover.names import phrases, read_names
 from latteclip.discover.proposal import Action, propose, replay
@@ -69,27 +67,6 @@ def test_names_that_say_nothing_only_name_what_k_means_groups(world):
     found = proposal_of(Evidence.of(evidence.features, read_names(answers)), KINDS)
     assert right(found.labels, truth) > 0.95
     assert {names[0] for names in found.about.names} > {"word0", "word1", "word2"}
-
-
-def test_the_number_of_classes_has_the_largest_silhouette(world):
-    """The same by plain loops, over the merges of some groups."""
-    _, evidence = world
-    x = evidence.features[::4].astype(float)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    start = np.arange(len(x)) % 7
-    tree = linkage(np.arange(7)[:, None] ** 1.5, "complete")
-    means = {}
-    for number in range(2, 8):
-        labels = fcluster(tree, number, "maxclust")[start]
-        values = []
-        for i, own in enumerate(labels):
-            to = {k: [1 - x[i] @ x[j] for j in np.flatnonzero(labels == k) if j != i]
-                  for k in set(labels)}  # fmt: skip
-            inner, outer = np.mean(to.pop(own)), min(map(np.mean, to.values()))
-            values.append((outer - inner) / max(outer, inner))
-        means[number] = np.mean(values)
-    best = max(means, key=means.get)
-    assert grouping.best_number(x.astype(np.float32), start, tree) == best
 
 
 def test_actions_are_replayed_in_their_order(proposed):

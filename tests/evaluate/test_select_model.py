@@ -53,14 +53,14 @@ class Results:
             )
             agree = np.arange(N) < share * N
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
-            self.write_predictions(files["train_predictions"], predictions)
+            columns = {"image_id": IDS[::-1], "prediction": predictions[::-1]}
+            columns["prediction"] = columns["prediction"].astype(np.int32)
+            metadata = ClassesMetadata(CLASSNAMES)
+            path = files["train_predictions"]
+            tables.write(path, columns, tables.TRAIN_PREDICTIONS, metadata)
             paths = {name: str(path) for name, path in files.items()}
             self.runs.append(Candidate(method, 0, **candidacy(objective), **paths))
         self.write_votes(votes)
-
-    def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
-        columns = {"image_id": ids[::-1], "prediction": predictions[::-1].astype(np.int32)}
-        tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(classnames))
 
     def write_votes(self, votes, **described):
         metadata = VotesMetadata(CLASSNAMES, **{"unfit": "", **described})
@@ -68,8 +68,8 @@ class Results:
         columns |= dict.fromkeys(["head", "joint_head"], pa.nulls(len(votes)))
         tables.write(self.folder / "votes.parquet", columns, tables.VOTES, metadata)
 
-    def select(self, *, votes=True, audit=None):
-        path = str(self.folder / "votes.parquet") if votes else None
+    def select(self, audit=None):
+        path = str(self.folder / "votes.parquet")
         output, model = self.folder / "selection.json", self.folder / "model"
         stage.select_model("set", self.runs, path, audit, str(output), str(model))
         return json.loads(output.read_text()), (model / "weights").read_text()

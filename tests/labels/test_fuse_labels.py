@@ -296,11 +296,11 @@ def test_answers_that_are_empty_change_no_byte(dataset):
     assert dataset.run(answers=answers) and dataset.written(*OUTPUTS) == before
 
 
-def rows_of(taught, drawn, none=0, unsure=0, n_classes=3):
+def rows_of(taught, drawn, none=0):
     """Answers about the first rows: class 0, and of no class for the first of those taught."""
-    shares = np.zeros((taught + drawn, n_classes))
+    shares = np.zeros((taught + drawn, 3))
     shares[none:, 0] = 1
-    return Answers(np.arange(len(shares)), shares, np.arange(len(shares)) >= taught, unsure)
+    return Answers(np.arange(len(shares)), shares, np.arange(len(shares)) >= taught)
 
 
 def test_cannot_tell_and_none_of_these_are_no_right_labels():

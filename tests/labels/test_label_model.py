@@ -138,25 +138,6 @@ def test_images_correct_random_votes(right):
     assert np.allclose(model.predict_proba(planted.x).sum(axis=1), 1)
 
 
-def test_clear_images_correct_votes_that_confuse_each_class_with_one_other():
-    right = []
-    for seed in range(5):
-        planted = Planted(seed)
-        n = len(planted.truth)
-        confused = (planted.truth + (planted.rng.random(n) < 0.3)) % C
-        right.append(planted.right(planted.fit({"a": confused}).labels_))
-    assert np.mean(right) > 0.995
-
-
-def test_new_images_of_a_class_that_has_most_images_are_known():
-    right = []
-    for seed in range(5):
-        planted = Planted(seed, (350, 30, 30, 30, 30, 30), noise=0.25)
-        of_most = planted.images(np.zeros(200, dtype=int))
-        right.append(np.mean(planted.fit().predict(of_most) == 0))
-    assert np.mean(right) > 0.8  # 0.77 by directions alone
-
-
 def test_a_class_that_no_vote_names_has_no_image_and_no_new_image():
     planted = Planted(counts=(60, 60, 60, 60, 0), noise=0.4)
     votes = np.where(planted.votes == 4, 0, planted.votes)
@@ -215,18 +196,6 @@ def test_random_votes_beside_class_texts_count_as_random():
     assert model.labellers_["nobody"].weight == 0
 
 
-def test_votes_that_images_do_not_predict_leave_the_labels_of_class_texts():
-    """The folds of images follow from votes, so a few labels differ."""
-    same = []
-    for seed in range(4):
-        planted = Planted(seed, (120, 66, 36, 20, 11, 6), noise=0.1, texts=0.5)
-        nobody = planted.rng.permutation(planted.voter(0.3))
-        alone = planted.fit({}, planted.texts).labels_
-        beside_votes = planted.fit({"nobody": nobody}, planted.texts).labels_
-        same.append(np.mean(alone == beside_votes))
-    assert np.mean(same) > 0.97, same
-
-
 def test_images_that_cannot_tell_classes_apart_change_nothing():
     """Each class is one of three kinds that look alike: only the labeller can know them."""
     planted = Planted(counts=(40,) * 5, noise=0.15)
@@ -257,26 +226,6 @@ def test_nobody_can_know_that_a_labeller_swaps_two_classes():
     drawn = planted.fit({"a": swapped}, answers=planted.answers(rows, drawn=True))
     found = drawn.labellers_["a"].accuracy
     assert found.low < planted.right(swapped) < found.high and found.n == 60
-
-
-def test_ranked_answers_help():
-    """The second choice of a labeller is right more often than a class that is drawn."""
-    planted = Planted(right=0.5, noise=0.3, counts=(100,) * C)
-    second = np.where(
-        planted.rng.random(len(planted.truth)) < 0.7, planted.truth, planted.voter(0.2)
-    )
-    second = np.where(second == planted.votes, (planted.votes + 1) % C, second)
-    options = np.stack([planted.votes, second], axis=1)
-    ranked = planted.fit({"a": (options, np.tile([0.7, 0.3], (len(options), 1)))})
-    assert planted.right(ranked.labels_) > planted.right(planted.fit().labels_) + 0.02
-
-
-def test_later_choices_decide_nothing_where_images_predict_no_vote():
-    planted = Planted(counts=(240, 0, 0, 0, 0, 0))
-    first = np.zeros(240, int)
-    options = np.stack([first, planted.rng.integers(1, C, size=240)], axis=1)
-    model = planted.fit({"a": (options, np.tile([0.7, 0.3], (240, 1)))})
-    assert (model.labels_ == 0).all()
 
 
 def test_without_images_labels_are_not_below_the_majority():

@@ -147,12 +147,6 @@ def test_a_sample_depends_on_seed_pass_and_image_alone(
     assert len({image.numpy().tobytes() for image in others}) == 4
 
 
-def test_nothing_is_cached_without_room(paths, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FREE", 10**12)
-    assert images(paths, tmp_path / "cache")[0, 0][1].shape == (3, *SIDE)
-    assert not (tmp_path / "cache").exists()
-
-
 def test_a_full_disk_leaves_images_uncached(paths, tmp_path, monkeypatch):
     files = images(paths, tmp_path / "cache")
     full = nullcontext(Path("/dev/full"))

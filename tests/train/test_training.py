@@ -1,68 +1,21 @@
-"""The set-up of a training, on kinds of CLIP that open_clip builds, and its steps."""
+"""The steps of a training."""
 
 from functools import partial
 
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from support.backbones import CPU, limit_memory
+from support.backbones import limit_memory
 from support.objectives import SHAPES, Case
 from support.tiny import FINETUNE, ROOT
 
-from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.config import layers
-from latteclip.config.keys import FinetuneSection
 from latteclip.config.resolve import Run
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.flyp import Flyp
-from latteclip.train.settings import Recipe, recipe_for, steps_per_epoch
+from latteclip.train.settings import Recipe
 from latteclip.train.training import Training
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-@given(n=st.integers(2, 2_000_000))
-def test_auto_follows_from_the_number_of_images(n):
-    auto = FinetuneSection(
-        **FINETUNE | dict.fromkeys(["epochs", "warmup_steps", "batch_size", "lr"], "auto")
-    )
-    recipe, more = recipe_for(auto, n, 1e-5), recipe_for(auto, 2 * n, 1e-5)
-    assert recipe.lr == 1e-5
-    assert recipe.batch_size in (64, 128, 256, 512)
-    assert 3 <= recipe.epochs <= 30
-    steps = recipe.epochs * steps_per_epoch(n, recipe.batch_size)
-    assert recipe.warmup_steps <= steps / 10
-    assert more.batch_size >= recipe.batch_size
-    assert more.epochs <= recipe.epochs
-    given = FINETUNE | {"lr": 0.5}
-    assert recipe_for(FinetuneSection(**given), n, 1e-5) == Recipe(**given)
-
-
-# --- set-up --------------------------------------------------------------------------------------
-
-
-def test_without_a_gpu_activations_of_a_micro_batch_have_a_bound(backbones, monkeypatch):
-    clip = clips.load(backbones["vit"], None, CPU)
-    sizes = []
-    for bound in (2**20, 2**22):
-        monkeypatch.setattr(encode, "ACTIVATIONS", bound)
-        sizes.append(encode.fitting_micro_batch(clip))
-    assert sizes[1] == 4 * sizes[0]
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
-        clip.model.encode_image(torch.zeros(sizes[0], 3, *clip.model.visual.image_size))
-    weights = {tensor.data_ptr() for tensor in clip.model.parameters()}
-    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in kept}
-    activations = [t for address, t in storages.items() if address not in weights]
-    n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in activations)
-    assert 2**19 < n_bytes <= 2**20
-
-
-# --- steps ---------------------------------------------------------------------------------------
-
 
 OBJECTIVES = {
     "flyp": lambda case: Flyp(case.texts),

@@ -107,17 +107,14 @@ def test_commands_that_a_run_its_page_and_commands_print_work_as_printed(
         assert any(words in command for command in tried), words
 
 
-def test_models_are_stock_open_clip_folders_and_the_chosen_one_predicts(finished, tmp_path):
+def test_models_are_stock_open_clip_folders_and_the_safest_is_chosen(finished):
     for method in ("flyp", "latteclip"):
         folder = finished.root / RESULTS / method / "seed0" / "model"
         model, _, _ = create_model_and_transforms(f"local-dir:{folder}")
         assert torch.isfinite(model.encode_image(torch.zeros(1, 3, 64, 64))).all()
         assert (folder / "prototypes.safetensors").is_file()
     choice = json.loads((finished.root / RESULTS / "selection.json").read_text())
-    assert (choice["method"], choice["seed"]) == ("zero_shot", 0)  # the safest
-    [picture] = write_textures(tmp_path, 1, gap=0.5, seed=0)
-    run = finished.latteclip("predict", RESULTS, picture)
-    assert run.returncode == 0, run.stdout
+    assert (choice["method"], choice["seed"]) == ("zero_shot", 0)
 
 
 def test_a_limited_run_has_results_of_its_own(finished):
