@@ -183,7 +183,8 @@ def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> 
             if engine.loads_model and not has_time and not os.path.isdir(model):
                 raise UserError(
                     f"Dataset {dataset.name}: this machine has no NVIDIA GPU (nvidia-smi is not "
-                    f"there), and captions by {model} would take days; set captioner.engine to "
-                    f"openai with a server at {URL}, or to file for captions of your own, or set "
-                    "CUDA_VISIBLE_DEVICES= in the environment to use the CPU all the same."
+                    f"there), and captions by {model} would take days; set labellers=[] to do "
+                    f"without, captioner.engine to openai with a server at {URL}, or to file for "
+                    "captions of your own, or CUDA_VISIBLE_DEVICES= in the environment to use the "
+                    "CPU all the same."
                 )

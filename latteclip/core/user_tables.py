@@ -145,8 +145,9 @@ def cells_by_image(
     """
     if missing := {"image_id", *columns} - set(table.columns):
         raise UserError(
-            f"{key} {path} lacks the columns {', '.join(sorted(missing))}. An image_id is the path "
-            "of an image below the folder of images, such as cat/1.jpg."
+            f"{key} {path} lacks the columns {', '.join(sorted(missing))} beside "
+            f"{', '.join(map(str, table.columns))}. An image_id is the path of an image below the "
+            "folder of images, such as cat/1.jpg."
         )
     names = ImageNames(image_ids)
     rows: dict[str, list[Any]] = {}

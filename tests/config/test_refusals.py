@@ -173,7 +173,7 @@ LLAVA = {"captioner": {"model": str(DEMO_LLAVA)}}
 @pytest.mark.parametrize(
     ("pending", "given", "message"),
     [
-        (TABLE, {}, r"Dataset mine: .* GPU"),
+        (TABLE, {}, r"Dataset mine: .* GPU.*labellers=\[\]"),
         (OTHER, OF_OTHER, "an/lmm"),
         ("results/mine/images.parquet", {}, None),
         (TABLE, LLAVA, None),  # a folder of one's own
