@@ -74,7 +74,7 @@ def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     folder = dataset.keys.source.folder
     if images is None and folder and dataset.keys.split.kind == "folders":
         images = Counts(len(image_files(folder)), 0)
-    asked = dataset.asked(pending)
+    asked = dataset.pending_captioners(pending)
     if asked:
         yield f"{dataset.name}: to ask, where answers are not cached:"
     for captioner in asked:

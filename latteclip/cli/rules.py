@@ -105,9 +105,7 @@ class Rules:
         answer = self.of(function, *names)
 
         def text(wildcards: Any) -> str:
-            value = json.dumps(
-                answer(wildcards), default=dict, sort_keys=True, ensure_ascii=False
-            )
+            value = json.dumps(answer(wildcards), default=dict, sort_keys=True)
             return value.replace('"results/', f'"{self._machine.results}/')
 
         return text

@@ -69,13 +69,12 @@ def _source(dataset: Dataset) -> Iterator[str]:
             f"class_names {named} is for images in folders, but split.kind is "
             f"{split.kind}; put the images into a folder, or name the classes."
         )
-    if split.examples and not os.path.isdir(split.examples):
-        yield f"split.examples {split.examples} is not a folder; correct the path."
+    key = "image_dir" if dataset.run.keys.image_dir else "source.folder"
+    for name, place in ((key, folder), ("split.examples", split.examples)):
+        if place and not os.path.isdir(place):  # False, not an error, where barred
+            yield f"{name} {place} is not a folder; correct the path."
     if not folder:
         return
-    if not os.path.isdir(folder):  # False, not an error, where barred
-        key = "image_dir" if dataset.run.keys.image_dir else "source.folder"
-        yield f"{key} {folder} is not a folder; correct the path."
     images = os.path.join(folder, split.images)
     is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
     has_names = named in (DISCOVER, FOLDERS) or split.class_list or split.examples
@@ -172,7 +171,7 @@ def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> 
     """
     has_time = has_gpus or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     for dataset in run.datasets:
-        for captioner in dataset.asked(pending):
+        for captioner in dataset.pending_captioners(pending):
             engine, model = captioner.engine, captioner.settings.model
             address = engine.address
             if address and not os.environ.get(address):

@@ -13,7 +13,7 @@ from typing import Any
 
 from latteclip.config import layers, registry
 from latteclip.config.labellers import Labeller
-from latteclip.config.registry import OBJECTIVES, Model
+from latteclip.config.registry import Model
 from latteclip.config.resolve import Dataset, Method, Run
 from latteclip.core.files import digest_of, fingerprint
 
@@ -220,21 +220,9 @@ def runs(dataset: Dataset) -> list[Settings]:
 def candidates(dataset: Dataset) -> list[Settings]:
     """Return the runs among which select_model chooses."""
     return [
-        {**_run(method, seed), **candidacy(method.keys.objective)}
+        {**_run(method, seed), "objective": method.keys.objective}
         for method, seed in dataset.candidates
     ]
-
-
-def candidacy(objective: str) -> Settings:
-    """Return what select_model asks of the objective of a candidate."""
-    record = OBJECTIVES[objective]
-    untrained = [name for name, each in OBJECTIVES.items() if each.classifier]
-    return {
-        "complexity": untrained.index(objective) if objective in untrained else None,
-        "is_default": record.is_default,
-        "follows_answers": record.follows_answers,
-        "is_average": record.averages,
-    }
 
 
 def _run(method: Method, seed: int) -> Settings:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from latteclip.core.files import IMAGES, SCORES
 from latteclip.core.terminal import DECISIONS_KEY, DECISIONS_URL, KEY, URL
 
-CLASS_EMBEDDINGS = "class_embeddings.safetensors"  # zero-shot classifier
-ADAPTED = "classifiers/adapted.safetensors"  # the same adapted to the images
 # Columns <name>_label and <name>_confidence of FUSED_LABELS, by what the run asks its captioner.
 COLUMNS = {IMAGES: "caption", SCORES: "lmm"}
 VOTES = tuple(COLUMNS.values())
@@ -67,19 +65,14 @@ class ObjectiveRecord:
     captions: tuple[str, ...] = ()
     has_text_classifier: bool = False  # only such a classifier can be averaged
     reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
-    is_default: bool = False  # whether its model is taken where nothing votes
-    follows_answers: bool = False  # whether answers and examples change its model
 
 
-# Where two methods without training are equally good, select_model takes the one whose objective
-# comes first here.
 OBJECTIVES = {
-    "zero_shot": ObjectiveRecord(classifier=CLASS_EMBEDDINGS, in_paper=True),
-    "zero_shot_adapted": ObjectiveRecord(classifier=ADAPTED, is_default=True),
+    "zero_shot": ObjectiveRecord(classifier="class_embeddings.safetensors", in_paper=True),
+    "zero_shot_adapted": ObjectiveRecord(classifier="classifiers/adapted.safetensors"),
     "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
         pseudo_labels=("fused",),
-        follows_answers=True,
     ),
     "image_prototypes_encoders": ObjectiveRecord(
         classifier="classifiers/image_prototypes_encoders.safetensors",

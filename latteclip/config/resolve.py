@@ -237,7 +237,7 @@ class Dataset:
             kinds.add(NAMES)
         return [each for each in self.captioners if each.name or each.kind in kinds]
 
-    def asked(self, pending: Collection[str]) -> list[Captioner]:
+    def pending_captioners(self, pending: Collection[str]) -> list[Captioner]:
         """Return the captioners that a run asks which will write the pending files."""
         return [
             each

@@ -72,11 +72,9 @@ ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 
 def _parts(value: Any) -> Any:
     """Return the parts of a comma-separated text, as of `--config`, or a name that is a number."""
-    if isinstance(value, int):
-        return [value]
-    if not isinstance(value, str):
+    if not isinstance(value, int | str):
         return value
-    return list(filter(None, map(str.strip, value.split(","))))
+    return list(filter(None, map(str.strip, str(value).split(","))))
 
 
 def _once(values: list[Any]) -> list[Any]:

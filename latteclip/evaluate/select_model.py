@@ -39,31 +39,43 @@ from latteclip.evaluate.results import (
 )
 
 log = logging.getLogger(__name__)
+# Objectives without training: where two are equally good, the first is taken.
+UNTRAINED = (
+    "zero_shot",
+    "zero_shot_adapted",
+    "image_prototypes",
+    "image_prototypes_encoders",
+)
+DEFAULT = "zero_shot_adapted"  # taken where nothing votes
+TAUGHT = "image_prototypes"  # taken there after answers or examples, which change it
+AVERAGE = "average_weights"  # its trainings predict the images that they left out
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 ALPHA = 0.05  # probability that answers seem to decide though all models are equally good
 NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate(RunFiles):
     """A classifier that may be chosen, and its files."""
 
-    # Among those without training, from 0; None: it was trained.
-    complexity: int | None = None
+    objective: str
     is_default: bool = False  # whether it is taken where nothing votes
-    follows_answers: bool = False  # whether it is taken there after answers
-    is_average: bool = False  # whether its trainings predict the images that they left out
     flags: Sequence[str] = ()  # keys of `core.tables.FLAGS`
 
     @property
     def is_trained(self) -> bool:
-        return self.complexity is None
+        return self.objective not in UNTRAINED
 
     @property
-    def caution(self) -> tuple[bool, bool, int]:
+    def complexity(self) -> int:
+        """The place among UNTRAINED, or behind them."""
+        return (*UNTRAINED, self.objective).index(self.objective)
+
+    @property
+    def caution(self) -> tuple[bool, int]:
         """The order in which candidates are taken where nothing votes: the smallest first."""
-        return not self.is_default, self.is_trained, self.complexity or 0
+        return not self.is_default, self.complexity
 
 
 class Lead(NamedTuple):
@@ -116,11 +128,16 @@ def select_model(
     model_output: str,
 ) -> None:
     """Choose a model by votes and a person's answers, copy it, and write the reason."""
+    is_taught = votes_path and tables.read_metadata(votes_path, VotesMetadata).is_taught
+    default = TAUGHT if is_taught else DEFAULT
     flagged = [
-        replace(each, flags=read_metrics(each.metrics)["flags"]) for each in candidates
+        replace(
+            each,
+            is_default=each.objective == default,
+            flags=read_metrics(each.metrics)["flags"],
+        )
+        for each in candidates
     ]
-    if votes_path and tables.read_metadata(votes_path, VotesMetadata).is_taught:
-        flagged = [replace(each, is_default=each.follows_answers) for each in flagged]
     able = eligible(flagged)
     votes = read_votes(able, votes_path)
     choice = choose(able, votes, read_audit(audit_path) if audit_path else None)
@@ -198,7 +215,7 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
     def rank(i: int) -> tuple[float, bool, float]:
         """Order seeds of one method by their lead, and an average before its trainings."""
         alone = votes.lead(votes.predictions[i], votes.predictions[reference])
-        return leads[i].difference, candidates[i].is_average, alone.difference
+        return leads[i].difference, candidates[i].objective == AVERAGE, alone.difference
 
     others = [i for i in compared if candidates[i].method != method]
     trained = [i for i in others if candidates[i].is_trained]
@@ -233,7 +250,7 @@ def _reference(
     first = pooled[untrained[0]]
     best = max(untrained, key=lambda i: votes.lead(pooled[i], first).difference)
     ties = [i for i in untrained if not votes.lead(pooled[best], pooled[i]).is_clear]
-    return min(ties, key=lambda i: candidates[i].complexity or 0)
+    return min(ties, key=lambda i: candidates[i].complexity)
 
 
 def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -> Choice:

@@ -89,6 +89,7 @@ MISTAKES = [
     (method(objective="average_weights", of="latteclip"), r"methods\.own\.of is latteclip"),
     ({"method": "image_prototypes_encoders"}, "needs image_encoders"),
     ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
+    ({"dataset": "a,b", "image_dir": "photos"}, r"image_dir.*a, b"),
     (source(folder="photographs"), r"source\.folder photographs"),
     ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),
     # Names that were removed.

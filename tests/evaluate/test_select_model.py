@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from latteclip.config.jobs import candidacy
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import MIN_HELD_OUT
@@ -59,7 +58,7 @@ class Results:
             path = files["train_predictions"]
             tables.write(path, columns, tables.TRAIN_PREDICTIONS, metadata)
             paths = {name: str(path) for name, path in files.items()}
-            self.runs.append(Candidate(method, 0, **candidacy(objective), **paths))
+            self.runs.append(Candidate(method, 0, objective=objective, **paths))
         self.write_votes(votes)
 
     def write_votes(self, votes, **described):
@@ -129,7 +128,10 @@ M = 150
 
 
 def candidate(method, seed=0, flags=()):
-    return Candidate(method, seed, "", "", **candidacy(method), flags=flags)
+    is_default = method == stage.DEFAULT
+    return Candidate(
+        *(method, seed, "", ""), objective=method, is_default=is_default, flags=flags
+    )
 
 
 def candidates(*methods):
