@@ -92,7 +92,7 @@ EXAMPLES = _schema(
 # What captions or class scores say of training images that judge classifiers.
 VOTES = _schema(
     image_id=STRING,
-    vote=FLOATS,  # [C] probabilities of classes by the caption alone
+    vote=FLOATS,  # [C] probabilities of classes by labellers alone, 0 without a vote
     head=INT,  # by image_prototypes, of which the image has no part
     joint_head=INT,  # by image_prototypes_encoders; without encoders the same
 )

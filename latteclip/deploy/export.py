@@ -90,7 +90,7 @@ def export(
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         card = model_card(opened, format, promise)
         card.save(temporary / "README.md")
-    return f"{promise}\nTo upload it: hf upload <user>/<name> {destination}".lstrip()
+    return f"To upload it: hf upload <user>/<name> {destination}"
 
 
 def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:

@@ -18,6 +18,7 @@ from latteclip.clip.model import MODEL, FinetunedModel
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
+from latteclip.labels.answers import ANSWERS, read_answer_file
 from latteclip.labels.fusion_report import (
     LABELS,
     NAME,
@@ -89,10 +90,13 @@ def threshold_of(check: Check, max_error: float, folder: Path) -> float:
     """
     n, needed = len(check), fewest_answers(max_error)
     if n < needed:
+        path = folder / ANSWERS
+        saved = read_answer_file(path).entries if path.exists() else []
+        asked = sum(one.phase is not None for one in saved)
         raise UserError(
             f"A guarantee of {max_error:g} takes {needed:,} answers about images that were drawn "
             f"at random and that the model did not learn from, and there are {n}: latteclip teach "
-            f"{folder} --budget {2 * needed}, then run the workflow again."
+            f"{folder} --budget {max(2 * needed, asked + needed - n)}, then run the workflow again."
         )
     confidence, right = map(np.array, zip(*check, strict=True))
     return pac_threshold(confidence, ~right, max_error)

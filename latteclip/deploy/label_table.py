@@ -6,6 +6,7 @@ Platt's calibration (1999): the log-odds of a probability times a slope, whose i
 temperature, plus an intercept. Both are fitted to the answers by maximum likelihood.
 """
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,15 @@ from scipy.special import expit, log_expit, logit
 from latteclip.config.jobs import FOLDER_LINK
 from latteclip.config.registry import VOTES
 from latteclip.core import tables
-from latteclip.core.run_options import labels_path
+from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import threshold_of
-from latteclip.labels.answers import NONE, WORDS
+from latteclip.labels.answers import ANSWERS, NONE, WORDS
 from latteclip.labels.fusion_report import LABELS, NAME, Check, read_fusion_report
 from latteclip.labels.guarantees import Floats
 
+log = logging.getLogger(__name__)
 MIN_ANSWERS = 50  # that calibrate
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
@@ -62,6 +64,13 @@ def read(folder: Path, max_error: float | None = None) -> tuple[pa.Table, Labels
     index = folder / "images.parquet"
     labels = tables.read(labels_path(folder))
     report = read_fusion_report(folder / NAME)
+    saved = folder / ANSWERS
+    if saved.exists() and saved.stat().st_mtime > (folder / NAME).stat().st_mtime:
+        log.warning(
+            "Labels do not follow the last answers of %s yet; run %s.",
+            saved,
+            run_command(folder),
+        )
     ids = labels["image_id"]
     of_index = tables.read_metadata(index, IndexMetadata)
     classnames = of_index.classnames

@@ -210,18 +210,21 @@ def accuracy_by_answers(
     """Return the accuracy of a run by a person's answers, and the command that asked for them.
 
     An audit comes first, and then the checks of `teach` about images that the run did not learn
-    from. None: the answers are too few.
+    from, or of a classifier that `fuse_labels` made without the answer. None: the answers are too
+    few.
     """
     if audit and (scored := audit.of(run.run)):
         return scored.accuracy, "audit"
     if report is None:
         return None, "teach"
-    ids = pa.chunked_array([report.checking], pa.string())
-    predicted = predicted_classes(run.train_predictions, ids)
-    hits = [
-        report.classnames[label] == report.answers[name]
-        for name, label in zip(report.checking, predicted, strict=True)
-        if label != MISSING
-    ]
+    hits = [is_right for _, is_right in report.checks.get(run.method, [])]
+    if not hits:
+        ids = pa.chunked_array([report.checking], pa.string())
+        predicted = predicted_classes(run.train_predictions, ids)
+        hits = [
+            report.classnames[label] == report.answers[name]
+            for name, label in zip(report.checking, predicted, strict=True)
+            if label != MISSING
+        ]
     enough = len(hits) >= MIN_ANSWERS
     return (share_of_new(sum(hits), len(hits)) if enough else None), "teach"

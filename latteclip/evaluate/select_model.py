@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from scipy.special import ndtri
 
 from latteclip.core import tables
@@ -171,12 +172,13 @@ def read_votes(
     described = tables.read_metadata(votes_path, VotesMetadata)
     if described.unfit:
         return described.unfit
-    if len(table) < MIN_IMAGES:
-        return f"they are of {counted(len(table), 'image')}, and {MIN_IMAGES} are needed"
-    ids = table["image_id"]
+    shares = tables.from_list_column(table["vote"])
+    has_vote = shares.any(axis=1)
+    ids = table["image_id"].filter(pa.array(has_vote))
+    if len(ids) < MIN_IMAGES:
+        return f"they are of {counted(len(ids), 'image')}, and {MIN_IMAGES} are needed"
     predictions = [predicted_classes(each.train_predictions, ids) for each in candidates]
-    shares = tables.from_list_column(table["vote"])  # [n, C]
-    return HeldOutVotes(shares, np.stack(predictions))
+    return HeldOutVotes(shares[has_vote], np.stack(predictions))
 
 
 def choose(

@@ -176,11 +176,7 @@ def _write_votes(
     output: str, known: LabelInputs, model: LabelModel, unfit: str, report: FusionReport
 ) -> None:
     """Write what the labellers say of images that compare classifiers, and what these say."""
-    has_vote = np.zeros(known.n, dtype=bool)
-    for voted in known.votes.values():
-        has_vote |= voted.has
-    is_held_out = held_out_for_choice(tables.Strings(known.images["image_id"]))
-    rows = np.flatnonzero(is_held_out & has_vote)
+    rows = np.flatnonzero(held_out_for_choice(tables.Strings(known.images["image_id"])))
     columns = {
         "image_id": known.ids(rows),
         "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),

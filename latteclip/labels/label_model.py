@@ -145,18 +145,20 @@ class LabelModel:
 
         Votes are classes [N] with -1 for none, probabilities [N, C] with rows of 0 for none, or a
         pair of classes [N, K] with -1 for none and their probabilities [N, K]. Images of one
-        group, such as near-duplicates, are never on both sides of a fold.
+        group, such as near-duplicates, are never on both sides of a fold. Raises ValueError for
+        inputs that do not fit together.
         """
         self._features = _encoders(image_features)
-        self._texts = text_features
+        self._texts = None if text_features is None else np.asarray(text_features)
         self._votes = {name: Votes.of(table) for name, table in (votes or {}).items()}
-        c = count_classes(self._votes, text_features, answers, n_classes)
+        c = count_classes(self._votes, self._texts, answers, n_classes)
         self.n_classes = c
         given = Answers.of(answers, c)
         inputs: list[Any] = [*self._features, *self._votes.values()]
         if not inputs:
             raise ValueError("LabelModel.fit needs image features or votes.")
         self.n = len(inputs[0])
+        self._check(inputs, given)
         self._whiteners = [Whitener(one) for one in self._features]
         self._sample = spaced(self.n, SAMPLE // c, given.rows)
         self._firsts = self._first_choices()
@@ -167,6 +169,26 @@ class LabelModel:
         self._describe(given)
         self._fit_heads(self._hold_out(given))
         return self
+
+    def _check(self, inputs: Sequence[Any], given: Answers) -> None:
+        """Raise ValueError for inputs that do not fit together."""
+        n, c, texts = self.n, self.n_classes, self._texts
+        lengths = [len(one) for one in inputs]
+        if min(lengths) == 0 or max(lengths) > min(lengths):
+            raise ValueError(
+                f"Features and votes are of equally many images, not {lengths}."
+            )
+        named = max((one.options.max() for one in self._votes.values()), default=-1)
+        if named >= c or c < 1:
+            raise ValueError(
+                f"There are {c} classes, and votes name classes up to {named}; set n_classes."
+            )
+        if texts is not None and (
+            not self._features or texts.shape != (c, self._features[0].shape[1])
+        ):
+            raise ValueError(f"text_features are [{c}, D], beside image features [N, D].")
+        if ((given.rows < 0) | (given.rows >= n)).any():
+            raise ValueError(f"Answers are about rows from 0 to {n - 1}.")
 
     def _first_choices(self) -> dict[str, Ints]:
         """Return the first choices [N] of all labellers, of class texts first."""
@@ -414,6 +436,14 @@ def _by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Float
 
 
 def _encoders(features: Floats | Sequence[Floats] | None) -> list[Floats]:
+    """Return the features [N, D] of each encoder, or raise ValueError."""
     if features is None:
         return []
-    return [features] if isinstance(features, np.ndarray) else list(features)
+    each = features if isinstance(features, list | tuple) else [features]
+    encoders = [np.asarray(one) for one in each]
+    for one in encoders:
+        if one.ndim != 2 or not np.isfinite(one.sum(dtype=np.float64)):
+            raise ValueError(
+                "Image features are finite numbers [N, D], or a list of such arrays."
+            )
+    return encoders

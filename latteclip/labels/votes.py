@@ -24,24 +24,29 @@ class Votes:
 
     @classmethod
     def of(cls, table: Any) -> "Votes":
-        """Read classes [N], probabilities [N, C], or a pair of options and shares [N, K]."""
+        """Read classes [N], probabilities [N, C], or a pair of options and shares [N, K].
+
+        Raises ValueError for anything else.
+        """
         if isinstance(table, cls):
             return table
         if isinstance(table, tuple):
             options, shares = (np.asarray(one) for one in table)
+        elif (array := np.asarray(table)).ndim == 2:
+            options, shares = np.broadcast_to(np.arange(array.shape[1]), array.shape), array
         else:
-            array = np.asarray(table)
-            if array.ndim == 1:
-                options = array[:, None]
-                shares = np.ones(options.shape, dtype=np.float32)
-            else:
-                if not (array >= 0).all():
-                    raise ValueError(
-                        "Votes [N, C] are probabilities, so not below 0. Ranked classes [N, K] are "
-                        "given as a pair of classes and their probabilities."
-                    )
-                shares = array
-                options = np.broadcast_to(np.arange(array.shape[1]), array.shape)
+            options, shares = array[..., None], np.ones((*array.shape, 1), np.float32)
+        is_table = options.shape == shares.shape and options.ndim == 2
+        if (
+            not is_table
+            or options.dtype.kind not in "iub"
+            or not ((shares >= 0) & (shares < np.inf)).all()
+        ):
+            raise ValueError(
+                "Votes are numbers of classes [N], -1 for none, or probabilities [N, C] that are "
+                "not below 0. Ranked classes [N, K] are given as a pair of numbers of classes and "
+                "probabilities."
+            )
         shares = np.where(options >= 0, shares, 0).astype(np.float32)
         total = shares.sum(axis=1, keepdims=True)
         return cls(options, shares / np.maximum(total, 1e-12))
@@ -82,12 +87,20 @@ class Answers:
 
     @classmethod
     def of(cls, answers: Any, n_classes: int) -> "Answers":
-        """Read a mapping of rows to a class or to several, or return answers as they are."""
+        """Read a mapping of rows to a class or to several, or return answers as they are.
+
+        Raises ValueError for a class that is not there.
+        """
         if isinstance(answers, cls):
             return answers
         given: Mapping[int, Any] = answers or {}
         shares = np.zeros((len(given), n_classes))
-        for place, classes in enumerate(given.values()):
+        for place, (row, classes) in enumerate(given.items()):
+            if np.setdiff1d(classes, np.arange(n_classes)).size:
+                raise ValueError(
+                    f"The answer about row {row} is {classes}, and classes are from 0 to "
+                    f"{n_classes - 1}; set n_classes if there are more."
+                )
             shares[place, classes] = 1
         rows = np.array(list(given), dtype=np.int64)
         return cls(rows, shares, np.zeros(len(rows), dtype=bool))

@@ -17,11 +17,19 @@ from support.worlds import CLASSNAMES
 from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.splits import IndexSettings, read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata, calibrate
+from latteclip.labels.answers import (
+    ANSWERS,
+    CHECK,
+    PLAN_OF_TEACHING,
+    Answer,
+    SavedAnswers,
+)
 
 
 def read_csv(path):
@@ -219,8 +227,17 @@ def test_answers_are_accepted_and_guarantee_other_labels(taken):
 def test_too_few_answers_say_how_many_it_takes(taken, checking):
     if checking:
         check(taken, checking)
-    with pytest.raises(UserError, match="59"):
+    with pytest.raises(UserError, match=r"59.* --budget 118,"):
         labels("export", str(taken.folder), "csv", "labels.csv", max_error=0.05)
+
+
+def test_answers_that_labels_do_not_follow_are_named_and_more_are_asked_for(taken, caplog):
+    check(taken, 58)
+    answers = [Answer(f"{row}", "unsure", phase=CHECK) for row in range(120)]
+    write_json(taken.folder / ANSWERS, SavedAnswers(PLAN_OF_TEACHING, answers).as_json())
+    with pytest.raises(UserError, match="--budget 121,"):
+        labels("export", str(taken.folder), "csv", "labels.csv", max_error=0.05)
+    assert ANSWERS in caplog.text
 
 
 # --- the table ------------------------------------------------------------------------------------

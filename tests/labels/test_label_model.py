@@ -4,7 +4,9 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from latteclip.labels import label_model, votes
 from latteclip.labels.label_model import Answers, LabelModel
@@ -397,3 +399,40 @@ def test_what_cannot_be_fitted_is_refused():
         LabelModel().fit(None)
     with pytest.raises(ValueError, match="Ranked classes"):
         LabelModel().fit(None, {"ranks": np.array([[2, 0], [1, -1]])})
+
+
+X, V = np.eye(6), np.arange(6) % 3
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "named"),
+    [
+        ((X * np.nan, {"a": V}), {}, "Image features"),
+        ((X.tolist(), {"a": V}), {}, "Image features"),
+        ((X, {"a": V[:5]}), {}, "equally many"),
+        ((X[:0], {"a": V[:0]}), {}, "equally many"),
+        ((X, {"a": np.array([0, 1, np.nan, 0, 1, 2])}), {}, "Votes"),
+        ((X, {"a": np.array([*"abcabc"])}), {}, "Votes"),
+        ((X, {"a": (V[:, None], -np.ones((6, 1)))}), {}, "Votes"),
+        ((X, {"a": V}), {"n_classes": 2}, "n_classes"),
+        ((X,), {"answers": {0: 1}}, "n_classes"),
+        ((X, {"a": V}), {"answers": {0: -1}}, "row 0"),
+        ((X, {"a": V}), {"answers": {0: [1, 3]}}, "row 0"),
+        ((X, {"a": V}), {"answers": {6: 1}}, "rows"),
+        ((X, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
+        ((None, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
+    ],
+)
+def test_inputs_that_do_not_fit_together_are_refused(given, options, named):
+    with pytest.raises(ValueError, match=named):
+        LabelModel().fit(*given, **options)
+
+
+def test_tensors_and_data_frames_are_taken_as_arrays():
+    planted = Planted()
+    wanted = planted.fit(texts=planted.texts)
+    for kind in (torch.from_numpy, pd.DataFrame):
+        x, texts = kind(planted.x), kind(planted.texts)
+        found = LabelModel().fit(x, {"a": planted.votes}, texts)
+        assert np.array_equal(found.labels_, wanted.labels_)
+        assert np.array_equal(found.predict(x), wanted.predict(planted.x))
