@@ -114,13 +114,12 @@ def hear_interrupts():
 
 def printed(text):
     """The commands that a run or a command prints."""
-    return re.findall(
-        r"(?:^ *|: |[Rr]un |by )((?:latteclip|snakemake) .+?)\.?$", text, re.M
-    )
+    before, after = r"(?:^ *|: |[Rr]un |by )", r"(?:, then .+)?\.?$"
+    return re.findall(rf"{before}((?:latteclip|snakemake) .+?){after}", text, re.M)
 
 
 def run_printed(checkout, commands, monkeypatch, capfd, **values):
-    """Run commands as they are printed, and those that they print, and return all.
+    """Run commands as they are printed, and those that they print; what each prints.
 
     Pages of questions are made, but not served, and a run is planned alone. `values` are of the
     words that stand for a value.
@@ -128,15 +127,15 @@ def run_printed(checkout, commands, monkeypatch, capfd, **values):
     monkeypatch.setattr(PageServer, "serve_forever", lambda page: None)
     monkeypatch.setattr(webbrowser, "open", lambda address: None)
     monkeypatch.chdir(checkout.root)
-    tried, waiting = [], [*commands]
+    tried, waiting = {}, [*commands]
     for command in waiting:  # to which more are added
         if command in tried:
             continue
-        tried.append(command)
         program, *words = [values.get(word, word) for word in shlex.split(command)]
         if program == "snakemake":  # as it is in a folder with a Snakefile
-            checkout.ran(*words, "--dry-run")
+            tried[command] = checkout.ran(*words, "--dry-run")
         else:
             assert main.main(words) == 0, command
-            waiting += printed("\n".join(capfd.readouterr()))
+            tried[command] = "\n".join(capfd.readouterr())
+            waiting += printed(tried[command])
     return tried

@@ -20,6 +20,7 @@ from support.checkout import N_TEST, N_TRAIN, hear_interrupts, printed, run_prin
 from support.image_folders import class_folders, write_textures
 from support.tiny import write_pictures
 
+from latteclip.cli import main
 from latteclip.cli.estimate import WORK
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
@@ -101,9 +102,15 @@ def test_commands_that_a_run_its_page_and_commands_print_work_as_printed(
     answer = {"image": image_id, "answer": "class", "class": "spots"}  # by an older name
     for path in (root / "answers.json", root / RESULTS / "answers.json"):
         path.write_text(json.dumps({"plan": "teach", "answers": [answer]}))
+    monkeypatch.chdir(root)
+    export = ["labels", "export", RESULTS, "--format", "csv", "--output", "some.csv"]
+    assert main.main([*export, "--max-error", "0.05"]) == 2
+    commands += printed(capfd.readouterr().err)
     values = {"OLD": "spots", "NEW": "dotted", "FILE": "answers.json"}
     tried = run_printed(finished_copy, commands, monkeypatch, capfd, **values)
-    for words in ("--budget", "rename-class", "limit=64", "--answers", "labels export"):
+    wanted = ["audit results/demo --budget", "teach results/demo --budget", "limit=64"]
+    wanted += ["rename-class", "--answers", "labels export"]
+    for words in wanted:
         assert any(words in command for command in tried), words
 
 
