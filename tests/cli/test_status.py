@@ -8,21 +8,6 @@ from latteclip.core import run_options
 from latteclip.core.errors import UserError
 
 
-def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    mine = {"image_dir": "photos", "seeds": 1, "captioner": {"revision": None}}
-    mine["clip"] = {"model": "hf-hub:a/b", "pretrained": "null"}
-    run_options.note_options({"a": "a", "b": "b"}, mine)
-    run_options.note_options({"c_64": "c"}, {"limit": 64})
-    of_two = ["image_dir=photos", "seeds=1", 'captioner={"revision": null}']
-    of_two.append('clip={"model": "hf-hub:a/b"}')
-    assert list(status._options(["a", "b", "c_64", "dtd"])) == [
-        ["--config", *sorted([*of_two, 'dataset=["a", "b"]'])],
-        ["--config", 'dataset=["c"]', "limit=64"],
-        ["--config", "dataset=dtd"],
-    ]
-
-
 def files_of(root):
     return {
         path: path.stat().st_mtime_ns

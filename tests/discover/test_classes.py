@@ -8,7 +8,6 @@ from support.made_results import N_UNNAMED, discover, write_unnamed
 
 from latteclip.core.errors import UserError
 from latteclip.discover.classes import ClassesPage
-from latteclip.discover.proposal import FILE, read_proposal
 
 
 @pytest.fixture
@@ -32,22 +31,6 @@ def actions(results):
 
 
 # --- stages --------------------------------------------------------------------------------------
-
-
-def test_classes_and_members_are_written_and_the_command_for_another_number(
-    results, caplog
-):
-    names = (results / "classes.txt").read_text().splitlines()
-    assert len(names) == 3
-    assert {"cup", "dog"} < set(names)
-    described = json.loads((results / "discovery.json").read_text())
-    assert described == {"actions": 0, "classes": names, "left_out": []}
-    labels = read_proposal(results / FILE).labels.tolist()
-    assert labels == labels[:3] * (N_UNNAMED // 3)
-    before = (results / "discovery.json").read_bytes()
-    discover(results)
-    assert (results / "discovery.json").read_bytes() == before
-    assert """'discover={"classes": 3}'""" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -394,13 +394,6 @@ def test_a_sample_and_parts_give_almost_the_labels_of_all_images(monkeypatch):
     assert np.allclose(parts.probabilities([1, 2]).sum(axis=1), 1)
 
 
-def test_what_cannot_be_fitted_is_refused():
-    with pytest.raises(ValueError, match="features or votes"):
-        LabelModel().fit(None)
-    with pytest.raises(ValueError, match="Ranked classes"):
-        LabelModel().fit(None, {"ranks": np.array([[2, 0], [1, -1]])})
-
-
 X, V = np.eye(6), np.arange(6) % 3
 
 
@@ -421,6 +414,8 @@ X, V = np.eye(6), np.arange(6) % 3
         ((X, {"a": V}), {"answers": {6: 1}}, "rows"),
         ((X, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
         ((None, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
+        ((None,), {}, "features or votes"),
+        ((None, {"ranks": np.array([[2, 0], [1, -1]])}), {}, "Ranked classes"),
     ],
 )
 def test_inputs_that_do_not_fit_together_are_refused(given, options, named):

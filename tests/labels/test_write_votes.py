@@ -14,16 +14,13 @@ from support.tiny import (
     write_captions,
     write_class_scores,
     write_index,
-    write_pictures,
 )
 
 from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import ClipSection
-from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.label_inputs import read_votes
-from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
 from latteclip.labels.write_votes import OPTIONS, VotesSettings, write_votes
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -156,26 +153,6 @@ def test_a_file_that_cannot_vote_is_one_sentence(written, columns, message):
 
 
 # --- CLIP and captions ---------------------------------------------------------------------------
-
-
-def test_another_clip_votes_as_its_pseudo_labels_say(tmp_path):
-    files = write_pictures(tmp_path / "pictures", 6)
-    index = write_index(tmp_path / "images.parquet", files, SPLITS, [None] * 6, CLASSNAMES)
-    settings = ZeroShotSettings(clip=CLIP, template="a photo of a {} texture.")
-    outputs = [str(tmp_path / name) for name in ("labels.parquet", "w.safetensors")]
-    pseudo_label_images(index, settings, *outputs, device="cpu", threads=1)
-    path = str(tmp_path / "votes.parquet")
-    labeller = VotesSettings(name="other", kind="zero_shot", zero_shot=settings)
-    write_votes(index, labeller, path, device="cpu", threads=1)
-    names = tables.read(path)["image_id"]
-    table = tables.read(outputs[0]).to_pydict()
-    training = [row for row, split in enumerate(SPLITS) if split != "test"]
-    assert names.to_pylist() == [table["image_id"][row] for row in training]
-    votes = read_votes(path, names)
-    labels = [table["pseudo_label"][row] for row in training]
-    assert votes.first.tolist() == labels
-    confidence = [table["confidence"][row] for row in training]
-    np.testing.assert_allclose(votes.shares.max(axis=1), confidence, atol=1e-4)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class ServerEngine:
         self._variables = f"{address}, {key}"
         self._settings = settings
         self.prices = list[float]()  # of the requests whose reply has a price
-        # In a thread of its own, for a signal in the main thread must end the process.
+        # Not in the main thread, where asyncio would only log what a signal raises.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._client = openai.AsyncOpenAI(
