@@ -105,6 +105,11 @@ class ClassQuestions(Questions):
             classifier_path=classifier_path,
             answers_path=answers_path,
         )
+        if NONE in self.classnames:
+            raise UserError(
+                f"A class is called {NONE!r}, as the option of images of no class is; remove it "
+                "from the classes."
+            )
         classifier, described = load_classifier(class_embeddings_path)
         k = len(self.classnames)
         if k > (MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO):

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 from support.captioning import LETTERS, N, mean_colour, options_of, reply, value
 
+from latteclip.captions import score_classes
 from latteclip.captions.engine import scored as answer_with
 from latteclip.core.errors import UserError
 
@@ -71,6 +72,13 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
     scorer.forget()
     assert scored.score(LETTERS)["error"] == [None] * N
     assert len(scorer.requests) == 1
+
+
+def test_no_class_is_called_like_the_option_for_none(scored, scorer, monkeypatch):
+    monkeypatch.setattr(score_classes, "NONE", "class 3")
+    with pytest.raises(UserError, match="class 3"):
+        scored.score(LETTERS)
+    assert scorer.starts == 0
 
 
 def test_scores_do_not_repeat_the_pseudo_label(scored, scorer):
