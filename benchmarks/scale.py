@@ -188,18 +188,18 @@ def _classes(place: Place, n: int) -> Any:
 
 def evaluate_classifier(place: Place) -> Work:
     """Evaluate the class texts on the test split."""
-    from latteclip.config.keys import ClipSection
-    from latteclip.evaluate import evaluate as stage
+    from latteclip.evaluate import evaluate_classifier as stage
 
+    evaluate: Callable[..., None] = stage.evaluate_classifier
     inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
     names = ("predictions.parquet", "metrics.json", "train_predictions.parquet")
-    settings = stage.ClassifierSettings(clip=ClipSection(model="none"))
-    stage.assemble_model = lambda *files: None  # there is no CLIP
-    evaluate: Callable[..., None] = stage.evaluate_classifier
+    Path(place.file("clip")).mkdir()  # empty
     files = [place.file(name) for name in inputs]
     outputs = [place.file(name) for name in names]
     run = ("scale", "zero_shot", 0)
-    return lambda: evaluate(*files, None, settings, *run, *outputs, place.file("model"))
+    outputs.append(place.file("model"))
+    clip = place.file("clip")
+    return lambda: evaluate(*files, None, clip, *run, *outputs)
 
 
 def make_captions(place: Place) -> Work:

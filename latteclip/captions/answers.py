@@ -254,9 +254,8 @@ class Runner:
         if not rows:
             return failed
         n_failures = 0
-        progress = Progress(len(rows), "answers")
         engine = self._engine
-        started = time.monotonic()
+        progress = Progress(len(rows), "answers")
         requests = (self.questions.request(row, again=again) for row in rows)
         for request, answer in engine.answer(self.images.in_order(requests)):
             self.n_asked += 1
@@ -281,7 +280,7 @@ class Runner:
                     f"{answer.error.rstrip('.')}. Check captioner.engine and captioner.model. The "
                     "answers before them are cached: run again to ask for the rest."
                 )
-        self.seconds += time.monotonic() - started
+        self.seconds += progress.seconds
         return failed
 
     @property

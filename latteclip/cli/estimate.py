@@ -39,9 +39,9 @@ ASKING = {
     "score_classes": SCORES,
 }
 TRAINING = ("finetune", "find_learning_rate")  # grow with images and epochs
-LOADS_ONLY = "evaluate_classifier"  # a job that does little but load CLIP and write it
+STARTS_ONLY = "evaluate_classifier"  # a job that does little but start
 # What logs say of the seconds of work.
-WORK = re.compile(r"^(?:Asked|Indexed) .* in ([\d.]+) s", re.MULTILINE)
+WORK = re.compile(r"^(?:Asked|Encoded|Indexed|Trained) .* in ([\d.]+) s", re.MULTILINE)
 NOTE = """\
   Each stage grows with the images, without the time of loading. Jobs count one after another.
   Downloads, and stages that the limited run has not reached, do not count."""
@@ -153,13 +153,13 @@ def _lines(name: str) -> Iterator[str]:
 def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> Iterator[str]:
     """Yield the hours of each stage in the full run, and the disk."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
-    loading = min((s for cost, s in costs if cost.rule == LOADS_ONLY), default=0.0)
+    starting = min((s for cost, s in costs if cost.rule == STARTS_ONLY), default=0.0)
     images = sum(after) / sum(before)
     hours: dict[str, float] = defaultdict(float)
     for cost, seconds in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
-        found = WORK.search(log.read_text("utf-8", "replace")) if log.is_file() else None
-        work = float(found[1]) if found else max(0.0, seconds - loading)
+        found = WORK.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
+        work = sum(map(float, found)) if found else max(0.0, seconds - starting)
         growth = images
         if cost.rule in ASKING:
             name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
@@ -173,10 +173,11 @@ def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> It
     yield f"{dataset.whole}, by {folder}: {sum(after):,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    # Models keep their size.
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    # Models keep their size, and some files have several names.
     size = sum(
-        f.stat().st_size * (1 if f.suffix == ".safetensors" else images) for f in files
+        f.stat().st_size * (1 if f.suffix == ".safetensors" else images)
+        for f in {path.stat().st_ino: path for path in paths}.values()
     )
     yield f"  disk: {size / 1e9:.1f} GB below {RESULTS / dataset.whole}"
     yield NOTE

@@ -61,7 +61,7 @@ STAGES = {  # by command: the module of its function
     "finetune": "latteclip.train.finetune",
     "average_weights": "latteclip.evaluate.average_weights",
     "evaluate": "latteclip.evaluate.evaluate",
-    "evaluate_classifier": "latteclip.evaluate.evaluate",
+    "evaluate_classifier": "latteclip.evaluate.evaluate_classifier",
     "score_audit": "latteclip.audit.score",
     "select_model": "latteclip.evaluate.select_model",
     "summarize": "latteclip.report.summarize",

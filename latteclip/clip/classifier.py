@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
+CLASSIFIER = "prototypes.safetensors"  # file in a model's folder
+ENCODERS = "image_encoders"  # folder in it, with a folder 0, 1, ... for each encoder
 KEY = "classifier"  # names the matrix, and the one entry of the metadata
 BIAS = "classifier_bias"  # names the vector
 ROWS = 2**13  # images whose scores are held at once

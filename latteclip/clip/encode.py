@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -164,8 +165,11 @@ def encode_files(clip: Clip, paths: Sequence[str], threads: int) -> FeatureMemma
     """Return features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.pixels)
     features = FeatureMemmap(len(paths), clip.width)
+    started = time.monotonic()
     for indices, (batch,) in encoded([clip], files, threads):
         features[torch.tensor(indices)] = batch
+    seconds = time.monotonic() - started
+    log.info("Encoded %d images in %.1f s.", len(paths), seconds)
     return features
 
 

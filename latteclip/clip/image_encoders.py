@@ -15,7 +15,7 @@ from pydantic import Field
 from safetensors.torch import load_file
 
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier, save_classifier
+from latteclip.clip.classifier import ENCODERS
 from latteclip.clip.clip_config import (
     CLIP_CONFIG,
     REMEDY,
@@ -26,11 +26,10 @@ from latteclip.clip.clip_config import (
     fields_of,
     section,
 )
-from latteclip.clip.model import CLASSIFIER, Clip, FinetunedModel
-from latteclip.config.keys import ClipSection, Section
+from latteclip.clip.model import Clip, FinetunedModel
 from latteclip.config.registry import FOLDER, HUB, OPEN_CLIP
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import from_values, read_object, replacing
+from latteclip.core.files import from_values, read_object
 from latteclip.core.terminal import one_line
 
 CONFIG = "config.json"
@@ -45,8 +44,6 @@ ARGUMENTS = {
     "dynamic_img_size",
     "init_values",
 }
-# Subfolder of a CLIP's folder, with a folder 0, 1, ... for each encoder.
-SUBFOLDER = "image_encoders"
 
 
 @dataclass(frozen=True)
@@ -199,39 +196,11 @@ def repo(name: str) -> str:
     return str(cfg.hf_hub_id)
 
 
-# --- in the folder of a model ---------------------------------------------------------------------
-
-
-class PretrainedClip(Section):
-    """A CLIP model, and image encoders whose features it classifies too."""
-
-    clip: ClipSection
-    encoders: list[str] = Field(default_factory=list)  # their models
-
-
-def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
-    """Write a folder that open_clip, `predict` and `export` read like a fine-tuned model."""
-    classifier, described = load_classifier(classifier_path)
-    cpu = torch.device("cpu")
-    clip = clips.load(settings.clip.model, settings.clip.pretrained, cpu)
-    encoders = [load(name, cpu) for name in settings.encoders]
-    described = {
-        "classnames": described["classnames"],
-        "class_templates": described["class_templates"],
-        "encoder_widths": [encoder.width for encoder in encoders],
-    }
-    with replacing(output) as folder:
-        clip.save(folder)
-        for number, encoder in enumerate(encoders):
-            encoder.save(folder / SUBFOLDER / str(number))
-        save_classifier(folder / CLASSIFIER, classifier, described)
-
-
 def encoders_of(
     model: FinetunedModel, device: torch.device, precision: str = "bf16"
 ) -> list[Clip]:
     """Load the image encoders that a classifier needs, or raise UserError if some are missing."""
-    folder = model.folder / SUBFOLDER
+    folder = model.folder / ENCODERS
     numbers = range(len(model.encoder_widths))
     encoders = [load(f"{FOLDER}{folder / str(n)}", device, precision) for n in numbers]
     if [encoder.width for encoder in encoders] != model.encoder_widths:

@@ -20,7 +20,12 @@ from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.classifier import (
+    CLASSIFIER,
+    Classifier,
+    load_classifier,
+    save_classifier,
+)
 from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
 from latteclip.config.registry import FOLDER
 from latteclip.core.class_templates import ClassTemplates
@@ -28,7 +33,6 @@ from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import from_values, write_json
 
 log = logging.getLogger(__name__)
-CLASSIFIER = "prototypes.safetensors"  # in a model's folder
 MODEL = "model"  # the folder's name inside that of a run
 Transform = Callable[[Image.Image], torch.Tensor]
 AT_ONCE = 32  # images that a CPU encodes at once: more need memory and are no faster

@@ -339,12 +339,6 @@ class Method:
         return self.dataset.run.image_encoders if self.objective.reads_encoders else {}
 
     @property
-    def models(self) -> list[Model]:
-        """The models by which it classifies without training."""
-        dataset = self.dataset
-        return dataset.all_models if self.objective.reads_encoders else dataset.models
-
-    @property
     def caption_kinds(self) -> list[str]:
         """Kinds of captions, "image" and "group", that it trains on."""
         switches = dict(self.keys.switches)

@@ -125,6 +125,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def link_folder(source: str | Path, destination: Path) -> None:
+    """Give the files of a stage's folder, but Snakemake's, other names in a new folder."""
+    hidden = shutil.ignore_patterns(".*")
+    shutil.copytree(source, destination, copy_function=link_or_copy, ignore=hidden)
+
+
 def link_or_copy(source: str | Path, destination: str | Path) -> None:
     """Give a file another name, or copy it where the file system has no such links."""
     try:

@@ -181,6 +181,7 @@ class EncoderMetadata:
     """The metadata of IMAGE_FEATURES."""
 
     model: str  # as the key `image_encoders` names it
+    width: int  # of its features
 
 
 @dataclass

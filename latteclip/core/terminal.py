@@ -67,7 +67,12 @@ class Progress:
         self.unit = unit
         self.done = self.initial = done
         self.started = time.monotonic()
-        self.due = self.started + SHORTEST
+        self.due = SHORTEST  # seconds after the start
+
+    @property
+    def seconds(self) -> float:
+        """The time since the start."""
+        return time.monotonic() - self.started
 
     def skip(self, n: int) -> None:
         """Count `n` items that an earlier run finished, but not towards the rate."""
@@ -77,13 +82,12 @@ class Progress:
     def add(self, n: int, note: str = "") -> None:
         """Count `n` more items. `note` is appended to the line when one is due."""
         self.done += n
-        now = time.monotonic()
-        if now < self.due:
+        elapsed = self.seconds
+        if elapsed < self.due:
             return
         from tqdm import tqdm  # here: --help does without
 
-        elapsed = now - self.started
-        self.due = now + min(LONGEST, elapsed)
+        self.due = elapsed + min(LONGEST, elapsed)
         meter = tqdm.format_meter(
             self.done,
             self.total,

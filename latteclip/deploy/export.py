@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
 
-from latteclip.clip.classifier import load_classifier
+from latteclip.clip.classifier import CLASSIFIER, load_classifier
 from latteclip.clip.image_encoders import ImagePreprocessing, TimmEncoder, encoders_of
-from latteclip.clip.model import CLASSIFIER, Clip, FinetunedModel, load_finetuned
+from latteclip.clip.model import Clip, FinetunedModel, load_finetuned
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line

@@ -11,7 +11,6 @@ Letters: K candidates, n images, C classes.
 
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from scipy.special import ndtri
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import link_or_copy, replacing, write_record
+from latteclip.core.files import link_folder, replacing, write_record
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import VotesMetadata
 from latteclip.core.terminal import counted
@@ -144,8 +143,7 @@ def select_model(
     choice = choose(able, votes, read_audit(audit_path) if audit_path else None)
     chosen = choice.candidate
     with replacing(model_output) as folder:
-        hidden = shutil.ignore_patterns(".*")  # files of Snakemake
-        shutil.copytree(chosen.model, folder, copy_function=link_or_copy, ignore=hidden)
+        link_folder(chosen.model, folder)
     rows = [_row(each, choice.leads.get(each.run)) for each in flagged]
     selection = Selection(dataset, chosen.method, chosen.seed, choice.reason, rows)
     write_record(output, selection)

@@ -15,8 +15,8 @@ from latteclip.clip.model import Clip
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import replacing
 from latteclip.core.tables import EncoderMetadata
-from latteclip.core.terminal import counted
 from latteclip.data.folder_files import find_examples
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,12 @@ def encode_images(
     encoder: str,
     clip: ClipSection,
     output: str,
+    model_output: str | None = None,
     *,
     device: str,
     threads: int,
 ) -> None:
-    """Write IMAGE_FEATURES of every image of every split.
+    """Write IMAGE_FEATURES of every image of every split, and perhaps the encoder's folder.
 
     The encoder is one of the key `image_encoders`, with the `precision` of CLIP, or "", which is
     CLIP.
@@ -41,7 +42,8 @@ def encode_images(
     model = _encoder(encoder, clip, picked)
     features = encode_files(model, tables.Strings(table["path"]), threads)
     name = encoder or clip.model
-    with tables.writing(output, tables.IMAGE_FEATURES, EncoderMetadata(name)) as add:
+    metadata = EncoderMetadata(name, model.width)
+    with tables.writing(output, tables.IMAGE_FEATURES, metadata) as add:
         for rows in parts(len(features), ROWS):
             part = features[rows]
             if not part.isfinite().all():
@@ -51,8 +53,9 @@ def encode_images(
                 )
             ids = table["image_id"].slice(rows.start, ROWS)
             add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
-    n = counted(len(table), "image")
-    log.info("Encoded %s by %s, width %d.", n, name, model.width)
+    if model_output:
+        with replacing(model_output) as folder:
+            model.save(folder)
 
 
 def _encoder(name: str, clip: ClipSection, device: torch.device) -> Clip:

@@ -1,6 +1,5 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,9 +18,8 @@ from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.files import replacing
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
-
-log = logging.getLogger(__name__)
 
 
 class ZeroShotSettings(ClassTextsSection):
@@ -35,27 +33,35 @@ def pseudo_label_images(
     settings: ZeroShotSettings,
     output: str,
     class_embeddings_output: str,
+    clip_output: str,
     *,
     device: str,
     threads: int,
 ) -> None:
-    """Write PSEUDO_LABELS for every image of every split, and the classifier W0 [C, D]."""
-    table, classnames = tables.read_unlabelled(images_path, training=False)
+    """Write PSEUDO_LABELS for every image of every split, the classifier W0 [C, D], and CLIP."""
+    table, _ = tables.read_unlabelled(images_path, training=False)
     paths = table["path"].to_pylist()
+    clip = load_clip(settings.clip, device, threads)
     features, classifier, described = encode_zero_shot(
-        images_path, paths, settings, device=device, threads=threads
+        clip, images_path, paths, settings, threads
     )
     write_pseudo_labels(output, table, features, classifier, described)
     save_classifier(class_embeddings_output, classifier, described)
-    log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
+    with replacing(clip_output) as folder:
+        clip.save(folder)
+
+
+def load_clip(section: ClipSection, device: str, threads: int) -> clips.Clip:
+    """Load the CLIP model of a section on a device; see `devices.pick`."""
+    picked = devices.pick(device, threads)
+    return clips.load(section.model, section.pretrained, picked, section.precision)
 
 
 def encode_zero_shot(
+    clip: clips.Clip,
     images_path: str,
     paths: Sequence[str],
     settings: ZeroShotSettings,
-    *,
-    device: str,
     threads: int,
 ) -> tuple[Features, Classifier, dict[str, Any]]:
     """Return features [N, D] of image files, and the classifier W0 [C, D] with its description.
@@ -63,16 +69,13 @@ def encode_zero_shot(
     That has classnames, class_templates, model, pretrained and logit_scale, the factor of cosines.
     """
     index = tables.read_metadata(images_path, IndexMetadata)
-    section = settings.clip
-    picked = devices.pick(device, threads)
-    clip = clips.load(section.model, section.pretrained, picked, section.precision)
     templates = ClassTemplates.of(settings.template, settings.class_synonyms)
     templates = replace(templates, written=index.written_names)
     classifier = Classifier.of(class_embeddings(clip, templates, index.classnames))
     described = {
         "classnames": index.classnames,
-        "model": section.model,
-        "pretrained": section.pretrained,
+        "model": settings.clip.model,
+        "pretrained": settings.clip.pretrained,
         "class_templates": vars(templates),
         "logit_scale": clip.model.logit_scale.exp().item(),  # type: ignore[operator]
     }

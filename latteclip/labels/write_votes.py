@@ -23,7 +23,7 @@ from latteclip.clip.classifier import (
     parts,
 )
 from latteclip.config.keys import ClipSection, Section
-from latteclip.core import devices, tables
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
 from latteclip.core.terminal import Progress, one_line
@@ -35,7 +35,11 @@ from latteclip.core.user_tables import (
     numbers_of_classes,
     read_table,
 )
-from latteclip.labels.pseudo_label_images import ZeroShotSettings, encode_zero_shot
+from latteclip.labels.pseudo_label_images import (
+    ZeroShotSettings,
+    encode_zero_shot,
+    load_clip,
+)
 
 log = logging.getLogger(__name__)
 OPTIONS = 16  # likeliest classes of an image that are written
@@ -81,12 +85,13 @@ def write_votes(
         captions = tables.lookup_column(str(captions_path), "caption", index["image_id"])
         classes, about = load_classifier(str(class_embeddings_path))
         weights = about["logit_scale"] * classes.weights
-        picked = devices.pick(device, threads)
-        options, scores = _caption_votes(captions, weights, settings.captions, picked)
+        clip = load_clip(settings.captions, device, threads)
+        options, scores = _caption_votes(captions, weights, clip)
     elif settings.zero_shot is not None:
         paths, section = index["path"].to_pylist(), settings.zero_shot
+        clip = load_clip(section.clip, device, threads)
         features, classes, about = encode_zero_shot(
-            images_path, paths, section, device=device, threads=threads
+            clip, images_path, paths, section, threads
         )
         options, scores = _best(features, about["logit_scale"] * classes.weights)
     else:
@@ -125,17 +130,13 @@ def _best(
 
 
 def _caption_votes(
-    captions: pa.ChunkedArray,
-    weights: torch.Tensor,
-    section: ClipSection,
-    device: torch.device,
+    captions: pa.ChunkedArray, weights: torch.Tensor, clip: clips.Clip
 ) -> VoteColumns:
     """Return the best classes by captions [N], which are scored like images by weights [C, D].
 
     The mean over all captions is subtracted first. The tokenizer cuts long captions. Empty captions
     are no votes.
     """
-    clip = clips.load(section.model, section.pretrained, device, section.precision)
     captions = pc.utf8_trim_whitespace(captions)
     captions = pc.if_else(pc.equal(captions, ""), None, captions)
     encoded = pc.dictionary_encode(captions).combine_chunks()
@@ -157,6 +158,7 @@ def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap
         batch = list(captions[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))
+    log.info("Encoded %d captions in %.1f s.", len(captions), progress.seconds)
     return features
 
 

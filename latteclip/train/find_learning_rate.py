@@ -67,6 +67,7 @@ class _Search:
         progress = Progress(total, f"steps at {lr:g}")
         for _ in training.steps(batches, total, per_epoch=total):
             progress.add(1)
+        log.info("Trained %d steps in %.1f s.", total, progress.seconds)
         losses = self.losses(training)
         log.info("Learning rate %g: loss %.4f of held-out images.", lr, losses.mean())
         return losses

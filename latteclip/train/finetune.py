@@ -152,6 +152,7 @@ def _train(
         if stopped:
             saved = f"Step {done} is saved as {checkpoint.path}: rerun to resume."
             raise Terminated(stopped, saved)
+    log.info("Trained %d steps in %.1f s.", total - first, progress.seconds)
     if not all(each.isfinite().all() for each in training.clip.model.parameters()):
         raise diverged("The last step left weights that are not finite")
 

@@ -82,7 +82,7 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     truth = np.concatenate([taken.truth, np.arange(c)])
     features = (noise / 4 + np.eye(2 * c)[truth]).astype(np.float32)
     columns = {"image_id": taken.ids, "image_features": tables.list_column(features[:n])}
-    metadata = EncoderMetadata("hf-hub:an/encoder")
+    metadata = EncoderMetadata("hf-hub:an/encoder", 3)
     tables.write(encoder, columns, tables.IMAGE_FEATURES, metadata)
     clip = taken.world.texts.numpy()
     columns = {

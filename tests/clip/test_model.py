@@ -19,10 +19,14 @@ from support.tiny import (
     write_pictures,
 )
 
+from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.clip.image_encoders import PretrainedClip, assemble_model
-from latteclip.config.keys import ClipSection
+from latteclip.clip.classifier import (
+    ENCODERS,
+    Classifier,
+    load_classifier,
+    save_classifier,
+)
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 
@@ -149,11 +153,11 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     name = write_encoder(tmp_path / "encoder")
     draw = torch.Generator().manual_seed(0)
     classifier = Classifier.of(torch.randn(2, 128 + ENCODER_WIDTH, generator=draw))
-    save_classifier(tmp_path / "c.safetensors", classifier, DESCRIBED)
-    settings = PretrainedClip(
-        clip=ClipSection(model=NAME, pretrained=None), encoders=[name]
-    )
-    assemble_model(str(tmp_path / "c.safetensors"), settings, str(tmp_path / "model"))
+    folder = tmp_path / "model"
+    demo_clip.save(folder)
+    image_encoders.load(name, CPU).save(folder / ENCODERS / "0")
+    described = DESCRIBED | {"encoder_widths": [ENCODER_WIDTH]}
+    save_classifier(folder / clips.CLASSIFIER, classifier, described)
     shutil.rmtree(tmp_path / "encoder")
     files = write_pictures(tmp_path / "pictures", 5)
     broken = tmp_path / "pictures" / "6.png"

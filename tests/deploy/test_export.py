@@ -19,7 +19,12 @@ from support.tiny import BACKBONES, SIDE, write_backbone, write_encoder, write_p
 from latteclip.cli import main
 from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.classifier import (
+    ENCODERS,
+    Classifier,
+    load_classifier,
+    save_classifier,
+)
 from latteclip.core.errors import UserError
 from latteclip.deploy.export import export
 
@@ -39,7 +44,7 @@ def tuned(folder, clip, encoders=()):
     clip.save(folder)
     save_classifier(folder / clips.CLASSIFIER, Classifier.of(weights), described)
     for number, encoder in enumerate(encoders):
-        encoder.save(folder / image_encoders.SUBFOLDER / str(number))
+        encoder.save(folder / ENCODERS / str(number))
     return folder
 
 

@@ -1,6 +1,7 @@
 """The stages that classify images by the model of a run."""
 
 import json
+import shutil
 from inspect import signature
 from pathlib import Path
 
@@ -15,12 +16,17 @@ from support.worlds import World, ZeroShotFiles
 
 from latteclip.audit.teach import teach
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.keys import ClipSection
+from latteclip.clip.classifier import (
+    CLASSIFIER,
+    Classifier,
+    load_classifier,
+    save_classifier,
+)
 from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.core.tables import ClassesMetadata
+from latteclip.core.tables import ClassesMetadata, EncoderMetadata
 from latteclip.evaluate import evaluate as stage
+from latteclip.evaluate.evaluate_classifier import evaluate_classifier
 from latteclip.evaluate.results import (
     QUESTIONS,
     Audit,
@@ -140,7 +146,7 @@ class Dataset(ZeroShotFiles):
             (self.world.features @ self.world.texts.T + self.bias).argmax(dim=1).tolist()
         )
 
-    def run(self, votes=None, image_encoders=()):
+    def run(self, votes=None, *encoder):
         """Predictions of the test split, metrics, and predictions of training images."""
         path, outputs = (
             self.path("classifier"),
@@ -149,13 +155,18 @@ class Dataset(ZeroShotFiles):
         head = Classifier.of(self.world.texts, self.bias)
         index, pseudo_labels, _ = self.write()
         save_classifier(path, head, self.described)
-        stage.evaluate_classifier(
-            *(index, pseudo_labels, path, votes),
-            stage.ClassifierSettings(clip=ClipSection(model="m"), flags=["ours"]),
+        for folder in ("clip", *encoder):
+            (self.folder / folder).mkdir(exist_ok=True)
+            (self.folder / folder / "weights").write_text(folder)
+        shutil.rmtree(self.path("model"), ignore_errors=True)
+        evaluate_classifier(
+            *(index, pseudo_labels, path, votes, self.path("clip")),
             *("set", "image_prototypes", 0),
             *map(self.path, outputs),
             self.path("model"),
-            image_encoders,
+            [self.path(f"{name}.parquet") for name in encoder],
+            [self.path(name) for name in encoder],
+            ["ours"],
         )
         table = tables.read(self.path(outputs[2]))
         metadata = tables.read_metadata(self.path(outputs[2]), ClassesMetadata)
@@ -174,7 +185,6 @@ class Dataset(ZeroShotFiles):
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(holdout, "MAX_HELD_OUT", 3)
-    monkeypatch.setattr(stage, "assemble_model", lambda *files: None)  # there is no CLIP
     return Dataset(tmp_path)
 
 
@@ -182,12 +192,18 @@ def test_features_of_other_models_stand_beside_clip_s(dataset):
     before, *_ = dataset.run()
     features, ids = dataset.world.features, dataset.names[::-1]  # another order of images
     columns = {"image_id": ids, "image_features": features.flip(0)[:, 2:].tolist()}
-    tables.write(dataset.path("encoder"), columns, tables.IMAGE_FEATURES)
+    metadata = EncoderMetadata("an encoder", D - 2)
+    tables.write(dataset.path("encoder.parquet"), columns, tables.IMAGE_FEATURES, metadata)
     dataset.world.features = features[:, :2]
     votes = dataset.write_votes(dataset.names[:3], [0] * 3, [3, 1, 2])
-    after, _, found = dataset.run(votes, [dataset.path("encoder")])
+    after, _, found = dataset.run(votes, "encoder")
     assert after["prediction"] == before["prediction"]
     assert [prediction for _, prediction in found] == [3, 1, 2]
+    model = dataset.folder / "model"
+    assert (model / "weights").read_text() == "clip"
+    assert (model / "image_encoders" / "0" / "weights").read_text() == "encoder"
+    _, described = load_classifier(model / CLASSIFIER)
+    assert described["encoder_widths"] == [D - 2]
 
 
 def test_test_images_and_held_out_images_get_their_best_class(dataset):

@@ -2,7 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.tiny import DEMO_CLIP, network_of, write_encoder, write_index, write_pictures
+from support.tiny import (
+    DEMO_CLIP,
+    ENCODER_WIDTH,
+    network_of,
+    write_encoder,
+    write_index,
+    write_pictures,
+)
 from timm.data import create_transform
 
 from latteclip.config.keys import ClipSection
@@ -50,7 +57,7 @@ def test_features_are_those_of_the_network_under_its_own_transform(pictures, tmp
     )
     wanted = F.normalize(network_of(tmp_path / "encoder")(images), dim=1)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    assert described == EncoderMetadata(name)
+    assert described == EncoderMetadata(name, ENCODER_WIDTH)
 
 
 def not_a_number(state):

@@ -192,7 +192,7 @@ def test_features_of_other_encoders_help(tmp_path):
     path, prototypes = dataset.path("encoder.parquet"), dataset.path("joint")
     ids = dataset.names[::-1]
     columns = {"image_id": ids, "image_features": tables.list_column(other.flip(0).numpy())}
-    tables.write(path, columns, tables.IMAGE_FEATURES, EncoderMetadata("an encoder"))
+    tables.write(path, columns, tables.IMAGE_FEATURES, EncoderMetadata("an encoder", 3))
     alone, _ = dataset.run()
     dataset.encoders = [path]
     table, report = dataset.run(prototypes)

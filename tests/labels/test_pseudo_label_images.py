@@ -41,7 +41,7 @@ def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
     files = write_pictures(tmp_path / "pictures", 7)
     index = tmp_path / "images.parquet"
     write_index(index, files, SPLITS, [None] * 7, CLASSNAMES)
-    outputs = [str(tmp_path / name) for name in ("out.parquet", "out.safetensors")]
+    outputs = [str(tmp_path / name) for name in ("out.parquet", "out.safetensors", "clip")]
     stage.pseudo_label_images(str(index), SETTINGS, *outputs, device="cpu", threads=1)
     model = demo_clip.model
     pictures = [demo_clip.preprocess(Image.open(file))[None] for file in files]

@@ -133,6 +133,6 @@ def write_unnamed(folder, answers, spread=1.0):
         "image_id": ids,
         "image_features": tables.list_column(features.astype(np.float32)),
     }
-    metadata = EncoderMetadata("a/clip")
+    metadata = EncoderMetadata("a/clip", 3)
     path = folder / "unnamed_features.parquet"
     tables.write(path, columns, tables.IMAGE_FEATURES, metadata)

@@ -323,7 +323,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
 
 CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
 CAPTIONER = "resources/models/llava-hf--llava-v1.6-mistral-7b-hf.json"
-LOADS_CLIP = {"pseudo_label_images", "finetune", "write_votes", "evaluate_classifier"}
+LOADS_CLIP = {"pseudo_label_images", "finetune", "write_votes"}
 LOADS_CAPTIONER = {"caption_images", "caption_groups"}
 
 

@@ -111,6 +111,7 @@ wildcard_constraints:
 # Files that several rules name where a condition decides about them.
 PSEUDO_LABELS = "results/{dataset}/pseudo_labels.parquet"
 CLASS_EMBEDDINGS = "results/{dataset}/class_embeddings.safetensors"
+CLIP = "results/{dataset}/classifiers/clip"  # the pretrained model
 ADAPTED = "results/{dataset}/classifiers/adapted.safetensors"
 IMAGE_CAPTIONS = "results/{dataset}/captions/images.parquet"
 GROUP_CAPTIONS = "results/{dataset}/captions/groups.parquet"

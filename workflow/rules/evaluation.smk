@@ -43,10 +43,17 @@ rule evaluate_classifier:
             lambda method: f"{method.dataset.results}/{method.objective.classifier}",
             "method",
         ),
-        models=notes("method"),
+        clip=CLIP,
         votes=branch(of(READS_FUSED, "method"), then=VOTES),
         image_encoders=of(
             lambda method: jobs.image_features(method.dataset, method.encoders),
+            "method",
+        ),
+        encoders=of(
+            lambda method: [
+                f"{method.dataset.results}/image_encoders/{encoder}"
+                for encoder in method.encoders
+            ],
             "method",
         ),
     output:
@@ -64,21 +71,15 @@ rule evaluate_classifier:
         mem_mb=memory(8_000, per_million=8_000),
         runtime=minutes(15, images_per_second=100),
     params:
-        code=code_of("latteclip.evaluate.evaluate"),
-        model_files=local_files("method"),
-        settings=as_json(
-            lambda method: {
-                **jobs.sections(method.dataset, "clip"),
-                "encoders": list(method.encoders.values()),
-                "flags": jobs.flags(method),
-            },
-            "method",
+        code=code_of("latteclip.evaluate.evaluate_classifier"),
+        inputs=options("votes", "image_encoders", "encoders"),
+        flags=of(
+            lambda method: [f"--flags {flag}" for flag in jobs.flags(method)], "method"
         ),
-        inputs=options("votes", "image_encoders"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} {params.inputs} --settings {params.settings:q}"
+        " --classifier {input.classifier} --clip {input.clip} {params.inputs} {params.flags}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions} --model {output.model} --log {log}"
 

@@ -9,6 +9,7 @@ rule pseudo_label_images:
     output:
         labels=PSEUDO_LABELS,
         class_embeddings=CLASS_EMBEDDINGS,
+        clip=directory(CLIP),
     log:
         "results/{dataset}/logs/pseudo_label_images.log",
     benchmark:
@@ -24,7 +25,7 @@ rule pseudo_label_images:
         settings=as_json(lambda each: jobs.sections(each, "clip", *jobs.CLASS_TEXTS)),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
-        " --output {output.labels} --class-embeddings {output.class_embeddings}"
+        " --output {output.labels} --class-embeddings {output.class_embeddings} --clip {output.clip}"
         " --threads {threads} --log {log}"
 
 
@@ -95,7 +96,8 @@ rule encode_images:
         images="results/{dataset}/images.parquet",
         models=of(lambda encoder: jobs.notes(encoder_of(encoder)), "encoder"),
     output:
-        "results/{dataset}/image_encoders/{encoder}.parquet",
+        features="results/{dataset}/image_encoders/{encoder}.parquet",
+        model=directory("results/{dataset}/image_encoders/{encoder}"),
     log:
         "results/{dataset}/logs/encode_images-{encoder}.log",
     benchmark:
@@ -112,9 +114,10 @@ rule encode_images:
         model_files=of(lambda encoder: jobs.local_files(encoder_of(encoder)), "encoder"),
         encoder=of(lambda encoder: run.image_encoders[encoder], "encoder"),
         clip=as_json(lambda each: {"precision": each.keys.clip.precision}),
+        model=lambda wildcards, output: f"--model {output.model}",
     shell:
         "latteclip encode-images --images {input.images} --encoder={params.encoder:q}"
-        " --clip {params.clip:q} --output {output} --threads {threads} --log {log}"
+        " --clip {params.clip:q} --output {output[0]} {params.model} --threads {threads} --log {log}"
 
 
 use rule encode_images as encode_unnamed_images with:
@@ -133,6 +136,7 @@ use rule encode_images as encode_unnamed_images with:
         model_files=local_files(),
         encoder="",
         clip=as_json(lambda each: each.keys.clip),
+        model="",
 
 
 rule encode_examples:
