@@ -85,7 +85,7 @@ def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
     zero_shot = ZeroShotSettings(clip=clip, template=TEMPLATE)
     labels = str(tmp_path / "labels.parquet")
     embeddings = str(tmp_path / "embeddings.safetensors")
-    outputs = labels, embeddings, str(tmp_path / "clip")
+    outputs = labels, embeddings, str(tmp_path / "pretrained")
     pseudo_label_images(index, zero_shot, *outputs, device="cpu", threads=1)
     training = settings("flyp", model, template=TEMPLATE, epochs=1, batch_size=N)
     outputs = [str(tmp_path / each) for each in ("model", "history.parquet", "checkpoints")]
