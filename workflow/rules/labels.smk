@@ -117,7 +117,7 @@ rule encode_images:
         model=lambda wildcards, output: f"--model {output.model}",
     shell:
         "latteclip encode-images --images {input.images} --encoder={params.encoder:q}"
-        " --clip {params.clip:q} --output {output[0]} {params.model} --threads {threads} --log {log}"
+        " --clip {params.clip:q} --output {output.features} {params.model} --threads {threads} --log {log}"
 
 
 use rule encode_images as encode_unnamed_images with:
@@ -125,7 +125,7 @@ use rule encode_images as encode_unnamed_images with:
         images="results/{dataset}/unnamed_images.parquet",
         models=notes(),
     output:
-        "results/{dataset}/unnamed_features.parquet",
+        features="results/{dataset}/unnamed_features.parquet",
     log:
         "results/{dataset}/logs/encode_unnamed_images.log",
     benchmark:
