@@ -1,6 +1,6 @@
 """What the rules need of Snakemake's workflow object and of the machine that it runs on.
 
-Only this file reads attributes of Snakemake for which there is no directive.
+Only this file reads attributes of that object for which there is no directive.
 """
 
 import functools
@@ -21,7 +21,7 @@ from latteclip.data import folder_files
 
 
 class Machine:
-    """What of a workflow object the rules need."""
+    """What the rules need of a workflow object, and where it runs."""
 
     def __init__(self, workflow: Any) -> None:
         self._workflow = workflow

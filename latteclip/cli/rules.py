@@ -143,7 +143,7 @@ class Rules:
 
         return answer
 
-    def on_gpus(self, count: OfJob = lambda wildcards: 1) -> dict[str, OfJob]:
+    def on_gpus(self, count: OfJob = lambda wildcards: 1) -> dict[str, Any]:
         """Return resources of a job that may have GPUs: their number, and the cores beside each.
 
         Default resources of the profile that begin with gpu_job_ are for jobs with a GPU alone.
@@ -156,11 +156,7 @@ class Rules:
             return math.ceil(threads / max(1, number(wildcards)))
 
         # SLURM gives so many cores to each task of a job, and starts one task for each GPU.
-        resources: dict[str, OfJob] = {
-            "gpu": number,
-            "cpus_per_gpu": cores,
-            "nodes": lambda wildcards: 1,
-        }
+        resources: dict[str, Any] = {"gpu": number, "cpus_per_gpu": cores, "nodes": 1}
         defaults = self._machine.default_resources
         for name in defaults:
             if name.startswith(GPU_JOB):
