@@ -41,7 +41,7 @@ class Confidence:
         by_q = float(q[at, labels].mean())
         space = float(r[at, labels].mean()) - by_q
         alone = [k for k, one in enumerate(model.labellers) if model.is_bounded(k)]
-        if alone and space > 1e-3 and model.company[alone].max() < 0.5:
+        if alone and space > 1e-3 and max(map(model.company, alone)) < 0.5:
             some = [model.labellers[k] for k in alone]
             sizes = np.array([one.gain * one.has.sum() for one in some])
             right = float(sizes @ [one.accuracy for one in some] / sizes.sum())

@@ -308,7 +308,7 @@ class LabelModel:
         model = self._model
         if not model.images:
             return "there are no image features, and no other labeller changes them"
-        if one.gain == 0:
+        if not one.tells:
             return "similar images do not have similar labels by it"
         if model.trust < 0.5 <= model.fits:
             return "there are too few images of a class to learn from"

@@ -3,6 +3,7 @@
 The mathematics are in `label_model`, with its letters.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 ANSWERED = 2.0  # images that an answered one is worth where texts are alone
 REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
+LEAST = 0.05  # accuracy or trust in a quotient
 NEVER = -100.0  # logit of a class that no vote and no answer names
 
 
@@ -152,7 +154,7 @@ class Posterior:
         for one in self.labellers:
             self._look_at(one, views)
         believed = [one for one in self.labellers if one.tells]
-        seen = [one for one in believed if not one.is_text and not one.repeats]
+        seen = [one for one in believed if not one.is_text]
         # Class texts see what their encoder sees, so that votes judge them, or else answers.
         if self.has_texts and (seen or len(self.known[0]) >= FEW):
             texts = self.labellers[0]
@@ -170,7 +172,7 @@ class Posterior:
         share = np.array([one.gain for one in seen])
         share /= share.sum()
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
-        a = max(float(share @ [one.accuracy for one in seen]), 0.05)
+        a = max(float(share @ [one.accuracy for one in seen]), LEAST)
         named = float(share @ [one.named_share / one.meant for one in seen])
         if not self.texts_alone:
             self.fits = min(1.0, named / a**2, 2 * named) ** SHARPNESS
@@ -193,7 +195,9 @@ class Posterior:
     def _look_at(self, one: Labelled, views: Sequence[ImageClasses]) -> None:
         """Learn how images predict a labeller, and its accuracy by them.
 
-        The gain is the share of the information of the votes that images predict.
+        The gain is the share of the information of the votes that images predict. Votes that they
+        do not predict count for nothing, unless there are too few of a class to learn from. Neither
+        do votes that repeat the class texts.
         """
         given = one.votes if one.is_text else one.first
         votes, has = self.put(given), np.flatnonzero(one.has)
@@ -205,6 +209,29 @@ class Posterior:
         if len(p) < 2 or blind > -TINY:
             return
         tables, offset = [table[has] for table in self._scores(votes)], self._offset(votes)
+        found, b = self._best_share(one, p, tables, offset)
+        q = softmax(pool(offset, b, tables))
+        one.gain = max(TINY, 1 - found / blind)
+        one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
+        one.size = _size(given)
+        is_few = one.size < FEW and one.has.sum() >= self.n_classes
+        one.tells = not one.repeats and (is_few or found - blind > FEW)
+        halves = []
+        for view in views:
+            view.learn(votes)
+            halves.append(softmax(pool(offset, b[:1], [view.scores()[has]])))
+        by_halves = [agreement(one.first[has], half) for half in halves]
+        accuracy = math.sqrt(math.prod(by_halves) / max(agreement(*halves), 1e-3))
+        most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
+        one.accuracy = min(max(min(0.99, accuracy), one.named_share), most)
+
+    def _best_share(
+        self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats
+    ) -> tuple[float, Floats]:
+        """Find the share of votes that are not random, and return the likelihood and b.
+
+        The likelihood of votes p [n, C] has several maxima, by scores [n, C] of the encoders.
+        """
         chance = p @ one.overall
         tried = []
         for one.meant in MEANT:
@@ -218,20 +245,7 @@ class Posterior:
             mixed = one.meant * (q * p).sum(axis=1) + (1 - one.meant) * chance
             tried.append((float(log(mixed).sum()), one.meant, b))
         found, one.meant, b = max(tried, key=lambda each: each[0])
-        q = softmax(pool(offset, b, tables))
-        one.gain = max(0.0, 1 - found / blind)
-        vote = one.first[has]
-        one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
-        one.tells = found - blind > FEW
-        one.size = _size(given)
-        halves = []
-        for view in views:
-            view.learn(votes)
-            halves.append(softmax(pool(offset, b[:1], [view.scores()[has]])))
-        product = agreement(vote, halves[0]) * agreement(vote, halves[1])
-        accuracy = float(np.sqrt(product / max(agreement(*halves), 1e-3)))
-        most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
-        one.accuracy = min(max(min(0.99, accuracy), one.named_share), most)
+        return found, b
 
     # --- learning -------------------------------------------------------------------------------
 
@@ -254,20 +268,20 @@ class Posterior:
             one.learn(r)
         return [one.scores() for one in self.images]
 
-    @property
-    def company(self) -> Floats:
-        """Return [V] how many others, at most one, name the classes of a labeller and err apart."""
+    def company(self, k: int) -> float:
+        """Return how right others are that err apart from a labeller, by its votes; at most 1."""
         v = len(self.labellers)
-        return np.asarray(np.minimum(1, ((1 - self.rho[:v, :v]) * self.kappa).sum(axis=1)))
+        agree = (1 - self.rho[k, :v]) @ self.kappa[k]
+        return float(min(1.0, agree / max(self.labellers[k].accuracy, LEAST)))
 
     def is_bounded(self, k: int) -> bool:
         """Return whether images limit how wrong a labeller is: not if they see what it sees."""
         one = self.labellers[k]
-        return not (self.is_blind or one.is_text or one.repeats) and one.tells
+        return not (self.is_blind or one.is_text) and one.tells
 
     def aim(self, k: int) -> float:
         """Return how right votes are at least, by how far images and others are trusted."""
-        trusted = max(self.trust, self.company[k])
+        trusted = max(self.trust, self.company(k))
         return float(1 - trusted * (1 - self.labellers[k].accuracy))
 
     def weights(self, trust: float, has: Bools) -> Floats:
@@ -277,9 +291,8 @@ class Posterior:
             for one in self.labellers
         ]
         believed = has * np.array(shares)[:, None]
-        speaks = np.vstack([believed, np.ones((1, has.shape[1]))])
+        speaks = np.vstack([believed, np.full((1, has.shape[1]), trust)])
         w = speaks / np.maximum(self.rho @ speaks, 1)
-        w[-1] *= trust
         return np.asarray(w, dtype=np.float32)
 
     def learn(self, rounds: int) -> None:
@@ -288,73 +301,84 @@ class Posterior:
             self._round()
 
     def _round(self) -> None:
-        v, shape = len(self.labellers), self.r.shape
         tables, self.offset = self._scores(self.r), self._offset(self.r)
-        likelihoods = [
-            one.likelihood(p) for one, p in zip(self.labellers, self.given, strict=True)
-        ]
-
-        def joint(w: Floats) -> Floats:
-            total = w[v] * scores
-            for one, likelihood in zip(w, likelihoods, strict=False):
-                total = total + one * likelihood
-            return np.asarray(total)
-
+        likelihoods = self._likelihoods(self.given)
         for _ in range(STEPS):
             w = self.weights(1.0 if self.texts_alone else self.trust, self.has)
-            w = (w * self.exponents[:, None].astype(np.float32))[:, :, None]
-            scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
-            q = softmax(scores)
-            targets = np.zeros(shape, dtype=np.float32)
-            for k, one in enumerate(self.labellers):
-                meant = one.confused_targets(q, likelihoods[k])
-                targets += np.float32(one.gain * one.tells) * w[k] * meant
-            self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
-            scores = np.broadcast_to(pool(self.offset, self.b, tables), shape)
-            r = self.put(softmax(joint(w)))
-            for k in range(v):
-                self._learn_confusion(k, r)
-                likelihoods[k] = self.labellers[k].likelihood(self.given[k])
-            for k, one in enumerate(self.labellers):
-                if self.is_bounded(k) and not one.is_soft:
-                    self._bound(k, joint(w), w[k, :, 0])
-                else:
-                    one.delta[:] = 0
-                likelihoods[k] = one.likelihood(self.given[k])
+            w *= self.exponents[:, None].astype(np.float32)
+            self._fit_images(tables, likelihoods, w)
+            scores = self._pooled(tables, self.given)
+            likelihoods = self._learn_labellers(scores, likelihoods, w)
             if not self.is_blind:
-                self.rho = self._shared_errors(self.put(softmax(joint(w))), softmax(scores))
+                r = self.put(softmax(joint(w, likelihoods, scores)))
+                self.rho = self._shared_errors(r, softmax(scores))
         self.tables = self._tables(scores, self.given)
-        rows, classes = self.known
-        if len(rows):
-            terms = [*self.tables.terms, np.float32(self.trust) * scores]
-            self.exponents = fit_weights(
-                [term[rows] for term in terms],
-                np.eye(self.n_classes)[classes],
-                0.0,
-                self.exponents,
-                centre=1.0,
-                precision=PRIOR if self.texts_alone else PRIOR_ANSWERS,
-            )
+        if len(self.known[0]):
+            self._fit_exponents(scores)
             self.tables = self._tables(scores, self.given)
         self.r = self.put(self.tables.r)
+
+    def _likelihoods(self, votes: Sequence[Floats]) -> list[Floats]:
+        return [one.likelihood(p) for one, p in zip(self.labellers, votes, strict=True)]
+
+    def _pooled(self, tables: Sequence[Floats], votes: Sequence[Floats]) -> Floats:
+        """Return log q + constant [n, C] by scores of the encoders, if there are some."""
+        shape = [*tables, *votes][0].shape
+        return np.broadcast_to(pool(self.offset, self.b, tables), shape)
+
+    def _fit_images(
+        self, tables: Sequence[Floats], likelihoods: Sequence[Floats], w: Floats
+    ) -> None:
+        """Learn b from the votes, by scores of the encoders and weights [V + 1, n]."""
+        q = softmax(self._pooled(tables, self.given))
+        targets = np.zeros(self.r.shape, dtype=np.float32)
+        for k, one in enumerate(self.labellers):
+            meant = one.confused_targets(q, likelihoods[k])
+            targets += np.float32(one.gain * one.tells) * w[k][:, None] * meant
+        self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
+
+    def _learn_labellers(
+        self, scores: Floats, likelihoods: Sequence[Floats], w: Floats
+    ) -> list[Floats]:
+        """Learn theta and delta, and return the likelihoods of the votes by these."""
+        r = self.put(softmax(joint(w, likelihoods, scores)))
+        for k in range(len(self.labellers)):
+            self._learn_confusion(k, r)
+        new = self._likelihoods(self.given)
+        for k, one in enumerate(self.labellers):
+            if self.is_bounded(k) and not one.is_soft:
+                self._bound(k, joint(w, new, scores), w[k])
+            else:
+                one.delta[:] = 0
+            new[k] = one.likelihood(self.given[k])
+        return new
+
+    def _fit_exponents(self, scores: Floats) -> None:
+        """Learn from answers the exponents of the labellers and of the images."""
+        rows, classes = self.known
+        terms = [*self.tables.terms, np.float32(self.trust) * scores]
+        self.exponents = fit_weights(
+            [term[rows] for term in terms],
+            np.eye(self.n_classes)[classes],
+            0.0,
+            self.exponents,
+            centre=1.0,
+            precision=PRIOR if self.texts_alone else PRIOR_ANSWERS,
+        )
 
     def _tables(self, scores: Floats, votes: Sequence[Floats]) -> Tables:
         """Return the posterior of images by their scores and votes."""
         has = np.array([p.any(axis=1) for p in votes]).reshape(len(votes), len(scores))
         w = self.weights(self.trust, has)
-        terms = [
-            w[k][:, None] * one.likelihood(votes[k]) for k, one in enumerate(self.labellers)
-        ]
-        total = np.float32(self.exponents[-1]) * w[-1][:, None] * scores
-        for exponent, term in zip(self.exponents, terms, strict=False):
-            total = total + np.float32(exponent) * term
+        likelihoods = self._likelihoods(votes)
+        terms = [w[k][:, None] * one for k, one in enumerate(likelihoods)]
+        w *= self.exponents[:, None].astype(np.float32)
+        total = joint(w, likelihoods, scores)
         return Tables(softmax(total), softmax(scores), terms)
 
     def of(self, scores: Sequence[Floats], votes: Sequence[Floats]) -> Tables:
         """Return the posterior of other images by scores [n, C] of encoders and votes [n, C]."""
-        shape = [*scores, *votes][0].shape
-        pooled = np.broadcast_to(pool(self.offset, self.b, scores), shape)
-        return self._tables(pooled, self._without_lean(votes))
+        return self._tables(self._pooled(scores, votes), self._without_lean(votes))
 
     def _learn_confusion(self, k: int, r: Floats) -> None:
         """Learn theta of a labeller by a posterior [n, C]."""
@@ -366,7 +390,7 @@ class Posterior:
             prior = FEW / c
         elif self.is_bounded(k):
             accuracy = self.aim(k)
-            prior /= max(self.trust, self.company[k], 0.05) ** 2
+            prior /= max(self.trust, self.company(k), LEAST) ** 2
         elif one.is_text:  # they say little of their own accuracy
             accuracy = max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
@@ -383,7 +407,7 @@ class Posterior:
         right = softmax(pooled[rows])[np.arange(len(rows)), named].astype(float)
         right = np.clip(right, 1e-7, 1 - 1e-7)
         odds = np.log(right / (1 - right)) - one.delta[named] * w
-        slack = SLACK * (1 + COMPANY * self.company[k])
+        slack = SLACK * (1 + COMPANY * self.company(k))
         must = np.bincount(named, minlength=c) * (1 - slack * (1 - self.aim(k)))
         low, high = np.zeros(c), np.full(c, 16.0)
         for _ in range(12):
@@ -411,6 +435,14 @@ class Posterior:
                     size = np.sqrt(max(np.vdot(a, a) * np.vdot(b, b), TINY))
                     rho[i, j] = rho[j, i] = max(0.0, np.vdot(a, b) / size)
         return rho
+
+
+def joint(w: Floats, likelihoods: Sequence[Floats], scores: Floats) -> Floats:
+    """Return log r + constant [n, C], by weights [V + 1, n] of the labellers and the images."""
+    total = w[-1][:, None] * scores
+    for one, likelihood in zip(w, likelihoods, strict=False):
+        total = total + one[:, None] * likelihood
+    return np.asarray(total)
 
 
 def _size(shares: Floats) -> float:
