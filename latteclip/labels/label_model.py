@@ -19,10 +19,11 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
 - b make the votes likeliest: half as they are, by u q + (1 - u) overall, of which a share 1 - u is
   random, and half by sum_c q_c theta_cv. Either alone is wrong somewhere: images that are right
   where votes are confused would count for little, or errors of images would be errors of votes.
-  Votes that images do not make likelier by ten nats count for nothing where others are made so.
-  Class texts beside none but such votes name classes alone, as without votes.
+  Votes that images do not make likelier by ten nats count for nothing where others are made so,
+  unless there are fewer than ten of a class, and class texts support them. Votes that repeat the
+  texts count for nothing either. Class texts beside none but such votes name classes alone.
 - theta follows by expectation-maximisation under a Dirichlet prior.
-- w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half.
+- w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half. Images count by t.
 - A person's answer replaces r, and exponents of all sources have a normal prior at 1, worth 200
   answers. Where texts alone name classes it is worth six, an answered image counts twice in S_c,
   and scores are directions from ten answers on: texts may be wrong, and nothing else says so.
@@ -39,7 +40,8 @@ apart,
   number of votes of a class. In fine-grained sets t is near 0, and labels are the votes.
 - Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
-  bound is weaker in company: labellers that agree and err apart.
+  bound is weaker in company: the sum of (1 - rho) kappa / a over others, which says how right they
+  are, by these votes, and how far they err apart.
 - Class texts see what their encoder sees, so images predict them however wrong they are. Beside
   votes they are right as often as these say, a_t, and without votes as ten answers or more say.
   Their share in b is smaller by a_t^2, images start from the votes, and the weight of texts falls

@@ -195,9 +195,9 @@ class Posterior:
     def _look_at(self, one: Labelled, views: Sequence[ImageClasses]) -> None:
         """Learn how images predict a labeller, and its accuracy by them.
 
-        The gain is the share of the information of the votes that images predict. Votes that they
-        do not predict count for nothing, unless there are too few of a class to learn from. Neither
-        do votes that repeat the class texts.
+        The gain is the share of the information of the votes that images predict. Votes count for
+        nothing that they do not predict, or where these are few, that class texts do not support,
+        and votes that repeat the texts.
         """
         given = one.votes if one.is_text else one.first
         votes, has = self.put(given), np.flatnonzero(one.has)
@@ -214,8 +214,9 @@ class Posterior:
         one.gain = max(TINY, 1 - found / blind)
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
-        is_few = one.size < FEW and one.has.sum() >= self.n_classes
-        one.tells = not one.repeats and (is_few or found - blind > FEW)
+        is_few = one.size < FEW
+        is_predicted = found - blind > FEW or (is_few and self._texts_support(one))
+        one.tells = is_predicted and not one.repeats
         halves = []
         for view in views:
             view.learn(votes)
@@ -224,6 +225,22 @@ class Posterior:
         accuracy = math.sqrt(math.prod(by_halves) / max(agreement(*halves), 1e-3))
         most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
         one.accuracy = min(max(min(0.99, accuracy), one.named_share), most)
+
+    def _texts_support(self, one: Labelled) -> bool:
+        """Return whether class texts score votes higher than the same votes of other images.
+
+        Higher by a standard deviation, that is, as a permutation test has it (Hoeffding 1951).
+        """
+        if not self.has_texts:
+            return False
+        scores = log(self.given[0][one.has].astype(float))
+        votes = one.first[one.has]
+        n, shares = len(votes), votes.mean(axis=0)
+        gained = float((scores * votes).sum() - scores.sum(axis=0) @ shares)
+        centred = scores - scores.mean(axis=0)
+        centred -= (centred @ shares)[:, None]
+        variance = float((centred**2 @ shares).sum()) * n / max(1, n - 1)
+        return gained > math.sqrt(variance) + TINY * n
 
     def _best_share(
         self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats
