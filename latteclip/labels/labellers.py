@@ -44,7 +44,6 @@ class Labelled:
         has_lists = not self.is_soft and np.count_nonzero(votes) > self.has.sum()
         self.lists = Lists(votes, self.named) if has_lists else None
         self.tells = True  # whether images predict the votes at all
-        self.repeats = False  # whether it repeats the texts
         self.replaced = 0.0  # share of its weight that images take if they are trusted
         # Of images that predict the votes:
         self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0

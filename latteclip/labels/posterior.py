@@ -36,7 +36,7 @@ SHARPNESS, SLACK = 6, 1.5  # of the trust in images; of the bound on each class
 COMPANY = 4.0  # further slack where labellers agree that err apart
 PRIOR_ANSWERS = 200.0  # answers that the prior of the exponents is worth
 ANSWERED = 2.0  # images that an answered one is worth where texts are alone
-REPEATS = 0.98  # agreement with the texts of a labeller that repeats them
+REPEATS = 0.98  # agreement with class texts of the only labeller, if it repeats them
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
 LEAST = 0.05  # accuracy or trust in a quotient
 NEVER = -100.0  # logit of a class that no vote and no answer names
@@ -89,9 +89,7 @@ class Posterior:
         self.trust = self.fits = 1.0
         self.size = np.inf
         self.is_blind = not images
-        for one in self.labellers[1:] if has_texts else []:
-            copied = first(votes[0][one.has])
-            one.repeats = agreement(one.first[one.has], copied) > REPEATS
+        self.zero_shot = first(votes[0]) if has_texts else None
         if images and votes:
             self._look_at_labellers()
         for one in self.labellers:
@@ -153,6 +151,9 @@ class Posterior:
         views = self.images[0].halves()
         for one in self.labellers:
             self._look_at(one, views)
+        for one in self.labellers[1:]:
+            if one.tells and self._errs_with_texts(one):
+                one.tells = False
         believed = [one for one in self.labellers if one.tells]
         seen = [one for one in believed if not one.is_text]
         # Class texts see what their encoder sees, so that votes judge them, or else answers.
@@ -180,6 +181,20 @@ class Posterior:
         if self.has_texts and believed == self.labellers[:1]:
             self._leave_texts_alone()
 
+    def _errs_with_texts(self, one: Labelled) -> bool:
+        """Return whether a labeller repeats class texts, which images predict however wrong.
+
+        It agrees with them more often than these are right by other labellers, or nearly always.
+        """
+        if self.zero_shot is None:
+            return False
+        agree = agreement(one.first[one.has], self.zero_shot[one.has])
+        others = [each for each in self.labellers[1:] if each.tells and each is not one]
+        if not others:
+            return agree > REPEATS
+        error = math.sqrt(agree * (1 - agree) / one.has.sum())
+        return agree - error > self._judged(others)
+
     def _judged(self, seen: Sequence[Labelled]) -> float:
         """Return the accuracy of texts by labellers that err apart from them, or by answers."""
         texts, named, right = self.labellers[0], 0.0, 0.0
@@ -196,8 +211,7 @@ class Posterior:
         """Learn how images predict a labeller, and its accuracy by them.
 
         The gain is the share of the information of the votes that images predict. Votes count for
-        nothing that they do not predict, or where these are few, that class texts do not support,
-        and votes that repeat the texts.
+        nothing that they do not predict, or where these are few, that class texts do not support.
         """
         given = one.votes if one.is_text else one.first
         votes, has = self.put(given), np.flatnonzero(one.has)
@@ -215,8 +229,7 @@ class Posterior:
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
         is_few = one.size < FEW
-        is_predicted = found - blind > FEW or (is_few and self._texts_support(one))
-        one.tells = is_predicted and not one.repeats
+        one.tells = found - blind > FEW or (is_few and self._texts_support(one))
         halves = []
         for view in views:
             view.learn(votes)
