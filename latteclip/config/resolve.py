@@ -334,6 +334,11 @@ class Method:
         return self.pseudo_labels in registry.FUSED
 
     @property
+    def classifier(self) -> str:
+        """The classifier of a method without training."""
+        return f"{self.dataset.results}/{self.objective.classifier}"
+
+    @property
     def encoders(self) -> dict[str, str]:
         """Image encoders beside CLIP by which it classifies."""
         return self.dataset.run.image_encoders if self.objective.reads_encoders else {}

@@ -39,10 +39,7 @@ rule evaluate_classifier:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=PSEUDO_LABELS,
-        classifier=of(
-            lambda method: f"{method.dataset.results}/{method.objective.classifier}",
-            "method",
-        ),
+        classifier=of(lambda method: method.classifier, "method"),
         clip=CLIP,
         votes=branch(of(READS_FUSED, "method"), then=VOTES),
         image_encoders=of(
