@@ -21,12 +21,7 @@ from support.tiny import (
 
 from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import (
-    ENCODERS,
-    Classifier,
-    load_classifier,
-    save_classifier,
-)
+from latteclip.clip.classifier import ENCODERS, Classifier, load_classifier, save_classifier
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 

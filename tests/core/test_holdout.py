@@ -8,14 +8,10 @@ def ids(n):
     return [f"class {i % 7}/{i}.png" for i in range(n)]
 
 
-def folds(n, share, count):
-    return np.stack([left_out(ids(n), Fold(share, number)) for number in range(count)])
-
-
 @pytest.mark.parametrize("n", [0, 1, 99, 102, 777, 12_000])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.9])
 def test_folds_share_no_image_and_leave_two_thirds_to_each_training(n, share):
-    masks = folds(n, share, 12)  # [S, N]
+    masks = np.stack([left_out(ids(n), Fold(share, number)) for number in range(12)])
     assert masks.sum(axis=0).max(initial=0) <= 1
     first, *others = masks.sum(axis=1).tolist()
     assert all(size in (0, first) for size in others)

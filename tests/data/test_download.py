@@ -129,10 +129,6 @@ def arguments(output, values):
     return [*words, "--output", str(output)]
 
 
-def of_archive(url):
-    return to_jsonable_python(settings(url), exclude_none=True)
-
-
 @pytest.fixture
 def hub(host, tmp_path, capsys):
     """Runs the stage against a hub; its exit status, log and output."""
@@ -194,7 +190,8 @@ def test_an_unpack_killed_half_way_is_redone(host, tmp_path, monkeypatch):
         return extract(tar, entry, *args, **options)
 
     output = tmp_path / "demo" / "data"
-    words = arguments(output, of_archive(host.serve("/images.tar.gz", ARCHIVE)))
+    url = host.serve("/images.tar.gz", ARCHIVE)
+    words = arguments(output, to_jsonable_python(settings(url), exclude_none=True))
     with monkeypatch.context() as patch:
         patch.setattr(tarfile.TarFile, "extract", dying)
         assert status_of_fork(main.main, words) == -signal.SIGKILL

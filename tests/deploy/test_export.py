@@ -19,12 +19,7 @@ from support.tiny import BACKBONES, SIDE, write_backbone, write_encoder, write_p
 from latteclip.cli import main
 from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import (
-    ENCODERS,
-    Classifier,
-    load_classifier,
-    save_classifier,
-)
+from latteclip.clip.classifier import ENCODERS, Classifier, load_classifier, save_classifier
 from latteclip.core.errors import UserError
 from latteclip.deploy.export import export
 

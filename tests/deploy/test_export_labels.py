@@ -23,13 +23,7 @@ from latteclip.data.splits import IndexSettings, read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata, calibrate
-from latteclip.labels.answers import (
-    ANSWERS,
-    CHECK,
-    PLAN_OF_TEACHING,
-    Answer,
-    SavedAnswers,
-)
+from latteclip.labels.answers import ANSWERS, CHECK, PLAN_OF_TEACHING, Answer, SavedAnswers
 
 
 def read_csv(path):

@@ -11,10 +11,7 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.evaluate.average_weights import (
-    TrainingResult,
-    average_weights,
-)
+from latteclip.evaluate.average_weights import TrainingResult, average_weights
 from latteclip.evaluate.results import read_metrics
 from latteclip.train.settings import TrainingMetadata
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from support import records
 from support.tiny import write_index, write_pictures
 from support.worlds import World, ZeroShotFiles
 
-from latteclip.audit.teach import teach
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import (
     CLASSIFIER,
@@ -28,7 +26,6 @@ from latteclip.core.tables import ClassesMetadata, EncoderMetadata
 from latteclip.evaluate import evaluate as stage
 from latteclip.evaluate.evaluate_classifier import evaluate_classifier
 from latteclip.evaluate.results import (
-    QUESTIONS,
     Audit,
     AuditedRun,
     RunFiles,
@@ -265,7 +262,3 @@ def test_an_audit_of_the_run_comes_first(predictions):
     audit = Audit("d", "test", 500, 90, "", [run])
     found = accuracy_by_answers(predictions, report(30), audit)
     assert found == (accuracy, "audit")
-
-
-def test_the_page_names_the_number_of_questions_that_teach_asks():
-    assert signature(teach).parameters["budget"].default == QUESTIONS

@@ -7,10 +7,7 @@ import pytest
 
 from latteclip.core.errors import UserError
 from latteclip.data.images import checksum
-from latteclip.labels.answers import (
-    Answer,
-    AnswerFile,
-)
+from latteclip.labels.answers import Answer, AnswerFile
 from latteclip.labels.label_inputs import answered_rows
 
 

@@ -18,12 +18,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata, VotesMetadata
 from latteclip.labels.answers import Answer
 from latteclip.labels.encode_images import ExamplesSettings, encode_examples
-from latteclip.labels.fuse_labels import (
-    LEAKED,
-    adapt_zero_shot,
-    fuse_labels,
-    labels_right,
-)
+from latteclip.labels.fuse_labels import LEAKED, adapt_zero_shot, fuse_labels, labels_right
 from latteclip.labels.fusion_report import UNCHECKED, read_fusion_report
 from latteclip.labels.label_inputs import LabelFiles, LabellerTable
 from latteclip.labels.votes import Answers

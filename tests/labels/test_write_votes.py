@@ -9,12 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tiny import (
-    DEMO_CLIP,
-    write_captions,
-    write_class_scores,
-    write_index,
-)
+from support.tiny import DEMO_CLIP, write_captions, write_class_scores, write_index
 
 from latteclip.clip import encode
 from latteclip.clip.classifier import Classifier, save_classifier

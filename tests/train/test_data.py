@@ -6,7 +6,6 @@ import pytest
 import torch
 from support import records, tiny, trainings
 from support.tiny import write_pictures
-from support.trainings import CLASSNAMES
 
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
@@ -99,13 +98,6 @@ def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypat
     assert whole.digest != data.digest
     assert data.n_scheduled == whole.n_scheduled == 7
     assert len(whole.paths) == 7
-
-
-def test_fewer_than_two_images_are_refused(tmp_path):
-    files = Files(tmp_path)
-    tiny.write_index(files.index, ["a.png"], ["train"], [0], CLASSNAMES)
-    with pytest.raises(UserError, match=r"i\.parquet"):
-        files.read()
 
 
 # --- images ---------------------------------------------------------------------------------------
