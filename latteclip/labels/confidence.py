@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from latteclip.labels.image_classes import TINY
 from latteclip.labels.labellers import MIN_DRAWN
 from latteclip.labels.posterior import PRIOR, Posterior, Tables
 from latteclip.labels.votes import Floats, Ints
@@ -22,7 +23,8 @@ class Confidence:
         self.share = 0.5
         rows, classes = model.known
         is_taught = len(rows) >= MIN_DRAWN
-        self.by_images = model.trust >= 0.5 or is_taught
+        predict = any(one.gain > TINY for one in model.labellers)
+        self.by_images = (predict and model.trust >= 0.5) or is_taught
         self.is_checked = bool(self.by_images and (is_taught or not model.texts_alone))
         if model.texts_alone:
             known = model.tables.r[rows]

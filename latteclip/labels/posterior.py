@@ -225,11 +225,11 @@ class Posterior:
         tables, offset = [table[has] for table in self._scores(votes)], self._offset(votes)
         found, b = self._best_share(one, p, tables, offset)
         q = softmax(pool(offset, b, tables))
-        one.gain = max(TINY, 1 - found / blind)
+        is_predicted = found - blind > FEW
+        one.gain = 1 - found / blind if is_predicted else TINY
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
-        is_few = one.size < FEW
-        one.tells = found - blind > FEW or (is_few and self._texts_support(one))
+        one.tells = is_predicted or (one.size < FEW and self._texts_support(one))
         halves = []
         for view in views:
             view.learn(votes)
