@@ -21,36 +21,50 @@ class Confidence:
         self.model = model
         self.factor = 1.0
         self.share = 0.5
-        rows, classes = model.known
-        is_taught = len(rows) >= MIN_DRAWN
+        is_taught = len(model.known[0]) >= MIN_DRAWN
         predict = any(one.gain > TINY for one in model.labellers)
         self.by_images = (predict and model.trust >= 0.5) or is_taught
         self.is_checked = bool(self.by_images and (is_taught or not model.texts_alone))
         if model.texts_alone:
-            known = model.tables.r[rows]
-            right = (known.argmax(axis=1) == classes).sum()
-            right += PRIOR * (1 + model.labellers[0].accuracy) / 2
-            sure = known.max(axis=1).sum() + PRIOR
-            self.factor = min(1.0, float(right / sure))
             self.share = 1.0
-            return
-        if not model.images:
+            self._fit_factor()
+        elif model.images:
+            self._estimate_share()
+            self._fit_share()
+        else:
             others = model.kappa.sum(axis=1) / np.maximum((model.kappa > 0).sum(axis=1), 1)
             self.is_checked = len(others) > 2 and bool(others.mean() > 0.5)
-            return
+
+    def _fit_factor(self) -> None:
+        """Multiply by how often class texts are right over how sure they are, by answers."""
+        rows, classes = self.model.known
+        known = self.model.tables.r[rows]
+        right = (known.argmax(axis=1) == classes).sum()
+        right += PRIOR * (1 + self.model.labellers[0].accuracy) / 2
+        self.factor = min(1.0, float(right / (known.max(axis=1).sum() + PRIOR)))
+
+    def _estimate_share(self) -> None:
+        """Give the mean confidence the mean accuracy of labellers that nobody accompanies."""
+        model = self.model
         r, q = model.tables.r, model.tables.q
-        labels, at = r.argmax(axis=1), np.arange(len(r))
+        at, labels = np.arange(len(r)), r.argmax(axis=1)
         by_q = float(q[at, labels].mean())
         space = float(r[at, labels].mean()) - by_q
-        alone = [k for k, one in enumerate(model.labellers) if model.is_bounded(k)]
-        if alone and space > 1e-3 and max(map(model.company, alone)) < 0.5:
-            some = [model.labellers[k] for k in alone]
-            sizes = np.array([one.gain * one.has.sum() for one in some])
-            right = float(sizes @ [one.accuracy for one in some] / sizes.sum())
-            self.share = float(np.clip((right - by_q) / space, 0, 1))
-        best = r[rows].argmax(axis=1)
+        alone = [k for k in range(len(model.labellers)) if model.is_bounded(k)]
+        if not alone or space <= 1e-3 or max(map(model.company, alone)) >= 0.5:
+            return
+        some = [model.labellers[k] for k in alone]
+        sizes = np.array([one.gain * one.has.sum() for one in some])
+        right = float(sizes @ [one.accuracy for one in some] / sizes.sum())
+        self.share = float(np.clip((right - by_q) / space, 0, 1))
+
+    def _fit_share(self) -> None:
+        """Fit the share to answers, with a normal prior at the estimate."""
+        rows, classes = self.model.known
+        r, q = self.model.tables.r[rows], self.model.tables.q[rows]
+        best, at = r.argmax(axis=1), np.arange(len(rows))
         shares = np.linspace(0, 1, 21)[:, None]
-        sure = shares * r[rows, best] + (1 - shares) * q[rows, best]
+        sure = shares * r[at, best] + (1 - shares) * q[at, best]
         fit = np.log(np.clip(np.where(best == classes, sure, 1 - sure), 1e-3, 1)).sum(
             axis=1
         )
