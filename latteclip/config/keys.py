@@ -414,7 +414,7 @@ class Config(Shared):
     """method names, separated by commas; null: zero_shot, zero_shot_adapted and image_prototypes,
     and except on images in your own folder latteclip and recommended
     """
-    seeds: Seeds = Field(default=3, validate_default=True, min_length=1)
+    seeds: Seeds = Field(default=3, validate_default=True)
     """a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2"""
     image_encoders: Several[Text] = []
     """image encoders beside CLIP that help to label images: a name of timm, hf-hub:<repo>,

@@ -84,10 +84,12 @@ def _once(values: list[Any]) -> list[Any]:
 def _seeds(value: Any) -> list[int]:
     """Return the seeds of a number, a list, or a comma-separated text."""
     try:
-        return list(range(value) if isinstance(value, int) else map(int, _parts(value)))
+        seeds = list(range(value) if isinstance(value, int) else map(int, _parts(value)))
     except (TypeError, ValueError):
-        words = "It should be a number (3) or a list (0,1,2)"
-        raise PydanticCustomError("seeds", words) from None
+        seeds = []
+    if not seeds:
+        raise PydanticCustomError("seeds", "It should be a number (3) or a list (0,1,2)")
+    return seeds
 
 
 Item = TypeVar("Item")

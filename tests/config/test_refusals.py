@@ -76,6 +76,7 @@ MISTAKES = [
     ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
     ({"finetune": {"lr": -1}}, r"finetune\.lr "),
     ({"seeds": "1;2"}, r"seeds .*must be .*0,1,2"),
+    ({"seeds": 0}, r"seeds .*must be .*0,1,2\), not 0"),
     ({"dataset": "a\nb", "image_dir": "photos"}, r"key dataset .*letters"),
     ({"scores": {"answer": "x"}}, r"scores\.answer .*contain \{\}"),
     ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),

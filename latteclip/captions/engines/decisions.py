@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from latteclip.captions.engine import Response, Tokens, scored
 from latteclip.captions.engines.openai import Parts, ServerEngine
@@ -67,7 +67,10 @@ class DecisionsEngine(ServerEngine):
             "state": pictures,
             "questions": questions,
         }
-        reply = Reply.model_validate_json(await self._post(body))
+        try:
+            reply = Reply.model_validate_json(await self._post(body))
+        except ValidationError as error:
+            raise ValueError(f"it answers otherwise: {error.errors()[0]['msg']}") from None
         if reply.answers.keys() != questions.keys():
             raise ValueError(f"it answers {[*reply.answers]} in place of {[*questions]}")
         rows = []
