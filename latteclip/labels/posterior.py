@@ -196,16 +196,16 @@ class Posterior:
         return agree - error > self._judged(others)
 
     def _judged(self, seen: Sequence[Labelled]) -> float:
-        """Return the accuracy of texts by labellers that err apart from them, or by answers."""
-        texts, named, right = self.labellers[0], 0.0, 0.0
+        """Return the accuracy of texts by answers, and by labellers that err apart from them."""
+        texts = self.labellers[0]
+        rows, classes = self.known
+        named, right = float((texts.named[rows] == classes).sum()), float(len(rows))
         if not seen:
-            rows, classes = self.known
-            right = PRIOR * texts.accuracy + (texts.named[rows] == classes).sum()
-            return float(right / (PRIOR + len(rows)))
+            return (named + PRIOR * texts.accuracy) / (right + PRIOR)
         for one in seen:
             named += agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
             right += one.accuracy * one.has.sum()
-        return min(0.99, named / max(right, TINY))
+        return float(min(0.99, named / max(right, TINY)))
 
     def _look_at(self, one: Labelled, views: Sequence[ImageClasses]) -> None:
         """Learn how images predict a labeller, and its accuracy by them.
