@@ -44,7 +44,8 @@ apart,
   bound is weaker in company: the sum of (1 - rho) kappa / a over others, which says how right they
   are, by these votes, and how far they err apart.
 - Class texts see what their encoder sees, so images predict them however wrong they are. Beside
-  votes they are right as often as these say, a_t, and without votes as ten answers or more say.
+  votes they are right as often as these and answers say, a_t, and without votes as ten answers or
+  more say.
   Their share in b is smaller by a_t^2, images start from the votes, and the weight of texts falls
   to 1 - t (1 - a_t^2).
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
