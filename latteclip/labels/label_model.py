@@ -87,6 +87,7 @@ from latteclip.labels.votes import (
     Ints,
     Votes,
     count_classes,
+    feature_arrays,
     parts,
     softmax,
     spaced,
@@ -152,7 +153,7 @@ class LabelModel:
         group, such as near-duplicates, are never on both sides of a fold. Raises ValueError for
         inputs that do not fit together.
         """
-        self._features = _encoders(image_features)
+        self._features = feature_arrays(image_features)
         self._texts = None if text_features is None else np.asarray(text_features)
         self._votes = {name: Votes.of(table) for name, table in (votes or {}).items()}
         c = count_classes(self._votes, self._texts, answers, n_classes)
@@ -424,7 +425,7 @@ class LabelModel:
         return softmax(self._logits(features))
 
     def _logits(self, features: Floats | Sequence[Floats]) -> Floats:
-        some = _encoders(features)
+        some = feature_arrays(features)
         head = self.heads_[0 if len(some) == 1 else -1]
         return np.asarray(np.concatenate(some, axis=1) @ head.coef.T + head.intercept)
 
@@ -437,17 +438,3 @@ def _by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Float
         part = folds % HEAD_FOLDS == fold
         table[part] = x[part] @ weights.T + bias
     return table
-
-
-def _encoders(features: Floats | Sequence[Floats] | None) -> list[Floats]:
-    """Return the features [N, D] of each encoder, or raise ValueError."""
-    if features is None:
-        return []
-    each = features if isinstance(features, list | tuple) else [features]
-    encoders = [np.asarray(one) for one in each]
-    for one in encoders:
-        if one.ndim != 2 or not np.isfinite(one.sum(dtype=np.float64)):
-            raise ValueError(
-                "Image features are finite numbers [N, D], or a list of such arrays."
-            )
-    return encoders

@@ -1,6 +1,7 @@
 """Learn of a labeller how it confuses classes, what its lists say, and how right it is."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from latteclip.labels.votes import (
     Bools,
     Floats,
     Ints,
+    agreement,
     first,
     log,
     normalised,
@@ -86,6 +88,54 @@ class Labelled:
             table += self.lists.likelihood(votes, named)
         table[~votes.any(axis=1)] = 0
         return np.asarray(table)
+
+    def is_supported(self, scores: Floats) -> bool:
+        """Return whether probabilities [n, C] of class texts support the votes.
+
+        They score votes higher than the same votes of other images, by a standard deviation, as a
+        permutation test has it (Hoeffding 1951).
+        """
+        scores, votes = log(scores[self.has].astype(float)), self.first[self.has]
+        n, shares = len(votes), votes.mean(axis=0)
+        gained = float((scores * votes).sum() - scores.sum(axis=0) @ shares)
+        centred = scores - scores.mean(axis=0)
+        centred -= (centred @ shares)[:, None]
+        variance = float((centred**2 @ shares).sum()) * n / max(1, n - 1)
+        return gained > math.sqrt(variance) + TINY * n
+
+
+def agreements(labellers: Sequence[Labelled]) -> Floats:
+    """Return [V, V] how far others agree with a labeller, on the share they speak about."""
+    kappa = np.zeros((len(labellers), len(labellers)))
+    for k, one in enumerate(labellers):
+        for j, other in enumerate(labellers):
+            both = one.has & other.has
+            if j != k and both.sum() >= FEW:
+                agree = agreement(one.first[both], other.first[both])
+                kappa[k, j] = agree * both.sum() / one.has.sum()
+    return kappa
+
+
+def shared_errors(labellers: Sequence[Labelled], r: Floats, q: Floats) -> Floats:
+    """Return the correlations [V + 1, V + 1] of errors, 0 where they are negative.
+
+    The last source are the images, by q [n, C]. Errors are those of the posterior r [n, C].
+    """
+    # First classes, so that a copy of the texts' first classes is a copy.
+    tables = [*(one.first for one in labellers), q]
+    speaks = [*(one.has for one in labellers), np.ones(len(r), dtype=bool)]
+    errors = [
+        p - r @ normalised(r[has].T @ p[has]) for p, has in zip(tables, speaks, strict=True)
+    ]
+    rho = np.eye(len(errors))
+    for i, one in enumerate(errors):
+        for j in range(i):
+            both = speaks[i] & speaks[j]
+            if both.sum() >= FEW:
+                a, b = one[both], errors[j][both]
+                size = np.sqrt(max(np.vdot(a, a) * np.vdot(b, b), TINY))
+                rho[i, j] = rho[j, i] = max(0.0, np.vdot(a, b) / size)
+    return rho
 
 
 class Lists:

@@ -16,7 +16,13 @@ from latteclip.labels.image_classes import (
     lean,
     pool,
 )
-from latteclip.labels.labellers import ENOUGH, FEW, Labelled
+from latteclip.labels.labellers import (
+    ENOUGH,
+    FEW,
+    Labelled,
+    agreements,
+    shared_errors,
+)
 from latteclip.labels.votes import (
     CELLS,
     Answers,
@@ -80,7 +86,7 @@ class Posterior:
         self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
         # Until errors are known, all labellers are copies of one. The last source are the images.
         # Without images nothing tells errors apart, and only copies are found.
-        self.kappa = self._agreements()
+        self.kappa = agreements(self.labellers)
         self.rho = np.eye(v + 1)
         self.rho[:v, :v] = 1 if images else self.kappa > REPEATS
         np.fill_diagonal(self.rho, 1)
@@ -133,18 +139,6 @@ class Posterior:
         return decided(table, self.answers.rows, self.answers.shares)
 
     # --- what is known before learning ------------------------------------------------------------
-
-    def _agreements(self) -> Floats:
-        """Return [V, V] how far others agree with a labeller, on the share they speak about."""
-        v = len(self.labellers)
-        kappa = np.zeros((v, v))
-        for k, one in enumerate(self.labellers):
-            for j, other in enumerate(self.labellers):
-                both = one.has & other.has
-                if j != k and both.sum() >= FEW:
-                    agree = agreement(one.first[both], other.first[both])
-                    kappa[k, j] = agree * both.sum() / one.has.sum()
-        return kappa
 
     def _look_at_labellers(self) -> None:
         """Learn gain and accuracy of labellers, and the trust in images, from votes as given."""
@@ -229,7 +223,9 @@ class Posterior:
         one.gain = 1 - found / blind if is_predicted else TINY
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
-        one.tells = is_predicted or (one.size < FEW and self._texts_support(one))
+        one.tells = is_predicted or (
+            one.size < FEW and self.has_texts and one.is_supported(self.given[0])
+        )
         halves = []
         for view in views:
             view.learn(votes)
@@ -238,22 +234,6 @@ class Posterior:
         accuracy = math.sqrt(math.prod(by_halves) / max(agreement(*halves), 1e-3))
         most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
         one.accuracy = min(max(min(0.99, accuracy), one.named_share), most)
-
-    def _texts_support(self, one: Labelled) -> bool:
-        """Return whether class texts score votes higher than the same votes of other images.
-
-        Higher by a standard deviation, that is, as a permutation test has it (Hoeffding 1951).
-        """
-        if not self.has_texts:
-            return False
-        scores = log(self.given[0][one.has].astype(float))
-        votes = one.first[one.has]
-        n, shares = len(votes), votes.mean(axis=0)
-        gained = float((scores * votes).sum() - scores.sum(axis=0) @ shares)
-        centred = scores - scores.mean(axis=0)
-        centred -= (centred @ shares)[:, None]
-        variance = float((centred**2 @ shares).sum()) * n / max(1, n - 1)
-        return gained > math.sqrt(variance) + TINY * n
 
     def _best_share(
         self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats
@@ -340,8 +320,8 @@ class Posterior:
             scores = self._pooled(tables, self.given)
             likelihoods = self._learn_labellers(scores, likelihoods, w)
             if not self.is_blind:
-                r = self.put(softmax(joint(w, likelihoods, scores)))
-                self.rho = self._shared_errors(r, softmax(scores))
+                r = self.put(softmax(_joint(w, likelihoods, scores)))
+                self.rho = shared_errors(self.labellers, r, softmax(scores))
         self.tables = self._tables(scores, self.given)
         if len(self.known[0]):
             self._fit_exponents(scores)
@@ -371,13 +351,13 @@ class Posterior:
         self, scores: Floats, likelihoods: Sequence[Floats], w: Floats
     ) -> list[Floats]:
         """Learn theta and delta, and return the likelihoods of the votes by these."""
-        r = self.put(softmax(joint(w, likelihoods, scores)))
+        r = self.put(softmax(_joint(w, likelihoods, scores)))
         for k in range(len(self.labellers)):
             self._learn_confusion(k, r)
         new = self._likelihoods(self.given)
         for k, one in enumerate(self.labellers):
             if self.is_bounded(k) and not one.is_soft:
-                self._bound(k, joint(w, new, scores), w[k])
+                self._bound(k, _joint(w, new, scores), w[k])
             else:
                 one.delta[:] = 0
             new[k] = one.likelihood(self.given[k])
@@ -403,7 +383,7 @@ class Posterior:
         likelihoods = self._likelihoods(votes)
         terms = [w[k][:, None] * one for k, one in enumerate(likelihoods)]
         w *= self.exponents[:, None].astype(np.float32)
-        total = joint(w, likelihoods, scores)
+        total = _joint(w, likelihoods, scores)
         return Tables(softmax(total), softmax(scores), terms)
 
     def of(self, scores: Sequence[Floats], votes: Sequence[Floats]) -> Tables:
@@ -447,32 +427,10 @@ class Posterior:
             low, high = np.where(lacks, middle, low), np.where(lacks, high, middle)
         one.delta = low
 
-    def _shared_errors(self, r: Floats, q: Floats) -> Floats:
-        """Return the correlations [V + 1, V + 1] of errors, 0 where they are negative."""
-        # First classes, so that a copy of the texts' first classes is a copy.
-        tables = [*(one.first for one in self.labellers), q]
-        speaks = [*self.has, np.ones(len(r), dtype=bool)]
-        errors = [
-            p - r @ normalised(r[has].T @ p[has])
-            for p, has in zip(tables, speaks, strict=True)
-        ]
-        rho = np.eye(len(errors))
-        for i, one in enumerate(errors):
-            for j in range(i):
-                both = speaks[i] & speaks[j]
-                if both.sum() >= FEW:
-                    a, b = one[both], errors[j][both]
-                    size = np.sqrt(max(np.vdot(a, a) * np.vdot(b, b), TINY))
-                    rho[i, j] = rho[j, i] = max(0.0, np.vdot(a, b) / size)
-        return rho
 
-
-def joint(w: Floats, likelihoods: Sequence[Floats], scores: Floats) -> Floats:
+def _joint(w: Floats, likelihoods: Sequence[Floats], scores: Floats) -> Floats:
     """Return log r + constant [n, C], by weights [V + 1, n] of the labellers and the images."""
-    total = w[-1][:, None] * scores
-    for one, likelihood in zip(w, likelihoods, strict=False):
-        total = total + one[:, None] * likelihood
-    return np.asarray(total)
+    return pool(w[-1][:, None] * scores, w[:-1, :, None], likelihoods)
 
 
 def _size(shares: Floats) -> float:

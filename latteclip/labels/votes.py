@@ -1,4 +1,4 @@
-"""Read votes of labellers and a person's answers into tables of classes."""
+"""Read features, and votes and answers into tables of classes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,20 @@ Bools = npt.NDArray[np.bool_]
 NO_VOTE = -1  # in place of the class
 ZERO_SHOT = "zero_shot"  # the name of the class texts among the labellers
 CELLS = 2**22  # entries of the largest table of a part of the rows
+
+
+def feature_arrays(features: Floats | Sequence[Floats] | None) -> list[Floats]:
+    """Return the features [N, D] of each encoder, or raise ValueError."""
+    if features is None:
+        return []
+    each = features if isinstance(features, list | tuple) else [features]
+    encoders = [np.asarray(one) for one in each]
+    for one in encoders:
+        if one.ndim != 2 or not np.isfinite(one.sum(dtype=np.float64)):
+            raise ValueError(
+                "Image features are finite numbers [N, D], or a list of such arrays."
+            )
+    return encoders
 
 
 @dataclass(frozen=True)
