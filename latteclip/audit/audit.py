@@ -77,7 +77,7 @@ class AuditSession(QuestionSession):
         )
         has_tests = pc.any(pc.equal(index["split"], "test")).as_py()
         split = TEST if has_tests else TRAIN
-        self.images = f"{split} images"
+        self.images = "test images" if has_tests else "training images"
         plan_file = plan_of(self.folder, split)
         if not plan_file.exists():
             draw_plan(self.folder, scoring.of_split(index, split), names, split)

@@ -149,7 +149,8 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
             report = fusion_report.read_fusion_report(Path(results, fusion_report.NAME))
             if right := report.labels_right:
                 yield f"{name}: {fusion_report.in_words(right)}"
-            yield f"Next, to improve and check them: latteclip teach {quoted}"
+            else:
+                yield f"Next, to improve and check them: latteclip teach {quoted}"
             export = f"latteclip labels export {quoted} --format csv --output labels.csv"
             yield f"Next, to use them: {export}"
         models = f"{results}/model{run.suffix}", f"{results}/image_prototypes/seed0/model"

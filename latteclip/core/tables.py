@@ -189,7 +189,7 @@ class UnknownMetadata:
     """The metadata of UNKNOWN."""
 
     classnames: list[str]
-    answers: int = 0  # of a person, if any is "none of these"
+    answers: int = 0  # of a person, from which the threshold follows
 
 
 def write(

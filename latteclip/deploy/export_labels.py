@@ -36,7 +36,8 @@ TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
 LABEL_STUDIO = (
     "Label Studio shows the images of this machine if it is started with "
-    "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/."
+    "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/, "
+    "and if the project has a local storage (Settings, Cloud Storage) with the images' folder."
 )
 # Suffixes that `torchvision.datasets.ImageFolder` looks for. It silently ignores others.
 BY_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -53,7 +53,8 @@ def score_unknown(
         features, torch.from_numpy(training), classes.weights, settings.share, described
     )
     scores = distances.numpy()
-    line = _threshold(scores, answered, is_none, detector.threshold)
+    otherwise = detector.threshold
+    line = _threshold(scores, answered, is_none, otherwise)
     replace(detector, threshold=line).save(detector_output)
     unknown = scores > line
     by_captioner = np.full(len(table), np.nan, np.float32)
@@ -64,8 +65,8 @@ def score_unknown(
     scored = ~np.isnan(by_captioner)
     if scored.any():
         n = int(settings.share * len(of_training))
-        line = threshold(torch.from_numpy(by_captioner[scored]), n)
-        line = _threshold(by_captioner, answered, is_none, line)
+        otherwise = threshold(torch.from_numpy(by_captioner[scored]), n)
+        line = _threshold(by_captioner, answered, is_none, otherwise)
         unknown[scored] = by_captioner[scored] > line
     unknown[answered] = is_none
     columns = {
@@ -74,7 +75,7 @@ def score_unknown(
         "captioner_score": pa.array(by_captioner, pa.float32(), from_pandas=True),
         "is_unknown": unknown,
     }
-    n_answers = len(is_none) if is_none.any() else 0
+    n_answers = 0 if line == otherwise else len(is_none)
     metadata = UnknownMetadata(classnames, n_answers)
     tables.write(output, columns, tables.UNKNOWN, metadata)
     log.info("%d of %d images are marked unknown.", unknown.sum(), len(table))

@@ -64,7 +64,7 @@ def _in_words(accuracy: Interval | None, answers_needed: int) -> str:
     """Return the accuracy of a labeller, or what would determine it."""
     if accuracy is None and answers_needed:
         needed = counted(answers_needed, "answer")
-        return f"unknown; {needed} about random images would estimate it"
+        return f"unknown; {needed} about random images would estimate it to 5 points"
     if accuracy is None:
         return "unknown without answers"
     return f"{accuracy.words()}, by {'answers' if accuracy.n else 'votes and images'}"

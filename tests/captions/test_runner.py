@@ -65,8 +65,9 @@ def test_empty_answers_are_counted_and_cut_ones_are_captions(dataset, recorder):
     columns = dataset.caption_images(max_failed=0.2)
     assert columns["caption"][:3] == ["Good.", "", "A long"]
     assert columns["finish_reason"][:3] == ["stop", "stop", "length"]
-    with pytest.raises(UserError, match=r"captioner\.max_failed"):
+    with pytest.raises(UserError, match=r"captioner\.max_failed") as refused:
         dataset.caption_images()
+    assert "None" not in str(refused.value)
 
 
 # --- shards --------------------------------------------------------------------------------------

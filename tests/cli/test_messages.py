@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
+from support.records import fusion
 
 from latteclip.cli import messages
+from latteclip.core.files import write_record
+from latteclip.labels.guarantees import Interval
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,12 @@ def test_what_slurm_refuses_is_printed():
     ):
         record = logging.makeLogRecord({"event": LogEvent.JOB_ERROR, "rule_msg": said})
         assert lines.filter(record) == is_printed
+
+
+@pytest.mark.parametrize("right", [None, Interval(0.8, 0.7, 0.9, 60)])
+def test_answers_are_asked_for_until_they_check_the_labels(tmp_path, right):
+    dataset = SimpleNamespace(name="mine", folder=str(tmp_path))
+    write_record(tmp_path / "fused_labels.json", fusion(labels_right=right))
+    run = SimpleNamespace(datasets=[dataset], suffix="")
+    lines = [*messages.finished(run, [f"{tmp_path}/fused_labels.parquet"])]
+    assert any("latteclip teach" in line for line in lines) == (right is None)

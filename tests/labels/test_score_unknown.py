@@ -114,11 +114,13 @@ def test_none_of_these_calibrates_the_threshold(dataset):
 def test_an_image_to_which_a_person_gave_a_class_is_not_unknown(dataset):
     before = np.array(dataset.run()[0]["is_unknown"].to_pylist())
     known = [row for row in dataset.training if dataset.world.classes[row] != 5][:40]
+    none = [row for row in dataset.training if dataset.world.classes[row] == 5][:4]
     assert before[known].any()
-    table, described = dataset.run(answers=dataset.write_answers(known))
+    table, described = dataset.run(answers=dataset.write_answers([*known, *none]))
     after = np.array(table["is_unknown"].to_pylist())
-    assert not after[known].any() and not described.answers
-    rest = np.setdiff1d(np.arange(400), known)
+    assert not after[known].any() and after[none].all()
+    assert not described.answers  # from which a threshold follows: four are too few
+    rest = np.setdiff1d(np.arange(400), [*known, *none])
     assert (after[rest] == before[rest]).all()
 
 
