@@ -54,50 +54,42 @@ def average_weights(
     the classes that those trainings predict which left them out.
     """
     where = devices.pick(device, threads)
-    described = [tables.read_metadata(each.history, TrainingMetadata) for each in trainings]
-    pairs = zip(trainings, described, strict=True)
-    sound = [each for each, own in pairs if "collapsed" not in own.flags]
-    used = sound or trainings
-    first = clips.load_finetuned(used[0].model, torch.device("cpu"))
+    pairs = [
+        (each, tables.read_metadata(each.history, TrainingMetadata)) for each in trainings
+    ]
+    used = [pair for pair in pairs if "collapsed" not in pair[1].flags] or pairs
     ids: list[str] = []
     predicted: list[int] = []
-    for number, each in enumerate(used, 1):
+    means: dict[str, torch.Tensor] = {}
+    for number, (each, _) in enumerate(used, 1):
         model = clips.load_finetuned(each.model, where, precision)
-        _include(model.clip.model, first.clip.model, number)
         # None left out an image of another.
         some_ids, classes = classify_left_out(images_path, model, each.fold, threads)
         ids += some_ids
         predicted += classes
-    template = ClassTemplates([first.class_templates.template])
-    texts = class_embeddings(first.clip, template, first.classnames)
+        for name, weights in model.clip.model.state_dict().items():
+            mean = means.setdefault(name, weights.clone())
+            if mean.is_floating_point():  # counters of BatchNorm are whole numbers
+                mean += (weights - mean) / number
+    model.clip.model.load_state_dict(means)
+    template = ClassTemplates([model.class_templates.template])
+    texts = class_embeddings(model.clip, template, model.classnames)
+    model = replace(model, classifier=Classifier.of(texts))
     with replacing(model_output) as folder:
         clips.save_finetuned(
-            first.clip,
-            Classifier.of(texts),
-            first.classnames,
-            first.class_templates,
-            folder,
+            model.clip, model.classifier, model.classnames, model.class_templates, folder
         )
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
-    history = tables.read(used[0].history)
-    of_first = tables.read_metadata(used[0].history, TrainingMetadata)
+    first, of_first = used[0]
     flags = sorted({*of_first.flags, "ours"})
-    averaged = replace(of_first, flags=flags, averaged=len(used))
-    tables.write(history_output, history, tables.HISTORY, averaged)
+    metadata = replace(of_first, flags=flags, averaged=len(used))
+    tables.write(history_output, tables.read(first.history), tables.HISTORY, metadata)
     classify_evaluated(
         images_path,
-        clips.load_finetuned(model_output, where, precision),
+        model,
         (ids, predicted),
         flags,
         (dataset, method, seed),
         (predictions_output, metrics_output, train_predictions_output),
         threads,
     )
-
-
-def _include(model: torch.nn.Module, average: torch.nn.Module, number: int) -> None:
-    """Turn the average over all models before this one into that over `number` models."""
-    weights = model.state_dict()
-    for name, mean in average.state_dict().items():
-        if mean.is_floating_point():  # counters of BatchNorm are whole numbers
-            mean += (weights[name].cpu() - mean) / number
