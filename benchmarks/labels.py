@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latteclip.clip.features import read_features
 from latteclip.core import tables
-from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.label_inputs import LabelInputs
 from latteclip.labels.label_model import LabelModel

@@ -297,7 +297,7 @@ def fuse_labels(place: Place) -> Work:
 def teach(place: Place) -> Work:
     """Choose the next ten images of `latteclip teach`, after labels learned from ten answers."""
     from latteclip.audit.teach import TeachingSession
-    from latteclip.labels.answers import CLASS, Answer
+    from latteclip.core.answers import CLASS, Answer
 
     session = TeachingSession(place.results, 100)
     answers: dict[str, Answer] = {}

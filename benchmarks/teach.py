@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.audit.teach import TeachingSession
+from latteclip.clip.features import read_features
 from latteclip.core import tables
-from latteclip.labels.answers import CLASS, Answer
-from latteclip.labels.features import read_features
+from latteclip.core.answers import CLASS, Answer
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.guarantees import pac_threshold
 from latteclip.labels.label_model import LabelModel

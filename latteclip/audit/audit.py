@@ -20,12 +20,7 @@ from latteclip.audit.session import (
 )
 from latteclip.config.keys import SplitSection
 from latteclip.core import tables
-from latteclip.core.class_templates import clean_classname
-from latteclip.core.errors import UserError, suggestion
-from latteclip.core.run_options import run_command
-from latteclip.core.terminal import counted
-from latteclip.evaluate.results import MISSING, Audit, RunFiles
-from latteclip.labels.answers import (
+from latteclip.core.answers import (
     ANSWERS,
     CHECK,
     Answer,
@@ -33,6 +28,11 @@ from latteclip.labels.answers import (
     read_answer_file,
     rename_in_answers,
 )
+from latteclip.core.class_templates import clean_classname
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.run_options import run_command
+from latteclip.core.terminal import counted
+from latteclip.evaluate.results import MISSING, Audit, RunFiles
 
 log = logging.getLogger(__name__)
 BASELINES = ("zero_shot", "zero_shot_adapted")  # which need no model of their own

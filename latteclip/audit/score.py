@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
+from latteclip.core.answers import ANSWERS, UNSURE, Answer, AnswerFile, locate
 from latteclip.core.errors import UserError
 from latteclip.core.files import sha256, write_record
 from latteclip.core.run_options import run_command
@@ -32,7 +33,6 @@ from latteclip.evaluate.results import (
     predicted_classes,
     read_metrics,
 )
-from latteclip.labels.answers import ANSWERS, UNSURE, Answer, AnswerFile, locate
 from latteclip.labels.guarantees import (
     MANY,
     MIN_ANSWERS,

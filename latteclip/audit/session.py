@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.audit.server import SCRIPT, SERVED, PageServer
-from latteclip.core.errors import UserError
-from latteclip.core.files import write_text
-from latteclip.core.terminal import counted
-from latteclip.labels.answers import (
+from latteclip.core.answers import (
     Answer,
     AnswerFile,
     SavedAnswers,
     read_whole,
 )
+from latteclip.core.errors import UserError
+from latteclip.core.files import write_text
+from latteclip.core.terminal import counted
 from latteclip.report.gallery import picture
 from latteclip.report.render import fill
 

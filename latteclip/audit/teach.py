@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
 
+from latteclip.audit.answer_files import is_foreign, read_foreign
 from latteclip.audit.session import (
     OFFERED,
     Question,
@@ -26,11 +27,7 @@ from latteclip.audit.session import (
     run_session,
 )
 from latteclip.core import tables
-from latteclip.core.run_options import labels_path, run_command
-from latteclip.core.tables import IndexMetadata
-from latteclip.core.terminal import counted
-from latteclip.labels.answer_files import is_foreign, read_foreign
-from latteclip.labels.answers import (
+from latteclip.core.answers import (
     ANSWERS,
     CHECK,
     TEACH,
@@ -39,6 +36,9 @@ from latteclip.labels.answers import (
     AnswerFile,
     SavedAnswers,
 )
+from latteclip.core.run_options import labels_path, run_command
+from latteclip.core.tables import IndexMetadata
+from latteclip.core.terminal import counted
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, in_words, read_fusion_report
 from latteclip.labels.guarantees import MIN_ANSWERS

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from latteclip.core import tables
+from latteclip.core.answers import UNSURE, AnswerFile
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest
 from latteclip.data.images import open_rgb
-
-if TYPE_CHECKING:
-    from latteclip.clip.classifier import Classifier
 
 GROUP_SIZE = 4
 SEED = 0  # of the groups
@@ -156,8 +154,8 @@ class Questions:
             return self.prompt
         return fill(self.prompt, self.classnames[self.labels[self.rows[row]]])
 
-    def request(self, row: int, *, again: bool) -> Request:
-        """Return the request about a row, or that after an answer that was empty or cut."""
+    def request(self, row: int) -> Request:
+        """Return the request about a row."""
         raise NotImplementedError
 
     def columns(self, row: int, answer: Any) -> dict[str, Any]:
@@ -184,35 +182,22 @@ class Questions:
         if classifier_path is None or pseudo_labels_path is None:
             return np.argsort([digest("ask", name) for name in ids.to_pylist()])
         from latteclip.clip.classifier import load_classifier
+        from latteclip.clip.features import classify_table
 
         classifier, _ = load_classifier(classifier_path)
-        _, margins = best_classes(pseudo_labels_path, ids, classifier, 1)
+        _, margins = classify_table(pseudo_labels_path, ids, classifier, 1)
         return np.argsort(margins, kind="stable")
 
     def _answered(self, answers_path: str | None) -> np.ndarray:
         """Return which of the N images a person answered: bool [N]."""
         if answers_path is None:
             return np.zeros(len(self.images), bool)
-        from latteclip.labels.answers import UNSURE, AnswerFile
-
         saved = AnswerFile(Path(answers_path), self.images, self.classnames).read()
         known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
         found: np.ndarray = pc.is_in(
             self.images["image_id"], pa.array(known, pa.string())
         ).to_numpy()
         return found
-
-
-def best_classes(
-    pseudo_labels_path: str, image_ids: pa.ChunkedArray, classifier: "Classifier", k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the K best classes int32 [N, K] of N images, and how much better the first is [N]."""
-    from latteclip.clip.classifier import classify
-    from latteclip.labels.features import read_features
-
-    features = read_features(pseudo_labels_path, image_ids)
-    best, scores = classify(features, classifier, max(k, 2))
-    return best[:, :k].int().numpy(), (scores[:, 0] - scores[:, 1]).numpy()
 
 
 def shard_of(row_id: str, of: int) -> int:

@@ -21,9 +21,9 @@ from latteclip.captions.questions import (
     Layout,
     Questions,
     Request,
-    best_classes,
 )
 from latteclip.clip.classifier import load_classifier
+from latteclip.clip.features import classify_table
 from latteclip.config.keys import CaptionerSection, ScoresSection
 from latteclip.core.class_templates import PLACE, ClassTemplates, fill
 from latteclip.core.errors import UserError
@@ -114,13 +114,13 @@ class ClassQuestions(Questions):
         k = len(self.classnames)
         if k > (MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO):
             k = TOPK
-        best, _ = best_classes(pseudo_labels_path, self.images["image_id"], classifier, k)
+        best, _ = classify_table(pseudo_labels_path, self.images["image_id"], classifier, k)
         self.options = best[self.rows]  # int32 [R, K]
         self.settings = scores
         # Of the classes, if decisions are asked for.
         self.texts = ClassTemplates(**described["class_templates"])
 
-    def request(self, row: int, *, again: bool) -> Request:
+    def request(self, row: int) -> Request:
         """Return the request about an image."""
         names = self._names(row)
         kind = str(self.settings.kind)

@@ -16,9 +16,9 @@ import torch
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.model import MODEL, FinetunedModel
 from latteclip.core import tables
+from latteclip.core.answers import ANSWERS, read_answer_file
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import read_selection
-from latteclip.labels.answers import ANSWERS, read_answer_file
 from latteclip.labels.fusion_report import (
     LABELS,
     NAME,

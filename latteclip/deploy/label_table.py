@@ -21,11 +21,11 @@ from scipy.special import expit, log_expit, logit
 from latteclip.config.jobs import FOLDER_LINK
 from latteclip.config.registry import VOTES
 from latteclip.core import tables
+from latteclip.core.answers import ANSWERS, NONE, WORDS
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import threshold_of
-from latteclip.labels.answers import ANSWERS, NONE, WORDS
 from latteclip.labels.fusion_report import LABELS, NAME, Check, read_fusion_report
 from latteclip.labels.guarantees import Floats
 

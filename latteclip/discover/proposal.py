@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from latteclip.clip.features import read_features
 from latteclip.config.keys import AUTO, DiscoverSection
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
@@ -31,7 +32,6 @@ from latteclip.core.terminal import counted, one_line
 from latteclip.discover import grouping
 from latteclip.discover.grouping import MIN_IMAGES, Evidence
 from latteclip.discover.names import Ints, Names, read_names
-from latteclip.labels.features import read_features
 from latteclip.labels.image_classes import Whitener
 
 log = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from latteclip.clip.classifier import (
     load_classifier,
     save_classifier,
 )
+from latteclip.clip.features import read_all_features
 from latteclip.core import tables
 from latteclip.core.files import link_folder, replacing
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.core.tables import EncoderMetadata
 from latteclip.evaluate.results import read_evaluated_images, write_run
-from latteclip.labels.features import read_all_features
 
 
 def evaluate_classifier(

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.clip.features import read_features
 from latteclip.core import tables
-from latteclip.labels.answers import CHECK, UNSURE, Answer, AnswerFile
-from latteclip.labels.features import read_features
+from latteclip.core.answers import CHECK, UNSURE, Answer, AnswerFile
 from latteclip.labels.fusion_report import FusionReport
 from latteclip.labels.label_model import SCALE, LabelModel
 from latteclip.labels.votes import NO_VOTE, Answers, Floats, Ints, Votes

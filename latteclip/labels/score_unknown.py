@@ -10,11 +10,11 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from latteclip.clip.classifier import UnknownDetector, load_classifier, threshold
+from latteclip.clip.features import read_features
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import UnknownMetadata
-from latteclip.labels.features import read_features
 from latteclip.labels.label_inputs import read_answers, read_class_scores
 from latteclip.labels.votes import Bools, Floats, Ints
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from latteclip.clip.classifier import classify, load_classifier
+from latteclip.clip.features import read_features
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
@@ -30,7 +31,6 @@ from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import Images
-from latteclip.labels.features import read_features
 from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH

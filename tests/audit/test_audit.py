@@ -17,10 +17,10 @@ from latteclip.audit.audit import (
 )
 from latteclip.audit.session import OFFERED
 from latteclip.core import tables
+from latteclip.core.answers import CHECK, CLASS, TEACH, Answer, AnswerFile
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import MISSING, RunFiles, read_audit
-from latteclip.labels.answers import CHECK, CLASS, TEACH, Answer, AnswerFile
 
 N_TEST = 120
 

@@ -10,8 +10,8 @@ from support.audits import made_audit, running
 
 from latteclip.audit.audit import AuditSession
 from latteclip.audit.server import MAX_BODY, PageServer
-from latteclip.labels import answers as answers_
-from latteclip.labels.answers import Answer
+from latteclip.core import answers as answers_
+from latteclip.core.answers import Answer
 
 
 @pytest.fixture

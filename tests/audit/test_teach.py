@@ -10,8 +10,8 @@ from support.worlds import CLASSNAMES, Taken
 from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
+from latteclip.core.answers import CHECK, CLASS, NONE, TEACH, UNSURE, Answer
 from latteclip.core.tables import EncoderMetadata
-from latteclip.labels.answers import CHECK, CLASS, NONE, TEACH, UNSURE, Answer
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.label_inputs import LabelFiles, LabellerTable

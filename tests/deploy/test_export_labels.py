@@ -16,6 +16,7 @@ from support.worlds import CLASSNAMES
 
 from latteclip.cli import main
 from latteclip.core import tables
+from latteclip.core.answers import ANSWERS, CHECK, PLAN_OF_TEACHING, Answer, SavedAnswers
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.tables import IndexMetadata
@@ -23,7 +24,6 @@ from latteclip.data.splits import IndexSettings, read_split
 from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata, calibrate
-from latteclip.labels.answers import ANSWERS, CHECK, PLAN_OF_TEACHING, Answer, SavedAnswers
 
 
 def read_csv(path):

@@ -12,12 +12,12 @@ from support.tiny import DEMO_CLIP, write_class_scores, write_index
 from support.worlds import World, ZeroShotFiles
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.clip.encode_images import ExamplesSettings, encode_examples
 from latteclip.config.keys import ClipSection
 from latteclip.core import holdout, tables
+from latteclip.core.answers import Answer
 from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata, VotesMetadata
-from latteclip.labels.answers import Answer
-from latteclip.labels.encode_images import ExamplesSettings, encode_examples
 from latteclip.labels.fuse_labels import LEAKED, adapt_zero_shot, fuse_labels, labels_right
 from latteclip.labels.fusion_report import UNCHECKED, read_fusion_report
 from latteclip.labels.label_inputs import LabelFiles, LabellerTable

@@ -16,12 +16,12 @@ from support.tiny import (
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
+from latteclip.clip.features import read_features
 from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata
 from latteclip.labels import pseudo_label_images as stage
-from latteclip.labels.features import read_features
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 SETTINGS = stage.ZeroShotSettings(
@@ -104,6 +104,6 @@ def test_features_are_read_in_pieces_and_in_the_order_asked_for(
     images = torch.randn(23, 5, generator=torch.Generator().manual_seed(1))
     names = [f"{number}.png" for number in range(23)]
     path = write_pseudo_labels(tmp_path / "t.parquet", names, [0] * 23, features=images)
-    monkeypatch.setattr("latteclip.labels.features.ROWS", rows)
+    monkeypatch.setattr("latteclip.clip.features.ROWS", rows)
     ids = pa.chunked_array([[f"{i}.png" for i in wanted]], pa.string())
     assert torch.equal(read_features(path, ids)[:], images[wanted])

@@ -11,8 +11,8 @@ from support.made_results import Results
 
 from latteclip.audit.audit import AuditSession
 from latteclip.core import tables
+from latteclip.core.answers import Answer
 from latteclip.core.tables import ClassesMetadata
-from latteclip.labels.answers import Answer
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from support.tiny import (
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
+from latteclip.core.answers import Answer, AnswerFile
 from latteclip.core.files import write_record
-from latteclip.labels.answers import Answer, AnswerFile
 from latteclip.labels.fusion_report import NAME
 from latteclip.labels.score_unknown import score_unknown
 

@@ -16,7 +16,7 @@ from support.servers import ChatServer, picture_of, serving
 from support.tiny import DEMO_CLIP, ROOT
 
 from latteclip.core import tables
-from latteclip.labels.answers import Answer, AnswerFile
+from latteclip.core.answers import Answer, AnswerFile
 
 STEPS = 10
 RUN_AFTER = 5

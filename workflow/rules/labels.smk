@@ -110,7 +110,7 @@ rule encode_images:
         **on_gpus(),
         **ENCODES,
     params:
-        code=code_of("latteclip.labels.encode_images"),
+        code=code_of("latteclip.clip.encode_images"),
         model_files=of(lambda encoder: jobs.local_files(encoder_of(encoder)), "encoder"),
         encoder=of(lambda encoder: run.image_encoders[encoder], "encoder"),
         clip=as_json(lambda each: {"precision": each.keys.clip.precision}),
@@ -157,7 +157,7 @@ rule encode_examples:
         **on_gpus(),
         **ENCODES,
     params:
-        code=code_of("latteclip.labels.encode_images"),
+        code=code_of("latteclip.clip.encode_images"),
         examples=of(lambda dataset: jobs.files_digest(dataset.keys.split.examples)),
         model_files=of(lambda each: jobs.local_files(each.all_models)),
         settings=as_json(

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latteclip.audit.answer_files import is_foreign, read_foreign
+from latteclip.core.answers import CLASS, NONE
 from latteclip.core.errors import UserError
-from latteclip.labels.answer_files import is_foreign, read_foreign
-from latteclip.labels.answers import CLASS, NONE
 
 IDS = ["a/1.png", "a/2.png", "b/2.png"]
 CLASSNAMES = ["dots", "lines"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from latteclip.core.answers import Answer, AnswerFile
 from latteclip.core.errors import UserError
 from latteclip.data.images import checksum
-from latteclip.labels.answers import Answer, AnswerFile
 from latteclip.labels.label_inputs import answered_rows
 
 

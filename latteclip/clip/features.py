@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.clip.classifier import FeatureMemmap, parts
+from latteclip.clip.classifier import Classifier, FeatureMemmap, classify, parts
 from latteclip.core import tables
 
 ROWS = 2**14  # rows of the table that are in memory at once
@@ -43,3 +43,11 @@ def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureMemmap:
         features[torch.from_numpy(order[first:last])] = block
         start += len(values)
     return features
+
+
+def classify_table(
+    path: str, image_ids: pa.ChunkedArray, classifier: Classifier, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the K best classes int32 [N, K] of images in a table, and the first one's lead [N]."""
+    best, scores = classify(read_features(path, image_ids), classifier, max(k, 2))
+    return best[:, :k].int().numpy(), (scores[:, 0] - scores[:, 1]).numpy()

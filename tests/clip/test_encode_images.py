@@ -12,11 +12,11 @@ from support.tiny import (
 )
 from timm.data import create_transform
 
+from latteclip.clip.encode_images import encode_images
 from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata
-from latteclip.labels.encode_images import encode_images
 
 DEMO = f"local-dir:{DEMO_CLIP}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from latteclip.core.answers import CLASS, WORDS, Answer, read_whole
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.tables import from_csv_cell
 from latteclip.core.terminal import one_line
@@ -18,7 +19,6 @@ from latteclip.core.user_tables import (
     numbers_of_classes,
     read_table,
 )
-from latteclip.labels.answers import CLASS, WORDS, Answer, read_whole
 
 log = logging.getLogger(__name__)
 IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
