@@ -88,7 +88,6 @@ def make_images(folder: Path, n: int, side: int | None = None) -> str:
     paths[0].parent.mkdir()
     for number, path in enumerate(paths):
         path.write_bytes(contents[number % len(contents)] + number.to_bytes(8))
-    side = Image.open(io.BytesIO(contents[0])).size[0]
     tables.write(
         folder / "images.parquet",
         {
@@ -99,8 +98,6 @@ def make_images(folder: Path, n: int, side: int | None = None) -> str:
             "classname": pa.nulls(n, pa.string()),
             "checksum": [checksum(path.read_bytes()) for path in paths],
             "hashes": pa.nulls(n, pa.binary(96)),
-            "width": [side] * n,
-            "height": [side] * n,
         },
         tables.IMAGES,
         IndexMetadata(["a", "b"]),

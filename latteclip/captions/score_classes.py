@@ -148,12 +148,10 @@ class ClassQuestions(Questions):
         values = []
         if answer and answer.error is None:
             values = self._values(row, scores_of(answer))
-        k = self.options.shape[1]
         return {
             "image_id": self.id_of(row),
             "options": self.options[row].tolist() if values else [],
-            "log_probabilities": values[:k],
-            "none": values[k] if values[k:] else None,
+            "log_probabilities": values[: self.options.shape[1]],
             "error": answer.error if answer else None,
         }
 

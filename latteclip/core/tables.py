@@ -37,8 +37,6 @@ IMAGES = _schema(
     split=STRING,  # train, val or test
     label=INT,  # null where unknown
     classname=STRING,  # null where the label is
-    width=INT,
-    height=INT,
     checksum=pa.binary(16),  # checksum of the file's bytes, by which answers know the image
     hashes=pa.binary(96),  # perceptual hashes, see latteclip.data.find_duplicates
 )
@@ -49,11 +47,9 @@ DUPLICATES = _schema(
 )
 PSEUDO_LABELS = _schema(
     image_id=STRING,
-    split=STRING,
     pseudo_label=INT,
     confidence=FLOAT,  # softmax of the scaled scores at the pseudo-label
     topk_labels=INTS,  # best first
-    topk_scores=FLOATS,  # cosines
     image_features=FLOATS,  # [D], L2-normalised
 )
 CAPTIONS = _schema(
@@ -101,7 +97,6 @@ CLASS_SCORES = _schema(
     options=INTS,  # CLIP's best class first; empty where none is scored
     # Natural logarithm for each option, perhaps -inf.
     log_probabilities=FLOATS,
-    none=FLOAT,  # log-probability of "none of these"; null where that was no option
     error=STRING,  # why there are no scores, though they were asked for
 )
 PREDICTIONS = _schema(

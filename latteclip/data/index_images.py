@@ -39,18 +39,15 @@ CACHE = f".decode_cache_{CODE[:16]}.sqlite"
 NAMED = 5  # broken images that the log and the error name
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
-        path TEXT PRIMARY KEY, stamp TEXT,
-        width INTEGER, height INTEGER, hashes BLOB, checksum BLOB
+        path TEXT PRIMARY KEY, stamp TEXT, hashes BLOB, checksum BLOB
     ) WITHOUT ROWID
 """
 SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
 
 
 class Picture(NamedTuple):
-    """The size of a decoded image, its perceptual hashes, and a checksum of its bytes."""
+    """The perceptual hashes of a decoded image, and a checksum of its bytes."""
 
-    width: int
-    height: int
     hashes: bytes
     checksum: bytes
 
@@ -194,9 +191,7 @@ def decode(path: str) -> Decoded:
         picture = images.decode(content)
     except Exception as error:  # decoders fail in many ways on broken files
         return images.reason(error)
-    return Picture(
-        *picture.size, find_duplicates.view_hashes(picture), images.checksum(content)
-    )
+    return Picture(find_duplicates.view_hashes(picture), images.checksum(content))
 
 
 def _decoded(
@@ -244,7 +239,7 @@ def write_cache(
         if isinstance(result, Picture)
     ]
     with cache:
-        cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?)", rows)
+        cache.executemany("INSERT OR REPLACE INTO images VALUES (?,?,?,?)", rows)
 
 
 def _stamp(path: str) -> str:

@@ -95,17 +95,14 @@ def write_pseudo_labels(
         for some in parts(len(features)):
             part = features[some]
             scores = part @ classifier.weights.T  # [rows, C]
-            labels, best = best_classes(scores, tables.TOPK)
+            labels, _ = best_classes(scores, tables.TOPK)
             shares = (described["logit_scale"] * scores).softmax(dim=1)
-            rows = table.slice(some.start, len(part))
             add(
                 {
-                    "image_id": rows["image_id"],
-                    "split": rows["split"],
+                    "image_id": table["image_id"][some],
                     "pseudo_label": pa.array(labels[:, 0].numpy(), pa.int32()),
                     "confidence": shares.gather(1, labels[:, :1])[:, 0].numpy(),
                     "topk_labels": labels.tolist(),
-                    "topk_scores": best.tolist(),
                     "image_features": tables.list_column(part.numpy()),
                 }
             )

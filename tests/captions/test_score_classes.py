@@ -17,7 +17,7 @@ def test_each_training_image_is_asked_about_its_best_classes(scored, scorer):
     columns = scored.score()
     assert columns["image_id"] == scored.names
     assert columns["options"] == best(scored.cosines, 5)
-    assert columns["none"] == columns["error"] == [None] * N
+    assert columns["error"] == [None] * N
     assert len(scorer.requests) == N
     for row, file in enumerate(scored.files):
         [request] = [request for request in scorer.requests if request.key == row]
@@ -45,7 +45,6 @@ def test_letters_are_those_of_the_options_in_every_order(scored, scorer):
         values = np.array([value(seen, name) for name in [*names, "none of these"]])
         expected = values - np.log(np.exp(values).sum())  # the same in every order
         assert columns["log_probabilities"][row] == pytest.approx(expected[:-1], abs=1e-5)
-        assert columns["none"][row] == pytest.approx(expected[-1], abs=1e-5)
 
 
 @pytest.mark.parametrize("first", ["I", ""])
@@ -63,7 +62,7 @@ def test_an_answer_outside_the_letters_leaves_an_image_without_scores(
     with pytest.raises(UserError, match="1 of 7"):
         scored.score(LETTERS)
     columns = scored.score(LETTERS, max_failed=0.2)
-    assert (columns["log_probabilities"][2], columns["none"][2]) == ([], None)
+    assert columns["log_probabilities"][2] == []
     assert columns["error"][2]
     assert [bool(options) for options in columns["options"]] == [
         row != 2 for row in range(N)

@@ -21,15 +21,10 @@ def root(tmp_path, caplog):
     return folders(tmp_path / "d")
 
 
-def test_every_image_is_listed_with_its_size_upright(root, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    Image.new("RGB", (20, 10)).save(root / "cat" / "turned.jpg", exif=exif)
+def test_every_image_is_listed_with_its_checksum(root, tmp_path):
     rows, _, corrupt = index(root, tmp_path, threads=2)
     by_id = {row["image_id"]: row for row in rows}
-    assert len(by_id) == 21 and not corrupt
-    sizes = [(by_id[name]["width"], by_id[name]["height"]) for name in by_id]
-    assert sizes.count((12, 8)) == 20 and sizes.count((10, 20)) == 1
+    assert len(by_id) == 20 and not corrupt
     dog = root / "dog" / "1.jpg"
     assert by_id["dog/1.jpg"]["path"] == str(dog)
     assert by_id["dog/1.jpg"]["checksum"] == checksum(dog.read_bytes())

@@ -51,15 +51,12 @@ def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
     )
     columns = tables.read(outputs[0]).to_pydict()
     assert columns["image_id"] == [Path(file).name for file in files]
-    assert columns["split"] == SPLITS
     features = torch.tensor(columns["image_features"])
     torch.testing.assert_close(features, images, rtol=1e-4, atol=1e-5)
     scale = model.logit_scale.exp().item()
-    best, labels = (images @ texts.T).topk(5, dim=1)
+    labels = (images @ texts.T).topk(5, dim=1).indices
     assert columns["pseudo_label"] == labels[:, 0].tolist()
     assert columns["topk_labels"] == labels.tolist()
-    found = torch.tensor(columns["topk_scores"])
-    torch.testing.assert_close(found, best, rtol=1e-4, atol=1e-5)
     confidence = (scale * images @ texts.T).softmax(dim=1).amax(dim=1)
     assert columns["confidence"] == pytest.approx(confidence.tolist(), abs=1e-4)
     assert tables.read_metadata(outputs[0], ClassesMetadata).classnames == CLASSNAMES

@@ -189,9 +189,9 @@ class ScoredDataset(Dataset):
         self.features = rng.normal(size=(N + 2, WIDTH)).astype(np.float32)
         self.weights = rng.normal(size=(n_classes, WIDTH)).astype(np.float32)
         index, _ = tables.read_unlabelled(self.images, training=False)
-        ids, splits = (index[name].to_pylist() for name in ("image_id", "split"))
+        ids = index["image_id"].to_pylist()
         labels = folder / "pseudo_labels.parquet"
-        write_pseudo_labels(labels, ids, [0] * len(ids), 0.5, self.features, splits)
+        write_pseudo_labels(labels, ids, [0] * len(ids), 0.5, self.features)
         embeddings = str(folder / "class_embeddings.safetensors")
         classifier = Classifier.of(torch.from_numpy(self.weights))
         synonyms = {"class 1": ["first class"]}

@@ -49,7 +49,6 @@ class Results:
         confidence = self.rng.random(n, dtype=np.float32)
         write_pseudo_labels(
             *(self.pseudo_labels, self.image_ids, self.before, confidence),
-            splits=self.splits,
             topk=5,
         )
         self.runs = [

@@ -259,8 +259,6 @@ def write_index(
         "split": splits,
         "label": labels,
         "classname": [None if label is None else classnames[label] for label in labels],
-        "width": [70] * len(files),
-        "height": [64] * len(files),
         "hashes": pa.nulls(len(files), pa.binary(96)),
     }
     columns["checksum"] = [
@@ -272,18 +270,14 @@ def write_index(
     return str(path)
 
 
-def write_pseudo_labels(
-    path, image_ids, labels, confidence=None, features=None, splits=None, topk=1
-):
+def write_pseudo_labels(path, image_ids, labels, confidence=None, features=None, topk=1):
     """A PSEUDO_LABELS table: labels, one confidence or one per image, features or a stand-in."""
     n = len(image_ids)
     columns = {
         "image_id": image_ids,
-        "split": splits or ["train"] * n,
         "pseudo_label": pa.array(labels, pa.int32()),
         "confidence": confidence if np.ndim(confidence) else [confidence] * n,
         "topk_labels": [[int(label)] * topk for label in labels],
-        "topk_scores": [[0.5] * topk] * n,
         "image_features": [[1.0]] * n if features is None else features.tolist(),
     }
     tables.write(path, columns, tables.PSEUDO_LABELS)
@@ -312,7 +306,6 @@ def write_class_scores(path, ids, options, scores):
         "image_id": ids,
         "options": pa.array(options, pa.list_(pa.int32())),
         "log_probabilities": pa.array(scores, pa.list_(pa.float32())),
-        "none": pa.nulls(n, pa.float32()),
         "error": pa.nulls(n, pa.string()),
     }
     tables.write(path, columns, tables.CLASS_SCORES)

@@ -76,7 +76,7 @@ class ZeroShotFiles:
         """The paths of the three files."""
         labels, features = [0] * len(self.names), self.world.features.numpy()
         path = self.path("pseudo_labels.parquet")
-        write_pseudo_labels(path, self.names, labels, None, features, self.splits)
+        write_pseudo_labels(path, self.names, labels, None, features)
         texts = self.path("class_embeddings.safetensors")
         save_classifier(texts, Classifier.of(self.world.texts), self.described)
         return self.write_index(), path, texts
