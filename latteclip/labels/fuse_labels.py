@@ -12,7 +12,6 @@ import torch
 
 from latteclip.clip.classifier import Classifier, classify, load_classifier, save_classifier
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.core.tables import ClassesMetadata, EncoderMetadata, VotesMetadata
@@ -43,7 +42,7 @@ CLASSIFIERS = ("image_prototypes", "image_prototypes_encoders")
 
 def adapt_zero_shot(files: LabelFiles, output: str) -> None:
     """Write the zero-shot classifier, adapted to the training images by `LabelModel`."""
-    known = LabelInputs.read(files, *_training_images(files.images))
+    known = LabelInputs.read(files, *tables.read_unlabelled(files.images, training=True))
     _save(output, known, known.fit().heads_[0])
     log.info("Adapted %d classes to %d images.", len(known.classnames), known.n)
 
@@ -64,7 +63,7 @@ def fuse_labels(
     The report is that of `fusion_report`. The dataset's labels are not read. With image encoders,
     there is also a classifier of the features of all encoders side by side.
     """
-    images, classnames = _training_images(files.images)
+    images, classnames = tables.read_unlabelled(files.images, training=True)
     known = LabelInputs.read(
         files, images, classnames, labellers_files, image_encoders_paths
     )
@@ -122,13 +121,6 @@ def fuse_labels(
     for sentence in report.sentences():
         log.info("%s", sentence)
     _write_votes(votes_output, known, model, _unfit(labellers_files, report), report)
-
-
-def _training_images(images_path: str) -> tuple[pa.Table, list[str]]:
-    table, classnames = tables.read_unlabelled(images_path, training=True)
-    if len(table) == 0:
-        raise UserError(f"{images_path} has no training image; check the dataset's split.")
-    return table, classnames
 
 
 def _save(output: str, known: LabelInputs, head: LinearHead, **described: Any) -> None:

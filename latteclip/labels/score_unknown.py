@@ -13,7 +13,6 @@ from latteclip.clip.classifier import UnknownDetector, load_classifier, threshol
 from latteclip.clip.features import read_features
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.tables import UnknownMetadata
 from latteclip.labels.label_inputs import read_answers, read_class_scores
 from latteclip.labels.votes import Bools, Floats, Ints
@@ -41,8 +40,6 @@ def score_unknown(
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
     training = pc.not_equal(table["split"], "test").to_numpy()
-    if not training.any():
-        raise UserError(f"{images_path} has no training image; check the dataset's split.")
     of_training = table.filter(pa.array(training))
     answers = read_answers(answers_path, of_training, classnames)
     answered = np.flatnonzero(training)[answers.rows]

@@ -94,15 +94,6 @@ def test_without_labellers_class_texts_and_images_label(dataset):
     assert about.unfit and not about.is_taught
 
 
-# --- the adapted classifier ----------------------------------------------------------------------
-
-
-def test_a_dataset_without_training_images_is_refused(dataset):
-    dataset.splits = ["test"] * 240
-    with pytest.raises(UserError, match=r"images\.parquet"):
-        dataset.adapt()
-
-
 # --- labels --------------------------------------------------------------------------------------
 
 
