@@ -222,8 +222,7 @@ class TeachingSession(QuestionSession):
             wanted = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2))
             centred = features - features.mean(axis=0)
             order = medoids(centred, min(wanted, len(centred))) + order
-        rows: list[int] = self.pool[list(dict.fromkeys(order))].tolist()
-        return rows
+        return self.pool[list(dict.fromkeys(order))].tolist()
 
 
 def medoids(x: Floats, k: int) -> list[int]:

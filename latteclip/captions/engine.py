@@ -75,8 +75,7 @@ def scored(
 
 def scores_of(answer: Response) -> list[list[float]]:
     """Return the log-probabilities of `scored`; perhaps -inf."""
-    rows: list[list[float]] = json.loads(answer.text)
-    return rows
+    return json.loads(answer.text)
 
 
 def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:

@@ -160,8 +160,7 @@ class ClassQuestions(Questions):
         if self.settings.kind == LIKELIHOOD:
             return rows[0]
         combine = mean_decision if self.settings.kind == DECISIONS else mean_letters
-        values: list[float] = combine(_by_option(rows, self._orders(row))).tolist()
-        return values
+        return combine(_by_option(rows, self._orders(row))).tolist()
 
     def _orders(self, row: int) -> list[list[int]]:
         names = self._names(row)
@@ -200,8 +199,7 @@ def mean_letters(rows: np.ndarray) -> np.ndarray:
     The bias for a letter or a place evens out in the mean of the logarithms, which are normalised
     in each order and in the end.
     """
-    mean: np.ndarray = log_softmax(log_softmax(rows, axis=1).mean(axis=0))
-    return mean
+    return log_softmax(log_softmax(rows, axis=1).mean(axis=0))
 
 
 def mean_decision(rows: np.ndarray) -> np.ndarray:
@@ -210,8 +208,7 @@ def mean_decision(rows: np.ndarray) -> np.ndarray:
     They are means of probabilities: those of decision models are rounded, and a 0 is no veto.
     """
     with np.errstate(divide="ignore"):
-        mean: np.ndarray = np.log(np.exp(rows).mean(axis=0))
-    return mean
+        return np.log(np.exp(rows).mean(axis=0))
 
 
 def _by_option(
@@ -219,5 +216,4 @@ def _by_option(
 ) -> np.ndarray:
     """Return values of listed options [orders, K + 1] by option, none of them last."""
     places = np.argsort([[*order, len(order)] for order in orders], axis=1)
-    by_option: np.ndarray = np.take_along_axis(np.array(rows), places, axis=1)
-    return by_option
+    return np.take_along_axis(np.array(rows), places, axis=1)

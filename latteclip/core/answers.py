@@ -92,9 +92,7 @@ class SavedAnswers:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content as JSON has it."""
-        return dict(
-            SAVED.dump_python(self, mode="json", by_alias=True, exclude_defaults=True)
-        )
+        return SAVED.dump_python(self, mode="json", by_alias=True, exclude_defaults=True)
 
 
 SAVED = TypeAdapter(SavedAnswers)

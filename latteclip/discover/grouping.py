@@ -175,8 +175,7 @@ def _large(labels: Ints) -> Ints:
 def _numbered(labels: Ints) -> Ints:
     """Return groups that all have images, numbered by the first of them."""
     _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
-    numbered: Ints = np.argsort(np.argsort(first))[numbers].astype(np.int64)
-    return numbered
+    return np.argsort(np.argsort(first))[numbers].astype(np.int64)
 
 
 def members(labels: Ints) -> scipy.sparse.csr_matrix:
@@ -224,4 +223,4 @@ def _costs(belongs: Any, table: Any) -> Floats:
     products = (sums @ sums.T).toarray() / pairs
     squares = products.diagonal()
     distances = np.maximum(squares[:, None] + squares - 2 * products, 0)
-    return np.asarray(distances * np.sqrt(pairs / (n[:, None] + n)))
+    return distances * np.sqrt(pairs / (n[:, None] + n))
