@@ -18,7 +18,6 @@ from latteclip.captions.answers import write_answers
 from latteclip.captions.engine import Response, picture_layout, scores_of
 from latteclip.captions.questions import (
     Choices,
-    Layout,
     Questions,
     Request,
 )
@@ -68,16 +67,13 @@ def score_classes(
             f"Scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it."
         )
     questions = ClassQuestions(
-        images_path,
-        pseudo_labels_path,
-        class_embeddings_path,
-        scores,
-        prompt,
-        picture_layout(captioner),
-        shard,
+        *(images_path, pseudo_labels_path, prompt),
+        *(picture_layout(captioner), shard),
+        max_images=scores.max_images,
         classifier_path=classifier_path,
         answers_path=answers_path,
     )
+    questions.offer(pseudo_labels_path, class_embeddings_path, scores)
     write_answers(questions, captioner, output, store, labeller, threads)
 
 
@@ -86,25 +82,10 @@ class ClassQuestions(Questions):
 
     scoring = True
 
-    def __init__(
-        self,
-        images_path: str,
-        pseudo_labels_path: str,
-        class_embeddings_path: str,
-        scores: ScoresSection,
-        prompt: str,
-        layout: Layout,
-        shard: str,
-        *,
-        classifier_path: str | None,
-        answers_path: str | None,
+    def offer(
+        self, pseudo_labels_path: str, class_embeddings_path: str, scores: ScoresSection
     ) -> None:
-        super().__init__(
-            *(images_path, pseudo_labels_path, prompt, layout, shard),
-            max_images=scores.max_images,
-            classifier_path=classifier_path,
-            answers_path=answers_path,
-        )
+        """Choose the options of each image, before its request."""
         if NONE in self.classnames:
             raise UserError(
                 f"A class is called {NONE!r}, as the option of images of no class is; remove it "
@@ -163,10 +144,14 @@ class ClassQuestions(Questions):
         return combine(_by_option(rows, self._orders(row))).tolist()
 
     def _orders(self, row: int) -> list[list[int]]:
+        """Return permutations of the K options, which depend on their names and the image alone."""
         names = self._names(row)
         [checksum] = self.of_members(row, "checksum")
         content = checksum.hex()
-        return [order_of(content, number, names) for number in range(ORDERS)]
+        return [
+            sorted(range(len(names)), key=lambda i: digest(str(number), content, names[i]))
+            for number in range(ORDERS)
+        ]
 
     def _names(self, row: int) -> list[str]:
         return [self.classnames[c] for c in self.options[row]]
@@ -184,13 +169,6 @@ def letters_prompt(options: Sequence[str]) -> str:
         f"{letter}. {name}" for letter, name in zip(letters, [*options, NONE], strict=True)
     ]
     return "\n".join([QUESTION, *lines, INSTRUCTION])
-
-
-def order_of(content: str, number: int, options: Sequence[str]) -> list[int]:
-    """Return a permutation of K options that depends on nothing but the arguments."""
-    return sorted(
-        range(len(options)), key=lambda i: digest(str(number), content, options[i])
-    )
 
 
 def mean_letters(rows: np.ndarray) -> np.ndarray:

@@ -177,16 +177,12 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
         options: dict[str, Any] = {}
         if name in COMMANDS:  # the list of commands has no stages
             options["help"] = arguments.first_line(module, name)
-        sub = subs.add_parser(_dashed(name), **options)
+        sub = subs.add_parser(name.replace("_", "-"), **options)
         arguments.add_arguments(sub, module, name)
         sub.set_defaults(run=partial(arguments.run, module, name))
         if name in stage:
             sub.add_argument("--log", help="file that gets the log as well")
     return top
-
-
-def _dashed(function: str) -> str:
-    return function.replace("_", "-")
 
 
 def main(given: Sequence[str] | None = None) -> int:

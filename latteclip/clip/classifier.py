@@ -4,6 +4,7 @@ The detector finds images of none of the classes without labels (not in the pape
 """
 
 import json
+import math
 import os
 import tempfile
 import weakref
@@ -163,16 +164,13 @@ class UnknownDetector:
         features: Features,
         training: torch.Tensor,
         texts: torch.Tensor,
-        share: float,
         described: Mapping[str, Any],
-    ) -> tuple[Self, torch.Tensor]:
-        """Return a detector that calls a share of the training images unknown, and all scores."""
+    ) -> Self:
+        """Return a detector by the mean of the training images, without a threshold yet."""
         every = parts(len(features))
         sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]
         mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
-        scores = cls(texts, mean, 0.0, described).scores(features)
-        line = threshold(scores[training], int(share * int(training.sum())))
-        return cls(texts, mean, line, described), scores
+        return cls(texts, mean, math.inf, described)
 
     def scores(self, features: Features) -> torch.Tensor:
         """Return scores [N] of L2-normalised image features [N, D]."""
@@ -186,11 +184,6 @@ class UnknownDetector:
         """Write the detector, whole or not at all."""
         learned = {"mean": self.mean.tolist(), "threshold": self.threshold}
         save_classifier(path, Classifier.of(self.texts), {**self.described, **learned})
-
-
-def threshold(scores: torch.Tensor, n: int) -> float:
-    """Return the score above which n of the scores [N] lie, or fewer if some are equal."""
-    return scores.sort().values[max(0, len(scores) - 1 - n)].item()
 
 
 def load_detector(path: str | Path) -> UnknownDetector:

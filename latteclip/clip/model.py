@@ -243,16 +243,13 @@ class Description:
     encoder_widths: list[PositiveInt] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class FinetunedModel:
+@dataclass(frozen=True, kw_only=True)
+class FinetunedModel(Description):
     """A CLIP model with its classifier."""
 
     folder: Path
     clip: Clip
     classifier: Classifier  # classifier of the model's C classes, on the CPU
-    classnames: list[str]
-    class_templates: ClassTemplates
-    encoder_widths: list[int]
 
     @property
     def logit_scale(self) -> float:
@@ -295,7 +292,9 @@ def load_finetuned(
             f"{path} is no classifier of finite numbers, with a name for each class, of the width "
             f"{width} of the model beside it; put the files of one training together."
         )
-    return FinetunedModel(folder, clip, classifier, **vars(described))
+    return FinetunedModel(
+        **vars(described), folder=folder, clip=clip, classifier=classifier
+    )
 
 
 def find_model(model: str | Path) -> Path:

@@ -143,7 +143,11 @@ def _fetch_from(source: Source, checksum: str | None, file: Path) -> None:
             fetched, of_hub = _fetch_from_hub(source, part)
             checksum = of_hub if checksum == HUB_CHECKSUM else checksum
         else:
-            _fetch_from_drive(source, fetched)
+            import gdown
+
+            options: dict[str, Any] = {"resume": True, "retries": RETRIES}
+            options |= {"timeout": TIMEOUT, "use_cookies": False}
+            gdown.download(id=source.drive, output=str(fetched), **options)
     elif source.startswith(("http://", "https://")):
         _fetch_url(source, fetched)
     else:
@@ -168,14 +172,6 @@ def _checksum(path: Path, kind: str) -> str:
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: state)
     return f"{kind}:{state.hexdigest()}"
-
-
-def _fetch_from_drive(source: HubOrDriveFile, path: Path) -> None:
-    """Fetch a file of Google Drive."""
-    import gdown
-
-    options: dict[str, Any] = {"resume": True, "retries": RETRIES, "timeout": TIMEOUT}
-    gdown.download(id=source.drive, output=str(path), use_cookies=False, **options)
 
 
 def _fetch_url(url: str, path: Path) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,11 +96,14 @@ def index_images(
     progress = Progress(len(items), "images")
     counts = Counter[str]()
     broken: list[Broken] = []
+    cached = Path(output).with_name(CACHE)
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
-        _open_cache(Path(output).with_name(CACHE)) as cache,
+        sqlite_errors(cached),
+        contextlib.closing(sqlite_file(cached)) as cache,
         images.Workers(decode, threads) as workers,
     ):
+        cache.execute(CREATE)
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
             paths = [os.path.normpath(root / item.path) for item in batch]
@@ -209,15 +212,6 @@ def _decoded(
     write_cache(cache, found, stamps)
     progress.add(len(found))
     return decoded | found
-
-
-@contextlib.contextmanager
-def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a cache of decoded images."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with sqlite_errors(path), contextlib.closing(sqlite_file(path)) as file:
-        file.execute(CREATE)
-        yield file
 
 
 def read_cache(cache: sqlite3.Connection, stamps: Mapping[str, str]) -> dict[str, Decoded]:

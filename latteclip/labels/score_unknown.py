@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import torch
 from scipy.stats import mannwhitneyu
 
-from latteclip.clip.classifier import UnknownDetector, load_classifier, threshold
+from latteclip.clip.classifier import UnknownDetector, load_classifier
 from latteclip.clip.features import read_features
 from latteclip.config.keys import UnknownSection
 from latteclip.core import tables
@@ -46,11 +46,12 @@ def score_unknown(
     is_none: Bools = np.asarray(~answers.shares.any(axis=1))
     classes, described = load_classifier(class_embeddings_path)
     features = read_features(pseudo_labels_path, table["image_id"])
-    detector, distances = UnknownDetector.learn(
-        features, torch.from_numpy(training), classes.weights, settings.share, described
+    detector = UnknownDetector.learn(
+        features, torch.from_numpy(training), classes.weights, described
     )
-    scores = distances.numpy()
-    otherwise = detector.threshold
+    scores = detector.scores(features).numpy()
+    n = int(settings.share * len(of_training))
+    otherwise = nth_highest(scores[training], n)
     line = _threshold(scores, answered, is_none, otherwise)
     replace(detector, threshold=line).save(detector_output)
     unknown = scores > line
@@ -61,8 +62,7 @@ def score_unknown(
         )
     scored = ~np.isnan(by_captioner)
     if scored.any():
-        n = int(settings.share * len(of_training))
-        otherwise = threshold(torch.from_numpy(by_captioner[scored]), n)
+        otherwise = nth_highest(by_captioner[scored], n)
         line = _threshold(by_captioner, answered, is_none, otherwise)
         unknown[scored] = by_captioner[scored] > line
     unknown[answered] = is_none
@@ -91,6 +91,11 @@ def _unlikeliness(options: Ints, scores: Floats, n_classes: int) -> Floats:
     if least < -ROUNDING or most <= ROUNDING:
         values[:] = np.nan
     return values.clip(0, None)
+
+
+def nth_highest(scores: Floats, n: int) -> float:
+    """Return the score above which n of the scores [N] lie, or fewer if some are equal."""
+    return float(np.sort(scores)[max(0, len(scores) - 1 - n)])
 
 
 def _threshold(scores: Floats, answered: Ints, is_none: Bools, otherwise: float) -> float:

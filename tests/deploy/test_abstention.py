@@ -1,5 +1,6 @@
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from latteclip.core.tables import ClassesMetadata
 from latteclip.deploy import export, predict
 from latteclip.labels.fusion_report import NAME
 from latteclip.labels.guarantees import pac_threshold
+from latteclip.labels.score_unknown import nth_highest
 
 CLASSNAMES = ["a", "b", "c"]
 N, ERROR = 24, 0.3
@@ -46,13 +48,12 @@ class Results:
         features = encode_files(clip, self.pictures, 1)
         texts = torch.nn.functional.normalize(torch.randn(3, 128, generator=draw), dim=1)
         described = {"classnames": CLASSNAMES, "model": f"local-dir:{DEMO_CLIP}"}
-        self.detector, scores = UnknownDetector.learn(
-            features,
-            torch.ones(N, dtype=torch.bool),
-            texts,
-            0.3,
-            {**described, "pretrained": None},
-        )
+        every = torch.ones(N, dtype=torch.bool)
+        described["pretrained"] = None
+        detector = UnknownDetector.learn(features, every, texts, described)
+        scores = detector.scores(features)
+        line = nth_highest(scores.numpy(), N // 3)
+        self.detector = replace(detector, threshold=line)
         self.detector.save(folder / predict.DETECTOR)
         self.unknown_scores = scores.tolist()
 
