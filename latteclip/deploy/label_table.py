@@ -107,12 +107,10 @@ def read(folder: Path, max_error: float | None = None) -> tuple[pa.Table, Labels
         "image_prototypes": named(labels["image_label"]),  # null where they were not used
     }
     for labeller in VOTES:  # by its votes alone; null where they name no class
-        has_vote = pc.greater(labels[f"{labeller}_confidence"], 0)
-        by_labeller = pc.if_else(has_vote, labels[f"{labeller}_label"], None)
-        columns[f"{labeller}_label"] = named(by_labeller)
-        columns[f"{labeller}_confidence"] = pc.if_else(
-            has_vote, labels[f"{labeller}_confidence"], None
-        )
+        label, sure = f"{labeller}_label", f"{labeller}_confidence"
+        has_vote = pc.greater(labels[sure], 0)
+        columns[label] = named(pc.if_else(has_vote, labels[label], None))
+        columns[sure] = pc.if_else(has_vote, labels[sure], None)
     columns["caption"] = column("captions/images.parquet", tables.CAPTIONS, "caption")
     columns["unknown_score"] = column("unknown.parquet", tables.UNKNOWN, "score")
     columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")

@@ -31,7 +31,6 @@ Run = tuple[str, int]  # method and seed
 HeldOut = tuple[pa.ChunkedArray | list[str], npt.ArrayLike]
 MISSING = -1
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")
-METRICS = ("dataset", "method", "seed", "flags", "images", *FIGURES)
 QUESTIONS = 120  # the default --budget of `latteclip teach`, of which half check
 
 
@@ -135,7 +134,7 @@ def pool_seeds(
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
     """Read the metrics of a run."""
-    return read_object(path, METRICS)
+    return read_object(path)
 
 
 @dataclass(frozen=True)

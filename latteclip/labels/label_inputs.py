@@ -259,18 +259,19 @@ def answered_rows(
     answers: Mapping[str, Answer], images: pa.Table, classnames: Sequence[str]
 ) -> Answers:
     """Return answers about images of a table."""
-    names = pa.array(list(answers), pa.string())
-    rows = pc.index_in(names, images["image_id"]).to_pylist()
-    pairs = zip(rows, answers.values(), strict=True)
-    here = sorted((pair for pair in pairs if pair[0] is not None), key=lambda pair: pair[0])
-    known = [(row, one) for row, one in here if one.kind != UNSURE]
-    label_of = {name: label for label, name in enumerate(classnames)}
-    labels = np.array([label_of.get(str(one.classname), NO_VOTE) for _, one in known], int)
-    unsure = [one.phase == CHECK for _, one in here if one.kind == UNSURE]
+    columns = ["image_id", "kind", "classname", "phase"]
+    given = pd.DataFrame(map(vars, answers.values()), columns=columns)
+    names = pa.array(given["image_id"], pa.string())
+    given["row"] = pc.index_in(names, images["image_id"]).to_pandas()
+    given = given.dropna(subset="row").sort_values("row")
+    is_drawn = given["phase"] == CHECK
+    is_unsure = given["kind"] == UNSURE
+    known = given[~is_unsure]
+    labels = pd.Categorical(known["classname"], [*classnames]).codes  # -1: none of them
     return Answers(
-        rows=np.array([row for row, _ in known], np.int64),
+        rows=known["row"].to_numpy(np.int64),
         shares=(labels[:, None] == np.arange(len(classnames))).astype(np.float64),
-        drawn=np.array([one.phase == CHECK for _, one in known], bool),
-        unsure_chosen=unsure.count(False),
-        unsure_drawn=unsure.count(True),
+        drawn=is_drawn[~is_unsure].to_numpy(bool),
+        unsure_chosen=int((is_unsure & ~is_drawn).sum()),
+        unsure_drawn=int((is_unsure & is_drawn).sum()),
     )

@@ -82,7 +82,7 @@ def report_dataset(
     audit = _read(results.read_audit, files.audit)
     selection = _read(results.read_selection, files.selection)
     report = _read(read_fusion_report, files.fusion_report)
-    discovery = _read(read_object, files.discovery, ("actions",))
+    discovery = _read(read_object, files.discovery)
     images = gallery.read_gallery(
         files.images,
         files.pseudo_labels,

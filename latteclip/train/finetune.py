@@ -61,7 +61,7 @@ def finetune(
         torch.manual_seed(seed)
         setup = Setup(files, settings, device, threads, fold)
         section = settings.method.finetune
-        lr = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
+        lr = read_object(files.learning_rate)["lr"] if files.learning_rate else None
         recipe = recipe_for(section, setup.inputs.n_scheduled, lr)
         identity = _identity(settings, fold, recipe, seed, setup.inputs.digest)
         if _was_trained(model_output, history_output, identity):
