@@ -329,9 +329,9 @@ def _write_table(runner: Runner, output: str) -> None:
         if 0 < asked == missing + metadata.refused or missing > allowed * asked:
             raise UserError(
                 f"{metadata.model} has no answer about {metadata.failed + metadata.refused} of "
-                f"{asked} images or groups ({reason or 'no request failed'}) and an empty one about "
-                f"{metadata.empty}; captioner.max_failed allows {allowed:.0%}. The others are "
-                "cached: run again to ask for these, allow more of them, or try another prompt, "
-                "captioner.model or scores.kind."
+                f"{asked} images or groups ({reason or 'no request failed'}) and an empty one "
+                f"about {metadata.empty}; captioner.max_failed allows {allowed:.0%}. The others "
+                "are cached: run again to ask for these, allow more of them, or try another "
+                "prompt, captioner.model or scores.kind."
             )
     log.info("Asked %s.", metadata.in_words, extra=FOR_RUN)
