@@ -5,6 +5,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,11 +37,8 @@ def _read_csv(path: str) -> pd.DataFrame:
     return lines[1:].set_axis(lines.iloc[0], axis=1).reset_index(drop=True)
 
 
-def _read_json_lines(path: str) -> pd.DataFrame:
-    return pd.read_json(path, lines=True, dtype=False)
-
-
-READERS: dict[str, Callable[[str], pd.DataFrame]] = {
+_read_json_lines = partial(pd.read_json, lines=True, dtype=False)
+READERS: dict[str, Callable[[str], Any]] = {
     ".parquet": pd.read_parquet,
     ".csv": _read_csv,
     ".tsv": _read_csv,

@@ -1,15 +1,8 @@
 """FLYP (Goyal et al. 2023): images against the texts of their classes."""
 
-from typing import Any
-
 import torch
 
 from latteclip.train.objectives import base
-
-
-def make(texts: base.TrainingTexts, switches: Any, seed: int) -> "Flyp":
-    """Return FLYP. It ignores switches, which a method that is `like` another may inherit."""
-    return Flyp(texts)
 
 
 class Flyp(base.Objective):
@@ -17,7 +10,8 @@ class Flyp(base.Objective):
 
     STATE = ("epoch_classifier",)
 
-    def __init__(self, texts: base.TrainingTexts) -> None:
+    def __init__(self, texts: base.TrainingTexts, *_: object) -> None:
+        """Ignore switches, which a method that is `like` another may inherit."""
         super().__init__(texts)
         self.start_epoch()
 
@@ -30,3 +24,6 @@ class Flyp(base.Objective):
         loss = base.contrastive(batch.features, targets, batch.scale)
         scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T  # [B, C]
         return loss, scores
+
+
+make = Flyp
