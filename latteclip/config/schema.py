@@ -13,11 +13,20 @@ from latteclip.core.terminal import one_line
 NAME = "^[A-Za-z0-9_-]{1,100}$"
 CHECKSUM = "^(hub|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40})$"
 WITH_PLACE = r"\{\}"
-# What a value must do to match a pattern.
+# What a value must do, by a pattern or by pydantic's type of the error.
 IN_WORDS = {
     NAME: "be at most 100 letters, digits, _ and -",
     CHECKSUM: "be md5:, sha256: or git_blob: and hexadecimal digits",
     WITH_PLACE: "contain {}",
+    "bool_parsing": "be true or false",
+    "dict_type": "be keys with values",
+    "float_parsing": "be a number",
+    "int_from_float": "be a whole number",
+    "int_parsing": "be a whole number",
+    "list_type": "be a list",
+    "model_type": "be keys with values",
+    "string_type": "be a text",
+    "too_short": "have an entry",
 }
 
 Auto = Literal["auto"]  # the program finds the number
@@ -138,8 +147,8 @@ def _wanted(error: ErrorDetails) -> str:
     """Return what a value must do, as the end of a sentence."""
     if error["type"] == "missing":
         return f"have the key {error['loc'][-1]}"
-    pattern = error.get("ctx", {}).get("pattern", "")
-    return IN_WORDS.get(pattern) or error["msg"].partition(" should ")[2] or error["msg"]
+    name = error.get("ctx", {}).get("pattern", error["type"])
+    return IN_WORDS.get(name) or error["msg"].partition(" should ")[2] or error["msg"]
 
 
 def _path(error: ErrorDetails, values: Any) -> list[str]:
