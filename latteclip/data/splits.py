@@ -288,16 +288,20 @@ def _read_class_folders(
             )
     cleaned = clean_classnames(names, settings.classname_replace) if names else []
     label_of = {name: label for label, name in enumerate(cleaned)}
-    rows: list[Row] = []
-    for split, name, image_id in found:
-        label = label_of.get(clean_classname(name, settings.classname_replace))
-        if label is None and name in test and split == "test":
-            raise UserError(
-                f"{folder / split / name} is not a class of {names} ({CLASSES}, split.examples or "
-                "class_names); rename or remove it, or move its images one folder up."
-            )
-        rows.append((image_id, split, label, image_id))
-    return names, rows
+    labels = {
+        name: label_of.get(clean_classname(name, settings.classname_replace))
+        for _, name, _ in found
+        if name
+    }
+    others = sorted(name for name, label in labels.items() if label is None)
+    for name in test.intersection(others):
+        raise UserError(
+            f"{folder / 'test' / name} is not a class of {names} ({CLASSES}, split.examples or "
+            "class_names); rename or remove it, or move its images one folder up."
+        )
+    if 0 < len(others) < len(labels):
+        log.warning("Images in folders that are no classes are unlabelled: %s.", others[:3])
+    return names, [(image, split, labels.get(name), image) for split, name, image in found]
 
 
 def _in_folders(files: Iterable[str]) -> list[tuple[str, str, str]]:
@@ -335,6 +339,10 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
         samples, classes = shards.read_shard(folder / shard, settings.kind, settings.label)
         described.add(classes)
         rows += [(name, split, label, f"{shard}#{place}") for name, place, label in samples]
+    if settings.label and all(row[2] is None for row in rows):
+        raise UserError(
+            f"No image in {folder} has split.label {settings.label}; correct it."
+        )
     rows.sort(key=lambda row: row[1] == "test")  # stable: others first, as in all forms
     names = _listed_classes(root, settings)
     if len(described) > 1 and not names:

@@ -119,6 +119,11 @@ def test_samples_that_are_not_clear_are_named(tmp_path, samples, said):
         )
 
 
+def test_a_label_that_no_sample_has_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"split\.label txt"):
+        read(one_tar(tmp_path, *labelled([1])), label="txt")
+
+
 def entry(name, kind=tarfile.REGTYPE, target="", **pax_headers):
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.pax_headers = kind, target, pax_headers

@@ -151,6 +151,7 @@ def test_train_and_test_folders(tmp_path, caplog, classes, wanted):
     items = read(tmp_path).items
     assert {item.image_id: (item.split, item.label) for item in items} == wanted
     assert "extra/5.jpg" in caplog.text
+    assert ("no classes are unlabelled: ['2024']" in caplog.text) == bool(classes)
 
 
 def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
