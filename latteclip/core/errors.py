@@ -44,7 +44,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence on an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"known are: {', '.join(names)}."
+    return (
+        f"did you mean {near[0]}?" if near else f"known are: {', '.join(names) or 'none'}."
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -176,6 +176,8 @@ def test_answers_follow_a_renamed_class(results):
     def answered():
         return [a.classname for a in AuditSession(results.folder, 20).answers().values()]
 
+    with pytest.raises(UserError, match="known are: none"):
+        rename_class(str(results.folder), "dots", "points")
     answer_next(AuditSession(results.folder, 20), 20, label_of=lambda name: 3)
     assert answered() == ["dots"] * 20
     with pytest.raises(UserError, match="dots"):
