@@ -23,7 +23,7 @@ from latteclip.core.user_tables import cells_by_image, read_table
 NOT_ASKED = Response("", "not asked", None)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _OPENING = re.compile(
-    r"^(?:(?:assistant|caption|description|answer)\s*:\s*"
+    r"^(?:<think>.*?</think>\s*|(?:assistant|caption|description|answer)\s*:\s*"
     r"|(?:sure|certainly|of course|absolutely|okay|ok)\s*[!,.:]\s*(?=\S)"
     r"|here(?:['\u2019]s| is| are| it is)\b[^.!?\"\u201c]{0,100}?:\s*(?=\S))+",
     re.I,
@@ -116,9 +116,9 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 def clean(text: str) -> str:
     """Return the caption in a model's answer; it may be empty.
 
-    White space and control characters become single spaces. Half a character at the end, a leading
-    label ("Caption:") or preface ("Sure, here is a description:"), and quotes or asterisks around
-    the whole go.
+    White space and control characters become single spaces. Half a character at the end, leading
+    thoughts, a label ("Caption:") or preface ("Sure, here is a description:"), and quotes or
+    asterisks around the whole go.
     """
     words = " ".join(_CONTROL.sub(" ", text).rstrip("\ufffd").split())
     return _OPENING.sub("", words.strip(_AROUND)).strip(_AROUND)

@@ -57,6 +57,7 @@ def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder, capl
         ("**A red texture.**", "A red texture."),
         ('Sure! Here\'s a concise description:\n\n"A red texture."', "A red texture."),
         ("ASSISTANT: A red texture.", "A red texture."),
+        ("<think>\nIs it blue?\n</think>\n\nA red texture.", "A red texture."),
         ("A red textur\ufffd\ufffd", "A red textur"),
         ("A\x00 red\x07 texture\x1b[2J\x9b.", "A red texture [2J ."),
         ('""', ""),

@@ -8,6 +8,7 @@ import base64
 import io
 import itertools
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -26,13 +27,18 @@ from latteclip.core.terminal import one_line
 
 AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds from a request to the end of its reply
-MAX_REPLY = 2**24  # bytes of a reply
 RETRIES = 5  # where the server is busy, fails or cannot be reached
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
 BAD_REQUEST = {400, 413, 422}  # another picture may fare better
 NO_CREDIT = "insufficient_quota"  # code of an error, which OpenAI sends with 429
 # Parameters that the reasoning models of OpenAI refuse.
 REFUSABLE = {"max_tokens", "temperature"}
+# How answers begin that refuse in words, also of models that see no pictures.
+REFUSAL = re.compile(
+    r"\s*(i(['\u2019]m| am) (sorry|unable to (assist|help|see|view))\b|sorry, |"
+    r"i can(['\u2019]t|not) (assist|help|see|view)\b)",
+    re.I,
+)
 TOP_LOGPROBS = 20  # tokens that a server names at most
 Parts = list[dict[str, Any]]  # of a message
 
@@ -63,11 +69,8 @@ class ServerEngine:
             api_key=os.environ.get(key, "").strip() or "none",
             max_retries=RETRIES,
             timeout=TIMEOUT,
-            http_client=Client(
-                follow_redirects=False,  # pictures go to this server alone
-                headers={"Accept-Encoding": "identity"},
-                event_hooks={"response": [bound]},
-            ),
+            # Pictures go to this server alone.
+            http_client=Client(follow_redirects=False),
         )
 
     def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
@@ -136,23 +139,6 @@ class Client(openai.DefaultAsyncHttpxClient):
             raise httpx2.ReadTimeout(reason, request=request) from None
 
 
-async def bound(response: httpx2.Response) -> None:
-    """Read a reply of at most MAX_REPLY bytes, and none compressed."""
-    encoding = response.headers.get("content-encoding", "identity")
-    stream: Any = response.stream
-    content = bytearray()
-    async for part in stream:
-        content += part
-        if encoding != "identity" or len(content) > MAX_REPLY:
-            # After the SDK's error, it does not ask again at once.
-            raise openai.APIConnectionError(
-                message=f"the reply is compressed, or has more than {MAX_REPLY} bytes",
-                request=response.request,
-            )
-    await stream.aclose()
-    response.stream = httpx2.ByteStream(bytes(content))
-
-
 def picture_parts(request: Request) -> Parts:
     """Return the pictures of a request as parts of a message, without loss and without metadata."""
     parts = []
@@ -207,8 +193,10 @@ class OpenaiEngine(ServerEngine):
         choice = reply.choices[0]
         text = choice.message.content or ""
         is_filtered = choice.finish_reason == "content_filter"
-        if not text and (is_filtered or choice.message.refusal):
-            return failed("the server refuses or filters the answer", is_refused=True)
+        is_refused = is_filtered or choice.message.refusal
+        if REFUSAL.match(text) or (is_refused and not text):
+            reason = f"the server refuses or filters the answer {text[:80]!r}"
+            return failed(reason, is_refused=True)
         return Response(
             text,
             choice.finish_reason or "unknown",
