@@ -56,10 +56,8 @@ def write_answers(
         runner = Runner(questions, captioner, threads, cache, images)
         runner.ask_all()
         _write_table(runner, output)
-    rate = runner.n_asked / max(runner.seconds, 1e-9)
-    log.info(
-        "Asked %d requests in %.1f s: %.1f answers/s.", runner.n_asked, runner.seconds, rate
-    )
+    n, seconds = runner.n_asked, runner.seconds
+    log.info("Asked %s in %.1f s.", counted(n, "question"), seconds, extra=FOR_RUN)
 
 
 def start(captioner: CaptionerSection, threads: int, *, scoring: bool = False) -> Engine:
@@ -262,7 +260,7 @@ class AnswersMetadata:
     """The metadata of CAPTIONS and CLASS_SCORES: who answered, and what that took."""
 
     model: str  # which was asked, or the user's file
-    requests: int = 0
+    requests: int = 0  # rows that were asked about, now or in an earlier run
     tokens_read: int = 0
     tokens_written: int = 0
     # Rows, which are images or groups.
@@ -275,7 +273,7 @@ class AnswersMetadata:
     def in_words(self) -> str:
         """What was asked, in words."""
         return (
-            f"{counted(self.requests, 'request')} to {self.model}, "
+            f"{counted(self.requests, 'question')} to {self.model}, "
             f"{self.tokens_read:,} tokens read, {self.tokens_written:,} written, "
             f"{counted(self.not_asked, 'image')} left out, "
             f"{self.failed:,} failed, {self.refused:,} refused, {self.empty:,} empty"
@@ -334,4 +332,4 @@ def _write_table(runner: Runner, output: str) -> None:
                 "are cached: run again to ask for these, allow more of them, or try another "
                 "prompt, captioner.model or scores.kind."
             )
-    log.info("Asked %s.", metadata.in_words, extra=FOR_RUN)
+    log.info("Answers to %s.", metadata.in_words, extra=FOR_RUN)

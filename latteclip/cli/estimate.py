@@ -88,7 +88,7 @@ def _requests(captioner: Captioner, images: Counts | None) -> str:
     if images is None:
         return f"{name}: not known before the images are indexed"
     n = n_requests(captioner, images)
-    requests = f"{name}: at most {counted(n, 'request')}"
+    requests = f"{name}: at most {counted(n, 'question')}"
     # Runs of this dataset, and limited ones.
     dataset = captioner.dataset
     limited = sorted(RESULTS.glob(f"{dataset.whole}_*"), key=_limit, reverse=True)

@@ -138,7 +138,7 @@ def test_what_fails_is_asked_once_more_in_the_same_run(ask, monkeypatch, capsys,
     assert ask(max_failed=0.0) == 0
     assert ask.errors() == []
     assert len(ask.service.requests) == N + 2
-    assert f"Asked {N} requests to {ask.service.model}, " in capsys.readouterr().err
+    assert f"Answers to {N} questions to {ask.service.model}, " in capsys.readouterr().err
     ask.service.fail = every_second([], failure)
     ask.output.unlink()
     shutil.rmtree(ask.folder / "store")

@@ -47,7 +47,7 @@ def plan(**given):
 def test_requests_are_counted(most, n):
     [line] = plan(captioner={**SERVER, "max_images": most})
     assert line.startswith(
-        f"captions of images by m: at most {n} requests, tokens not known"
+        f"captions of images by m: at most {n} questions, tokens not known"
     )
 
 
@@ -59,7 +59,7 @@ def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
         path = folder / "results" / place / "class_scores.parquet"
         write(path, tables.CLASS_SCORES, metadata)
     [line] = plan(**given)
-    assert "at most 750 requests, about 75,000 tokens read and 1,500 written" in line
+    assert "at most 750 questions, about 75,000 tokens read and 1,500 written" in line
     assert "demo_64" in line
 
 
@@ -81,7 +81,7 @@ JOBS = (  # path of the benchmark, seconds, GPUs
 LOGS = {
     "logs/index_images": "Indexed 128 images in 2.0 s: {}.",
     "logs/pseudo_label_images": "Encoded 64 images in 3.0 s.\nEncoded 64 images in 1.0 s.",
-    "logs/caption_images": "Asked 64 requests in 20.0 s: 3.2 answers/s.",
+    "logs/caption_images": "Asked 64 questions in 20.0 s: 3.2 answers/s.",
     "flyp/seed0/logs/finetune": "Trained 6 steps in 8.0 s.",
 }
 
@@ -118,5 +118,5 @@ def test_a_stage_grows_without_the_time_of_loading(limited, capsys):
     }
     seconds["in"] = sum(seconds.values())  # in all
     assert hours == {name: f"{value / 3600:.2f}" for name, value in seconds.items()}
-    assert "1,920 images" in lines[0] and any("640 requests" in line for line in lines)
+    assert "1,920 images" in lines[0] and any("640 questions" in line for line in lines)
     assert any("disk: " in line and "results/demo" in line for line in lines)

@@ -247,7 +247,7 @@ def test_captions_that_were_removed_are_made_again_without_an_engine(finished_co
     for name in names:
         kind = Path(name).stem
         log = (finished_copy.root / RESULTS / "logs" / f"caption_{kind}.log").read_text()
-        assert "Asked 0 requests" in log and "started" not in log
+        assert "Asked 0 questions" in log and "started" not in log
         assert len(WORK.findall(log)) == 1  # as the estimate reads it
         assert (finished_copy.root / name).read_bytes() == before[name]
     assert planned(finished_copy) == {}  # the same bytes rerun nothing
