@@ -47,6 +47,7 @@ OLD_PAGE = (
     "This page is older than its data: a run has begun that will write it again. If that run "
     "failed, run again:"
 )
+COMMAND = "CalledProcessError in file"  # in what Snakemake says of a job that failed
 REASONS = "Reasons:"  # begins a list of the jobs by their reasons
 # What the inputs and outputs of a job say too, in the reason for which it will run.
 OF_FILES = re.compile(
@@ -219,7 +220,8 @@ class JobLines(logging.Filter):
             print(f"{now}  {record.rule_name} ({words})", file=sys.stderr, flush=True)
         if event == LogEvent.JOB_ERROR:  # jobs that failed are reported at the end
             return str(record.rule_msg).startswith(REFUSED)
-        if event not in (None, LogEvent.ERROR):
+        text = str(record.msg)
+        if event not in (None, LogEvent.ERROR) or COMMAND in text:
             return False
         is_urgent = record.levelno >= logging.WARNING
-        return is_urgent or str(record.msg).startswith(NOTHING)
+        return is_urgent or text.startswith(NOTHING)

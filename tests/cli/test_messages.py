@@ -32,8 +32,14 @@ def test_a_failed_job_is_named_with_its_message(tmp_path, monkeypatch, log, line
     assert re.match(line, messages.failure("finetune", wildcards, ["job.log"]))
 
 
-def test_what_slurm_refuses_is_printed():
+def test_what_slurm_refuses_is_printed_and_commands_of_failed_jobs_are_not():
     lines = messages.JobLines(SimpleNamespace(runs_jobs=True))
+    for msg, is_printed in (
+        ("RuleException:\nCalledProcessError in file", False),
+        ("Oh", True),
+    ):
+        record = logging.makeLogRecord({"event": LogEvent.ERROR, "msg": msg, "levelno": 40})
+        assert lines.filter(record) == is_printed
     for said, is_printed in (
         ("SLURM sbatch failed. Invalid partition", True),
         (None, False),
