@@ -13,6 +13,42 @@ from latteclip.core.terminal import one_line
 NAME = "^[A-Za-z0-9_-]{1,100}$"
 CHECKSUM = "^(hub|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40})$"
 WITH_PLACE = r"\{\}"
+# What to do in place of removed keys, which are named by their path or its end, without numbers in
+# lists. The next release deletes them. Where nothing replaces a key, the program has one value,
+# such as the paper's, or works without.
+REMOVED = {
+    "use predict --topk and add up the probabilities of the classes of a group.": "class_groups",
+    "set compute.shards in place of captions.shards.": "captions",
+    "run the commands inside the image of envs/Dockerfile.": "container",
+    "set captioner.images_file.": "discover.file",
+    "set captioner.max_images.": "groups.groups_per_class",
+    "set class_names to folders or discover, or split.class_list to a file.": "split.classes",
+    "write model: open_clip:<model>/<tag>.": "labellers.pretrained",
+    "leave one image of each sample in the tar.": "split.image",
+    "write hf: datasets/<repo>.": "sources.type",
+    "set compute.threads.": "threads",
+    "list who labels under labellers.": "voters votes",
+    "set model, engine, prompt and max_images of the labeller.": (
+        "labellers.captioner labellers.scores"
+    ),
+    "label propagation is gone; take method image_prototypes.": "graph",
+    "take method latteclip_fused, or image_prototypes for a classifier of image features.": "head",
+    "a training takes one GPU, and several trainings run at once.": "processes",
+    "models train again where their images, labels or settings changed.": "retrain retrain_share",
+    "take a small CLIP as clip.model, such as MobileCLIP2-S0.": "student",
+    "set max_images of captioner, of scores, or of an entry of labellers.": (
+        "max_cost captioner.price_input captioner.price_output scores.share scores.min_gain"
+    ),
+    "set captioner.batch_size.": "captioner.concurrency captioner.requests_per_second",
+    "list your scores as a labeller of kind file.": "scores.file",
+    "leave it out.": """
+        discover.max_new_tokens captioner.timeout captioner.retries inference groups.gap
+        groups.layout groups.seed split.test_fraction split.suffix scores.topk scores.choose
+        scores.rounds scores.examples scores.orders scores.none_option labellers.share into unpack
+        source.textures prototypes weight_decay beta1 beta2 eps batch_norm micro_batch
+        gradient_checkpointing compute.compile cache_gib steps_multiple_of
+    """,
+}
 # What a value must do, by a pattern or by pydantic's type of the error.
 IN_WORDS = {
     NAME: "be at most 100 letters, digits, _ and -",
@@ -136,6 +172,10 @@ def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> s
         same = (each for each in errors if _path(each, values) == path)
         wanted = " or ".join(dict.fromkeys(map(_wanted, same)))
         return f"{where} must {wanted}, not {one_line(repr(first['input']), 120)}."
+    names = f".{'.'.join(part for part in path if not part.isdigit())}."
+    for step, removed in REMOVED.items():
+        if any(f".{key}." in names for key in removed.split()):
+            return f"{where} was removed: {step}"
     section = kind
     for part in path[:-1]:
         field = section.model_fields.get(part)

@@ -96,6 +96,8 @@ MISTAKES = [
     ({"dataset": "a,b", "image_dir": "photos"}, r"image_dir.*a, b"),
     (source(folder="photographs"), r"source\.folder photographs"),
     ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),
+    # Names that were removed.
+    (source(downloads={"x.zip": {"into": "out"}}), r"x\.zip\.into was removed"),
     # A dataset in a folder.
     (folder(split={"kind": "csv"}, class_names="folders"), "class_names folders .*csv"),
     # Captioners.
