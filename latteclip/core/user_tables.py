@@ -5,7 +5,6 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,8 +36,11 @@ def _read_csv(path: str) -> pd.DataFrame:
     return lines[1:].set_axis(lines.iloc[0], axis=1).reset_index(drop=True)
 
 
-_read_json_lines = partial(pd.read_json, lines=True, dtype=False)
-READERS: dict[str, Callable[[str], Any]] = {
+def _read_json_lines(path: str) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, dtype=False)
+
+
+READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
     ".csv": _read_csv,
     ".tsv": _read_csv,

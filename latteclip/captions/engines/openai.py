@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import itertools
+import logging
 import os
 import re
 import threading
@@ -23,8 +24,9 @@ from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import one_line
+from latteclip.core.terminal import FOR_RUN, one_line
 
+log = logging.getLogger(__name__)
 AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds from a request to the end of its reply
 RETRIES = 5  # where the server is busy, fails or cannot be reached
@@ -61,6 +63,7 @@ class ServerEngine:
         self._where = f"The server at {one_line(url)} ({address})"
         self._variables = f"{address}, {key}"
         self._settings = settings
+        self.prices = list[float]()  # of the requests whose reply has a price
         # Not in the main thread, where asyncio would only log what a signal raises.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -103,6 +106,10 @@ class ServerEngine:
         finally:
             for future in waiting:
                 future.cancel()
+            if self.prices:
+                price = sum(self.prices)
+                self.prices.clear()  # requests that are asked again are answered later
+                log.info("The server says that this cost %.4g.", price, extra=FOR_RUN)
         if refusal:
             raise refusal
 
@@ -186,6 +193,9 @@ class OpenaiEngine(ServerEngine):
                 continue
             if not reply.choices:  # some services send their errors so
                 raise ValueError(getattr(reply, "error", "it has no choices"))
+            price = getattr(reply.usage, "cost", None)  # of OpenRouter and others
+            if isinstance(price, float):
+                self.prices.append(price)
             return reply
 
     async def _caption(self, turns: Any) -> Response:

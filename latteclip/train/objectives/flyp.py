@@ -1,8 +1,15 @@
 """FLYP (Goyal et al. 2023): images against the texts of their classes."""
 
+from typing import Any
+
 import torch
 
 from latteclip.train.objectives import base
+
+
+def make(texts: base.TrainingTexts, switches: Any, seed: int) -> "Flyp":
+    """Return FLYP. It ignores switches, which a method that is `like` another may inherit."""
+    return Flyp(texts)
 
 
 class Flyp(base.Objective):
@@ -10,8 +17,7 @@ class Flyp(base.Objective):
 
     STATE = ("epoch_classifier",)
 
-    def __init__(self, texts: base.TrainingTexts, *_: object) -> None:
-        """Ignore switches, which a method that is `like` another may inherit."""
+    def __init__(self, texts: base.TrainingTexts) -> None:
         super().__init__(texts)
         self.start_epoch()
 
@@ -24,6 +30,3 @@ class Flyp(base.Objective):
         loss = base.contrastive(batch.features, targets, batch.scale)
         scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T  # [B, C]
         return loss, scores
-
-
-make = Flyp

@@ -14,6 +14,11 @@ from latteclip.train.objectives import base
 MARGIN_FLOOR = 1e-6
 
 
+def make(texts: base.TrainingTexts, switches: SwitchesSection, seed: int) -> "LatteClip":
+    """Return LatteCLIP with the given switches."""
+    return LatteClip(texts, switches, seed)
+
+
 class GroupSampler:
     """Draws group descriptions, given the class of each [G]. All of a class are equally likely."""
 
@@ -109,9 +114,6 @@ class LatteClip(base.Objective):
 
     def classifier(self) -> torch.Tensor:
         return self.prototypes if self.switches.prototypes else super().classifier()
-
-
-make = LatteClip
 
 
 @torch.no_grad()
