@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -165,6 +165,13 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
 # --- asking --------------------------------------------------------------------------------------
 
 
+def is_poor(answer: Response | None) -> bool:
+    """Return whether there is an answer, which is empty or cut."""
+    if answer is None or answer.error is not None:
+        return False
+    return answer.finish_reason == "length" or not answer.text.strip()
+
+
 @dataclass
 class Runner:
     """Asks an engine, once a request needs it, for the answers that the cache lacks."""
@@ -174,42 +181,69 @@ class Runner:
     threads: int
     cache: AnswerCache
     images: Workers[Request, Request]
-    digests: Mapping[int, str] = field(default_factory=dict)  # of the requests, by row
+    # By row, the digest of its request, and of the request after an empty or cut answer.
+    first: Mapping[int, str] = field(default_factory=dict)
+    second: Mapping[int, str] = field(default_factory=dict)
     failed: dict[str, Response] = field(default_factory=dict)  # by digest of the request
     n_asked: int = 0
     is_answered: bool = False  # whether there is any answer, now or of an earlier run
     seconds: float = 0.0  # of answering
 
     def ask_all(self) -> None:
-        """Ask about the rows that are wanted, in the order of the questions.
-
-        Equal requests are one. What a server fails to answer is asked again, but not what it
-        refuses.
-        """
-        questions = self.questions
-        decides = identity(self.captioner, questions.layout, scoring=questions.scoring)
-        self.digests = {
-            row: digest(questions.request(row), decides) for row in questions.wanted
-        }
-        row_of = {self.digests[row]: row for row in questions.order}
-        new = [row for digest, row in row_of.items() if self.cache.get(digest) is None]
-        self.is_answered = len(new) < len(row_of)
-        failed = self._round(new, MAX_CONSECUTIVE_FAILURES)
-        if not self._loads_model:  # a model would fail again
-            self._round(failed, math.inf)
+        """Ask about all rows, and once more where the answer is empty or cut."""
+        self.first = self._digests(self.questions.wanted, again=False)
+        self._ask(self.first, again=False)
+        poor = [row for row, digest in self.first.items() if is_poor(self._found(digest))]
+        self.second = self._digests(poor, again=True)
+        self._ask(self.second, again=True)
 
     def answer(self, row: int) -> Response | None:
-        """Return the answer about a row, also of an earlier run, or why there is none."""
-        if row not in self.digests:
-            return None
-        digest = self.digests[row]
+        """Return the answer about a row, also of an earlier run, or why there is none.
+
+        A whole second answer takes the place of an empty or cut one, with the tokens of both.
+        """
+        first = self._found(self.first[row]) if row in self.first else None
+        second = self._found(self.second[row]) if row in self.second else None
+        if first is None or second is None or second.error is not None:
+            return first
+        n_tokens = (first.n_tokens or 0) + (second.n_tokens or 0)
+        n_read = (first.n_read or 0) + (second.n_read or 0)
+        better = first if is_poor(second) else second
+        return replace(better, n_tokens=n_tokens, n_read=n_read)
+
+    def _found(self, digest: str) -> Response | None:
         return self.cache.get(digest) or self.failed.get(digest)
+
+    def _digests(self, rows: Iterable[int], *, again: bool) -> dict[int, str]:
+        request = self.questions.request
+        return {row: digest(request(row, again=again), self._identity) for row in rows}
+
+    @cached_property
+    def _identity(self) -> str:
+        questions = self.questions
+        return identity(self.captioner, questions.layout, scoring=questions.scoring)
 
     @cached_property
     def _engine(self) -> Engine:
         return start(self.captioner, self.threads, scoring=self.questions.scoring)
 
-    def _round(self, rows: Sequence[int], most: float) -> list[int]:
+    def _ask(self, digests: Mapping[int, str], *, again: bool) -> None:
+        """Ask about these rows, in the order of the questions, unless they have an answer.
+
+        Equal requests are one. What a server fails to answer is asked again, but not what it
+        refuses.
+        """
+        rows = [row for row in self.questions.order if row in digests]
+        row_of = {digests[row]: row for row in rows}
+        new = [row for digest, row in row_of.items() if self.cache.get(digest) is None]
+        self.is_answered |= len(new) < len(row_of)
+        failed = self._round(new, digests, again, MAX_CONSECUTIVE_FAILURES)
+        if not self._loads_model:  # a model would fail again
+            self._round(failed, digests, again, math.inf)
+
+    def _round(
+        self, rows: Sequence[int], digests: Mapping[int, str], again: bool, most: float
+    ) -> list[int]:
         """Ask about rows, and return those without an answer, but not those that were refused.
 
         UserError: `most` requests failed one after another, so that further ones would fail.
@@ -220,11 +254,11 @@ class Runner:
         n_failures = 0
         engine = self._engine
         progress = Progress(len(rows), "answers")
-        requests = map(self.questions.request, rows)
+        requests = (self.questions.request(row, again=again) for row in rows)
         for request, answer in engine.answer(self.images.in_order(requests)):
             self.n_asked += 1
             progress.add(1)
-            digest = self.digests[request.key]
+            digest = digests[request.key]
             if answer.error is None:
                 self.cache.add(digest, answer)
                 if not self._loads_model:  # the answer may be paid

@@ -20,6 +20,8 @@ from latteclip.config.registry import ENGINES
 from latteclip.core import tables
 from latteclip.core.user_tables import cells_by_image, read_table
 
+# Added to the prompt of a second request, after an answer that was empty or cut.
+SHORTER = " Answer with one short sentence."
 NOT_ASKED = Response("", "not asked", None)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _OPENING = re.compile(
@@ -34,8 +36,8 @@ _AROUND = " \"'*`\u201c\u201d\u2018\u2019"  # quotes and emphasis around a capti
 class CaptionQuestions(Questions):
     """Questions whose answers are captions."""
 
-    def request(self, row: int) -> Request:
-        return self.about(row, self.prompt_of(row))
+    def request(self, row: int, *, again: bool) -> Request:
+        return self.about(row, self.prompt_of(row) + (SHORTER if again else ""))
 
     def columns(self, row: int, answer: Response | None) -> dict[str, Any]:
         found = answer or NOT_ASKED

@@ -147,8 +147,8 @@ class Questions:
             return self.prompt
         return fill(self.prompt, self.classnames[self.labels[self.rows[row]]])
 
-    def request(self, row: int) -> Request:
-        """Return the request about a row."""
+    def request(self, row: int, *, again: bool) -> Request:
+        """Return the request about a row, or that after an answer that was empty or cut."""
         raise NotImplementedError
 
     def columns(self, row: int, answer: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class ClassQuestions(Questions):
         # Of the classes, if decisions are asked for.
         self.texts = ClassTemplates(**described["class_templates"])
 
-    def request(self, row: int) -> Request:
+    def request(self, row: int, *, again: bool) -> Request:
         """Return the request about an image."""
         names = self._names(row)
         kind = str(self.settings.kind)

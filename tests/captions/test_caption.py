@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 from support.captioning import CANVAS, CLASSNAMES, LABELS, SETTINGS, mean_colour, provenance
 
-from latteclip.captions.caption import clean
+from latteclip.captions.caption import SHORTER, clean
+from latteclip.captions.engine import Response
 from latteclip.captions.questions import draw_groups, grid
 
 
@@ -36,6 +37,33 @@ def test_groups_show_the_grid_of_their_members(dataset, recorder):
         [picture] = request.pictures
         members = [Image.open(dataset.files[i]) for i in drawn[request.key]]
         assert same_picture(picture, grid(members, CANVAS))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "caption"),
+    [
+        ("", "A dot.", "A dot."),
+        ("A long", "A short.", "A short."),
+        ("A long", "Long", "A long"),
+        ("A long", "", "A long"),
+    ],
+)
+def test_an_empty_or_cut_answer_is_asked_for_once_more(
+    dataset, recorder, first, second, caption
+):
+    def reply(request):
+        text = second if request.prompt.endswith(SHORTER) else first
+        return Response(text, "length" if "ong" in text else "stop", 7, 10)
+
+    recorder.reply = reply
+    columns = dataset.caption_images(max_failed=1)
+    metadata = provenance(dataset.output)
+    assert columns["caption"] == [caption] * 7
+    assert len(recorder.requests) == 14
+    assert (metadata.requests, metadata.tokens_read) == (7, 140)
+    recorder.forget()
+    assert dataset.caption_images(max_failed=1) == columns
+    assert recorder.starts == 0
 
 
 def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder, caplog):
