@@ -29,6 +29,7 @@ from latteclip.core.terminal import FOR_RUN, one_line
 log = logging.getLogger(__name__)
 AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds from a request to the end of its reply
+MAX_REPLY = 2**24  # bytes of a reply
 RETRIES = 5  # where the server is busy, fails or cannot be reached
 REFUSED = {*range(300, 400), 401, 402, 403, 404}  # no request will fare better
 BAD_REQUEST = {400, 413, 422}  # another picture may fare better
@@ -72,8 +73,11 @@ class ServerEngine:
             api_key=os.environ.get(key, "").strip() or "none",
             max_retries=RETRIES,
             timeout=TIMEOUT,
-            # Pictures go to this server alone.
-            http_client=Client(follow_redirects=False),
+            http_client=Client(
+                follow_redirects=False,  # pictures go to this server alone
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [bound]},
+            ),
         )
 
     def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
@@ -144,6 +148,23 @@ class Client(openai.DefaultAsyncHttpxClient):
         except TimeoutError:
             reason = f"no whole reply in {TIMEOUT} seconds"
             raise httpx2.ReadTimeout(reason, request=request) from None
+
+
+async def bound(response: httpx2.Response) -> None:
+    """Read a reply of at most MAX_REPLY bytes, and none compressed."""
+    encoding = response.headers.get("content-encoding", "identity")
+    stream: Any = response.stream
+    content = bytearray()
+    async for part in stream:
+        content += part
+        if encoding != "identity" or len(content) > MAX_REPLY:
+            # After the SDK's error, it does not ask again at once.
+            raise openai.APIConnectionError(
+                message=f"the reply is compressed, or has more than {MAX_REPLY} bytes",
+                request=response.request,
+            )
+    await stream.aclose()
+    response.stream = httpx2.ByteStream(bytes(content))
 
 
 def picture_parts(request: Request) -> Parts:

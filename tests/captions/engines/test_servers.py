@@ -1,5 +1,6 @@
 """Engines that ask a server: what they have in common, chat completions and decision models."""
 
+import gzip
 import json
 import math
 import threading
@@ -67,16 +68,28 @@ def test_several_requests_are_under_way_and_each_gets_its_answer(service):
     assert service.most_active == 4
 
 
-ENDLESS = {"headers": ({"X-Long": "x" * 500}, b"{}"), "content": ({}, b" " * 500)}
+ENDLESS = {
+    "headers": ("TIMEOUT", 0.3, {"X-Long": "x" * 500}, b"{}", "seconds"),
+    "content": ("TIMEOUT", 0.3, {}, b" " * 500, "seconds"),
+    "bytes": ("MAX_REPLY", 200, {}, b" " * 500, "bytes"),
+}
 
 
-@pytest.mark.parametrize("part", ENDLESS)
-def test_a_reply_that_does_not_end_is_an_error_of_its_request(service, monkeypatch, part):
-    monkeypatch.setattr(openai, "TIMEOUT", 0.3)
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_reply_that_does_not_end_is_an_error_of_its_request(service, monkeypatch, name):
+    limit, value, headers, content, reason = ENDLESS[name]
+    monkeypatch.setattr(openai, limit, value)
     service.drip = 0.005
-    failing(service, (200, *ENDLESS[part]))
-    assert "seconds" in errors(service, 1)[0]
+    failing(service, (200, headers, content))
+    assert reason in errors(service, 1)[0]
     assert len(service.requests) == 1
+
+
+def test_a_compressed_reply_is_not_unpacked(service):
+    bomb = gzip.compress(bytes(2**20))
+    failing(service, (200, {"Content-Encoding": "gzip"}, bomb))
+    assert "compressed" in errors(service, 1)[0]
+    assert service.requests[0]["headers"]["accept-encoding"] == "identity"
 
 
 REPLIES = {
