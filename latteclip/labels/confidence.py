@@ -13,27 +13,21 @@ from latteclip.labels.votes import Floats, Ints
 class Confidence:
     """The probability that a label is right: a mean of the posterior and of images alone.
 
-    Where images are few or say little, it is that of the labellers themselves, and unchecked. Class
-    texts see what their images' encoder sees, so without votes answers alone check them.
+    Where images are few or say little, it is that of the labellers themselves.
     """
 
     def __init__(self, model: Posterior) -> None:
         self.model = model
         self.factor = 1.0
         self.share = 0.5
-        is_taught = len(model.known[0]) >= MIN_DRAWN
+        self.is_taught = len(model.known[0]) >= MIN_DRAWN
         predict = any(one.gain > TINY for one in model.labellers)
-        self.by_images = (predict and model.trust >= 0.5) or is_taught
-        self.is_checked = bool(self.by_images and (is_taught or not model.texts_alone))
+        self.by_images = (predict and model.trust >= 0.5) or self.is_taught
         if model.texts_alone:
             self.share = 1.0
             self._fit_factor()
         elif model.images:
-            self._estimate_share()
             self._fit_share()
-        else:
-            others = model.kappa.sum(axis=1) / np.maximum((model.kappa > 0).sum(axis=1), 1)
-            self.is_checked = len(others) > 2 and bool(others.mean() > 0.5)
 
     def _fit_factor(self) -> None:
         """Multiply by how often class texts are right over how sure they are, by answers."""
@@ -43,23 +37,8 @@ class Confidence:
         right += PRIOR * (1 + self.model.labellers[0].accuracy) / 2
         self.factor = min(1.0, float(right / (known.max(axis=1).sum() + PRIOR)))
 
-    def _estimate_share(self) -> None:
-        """Give the mean confidence the mean accuracy of labellers that nobody accompanies."""
-        model = self.model
-        r, q = model.tables.r, model.tables.q
-        at, labels = np.arange(len(r)), r.argmax(axis=1)
-        by_q = float(q[at, labels].mean())
-        space = float(r[at, labels].mean()) - by_q
-        alone = [k for k in range(len(model.labellers)) if model.is_bounded(k)]
-        if not alone or space <= 1e-3 or max(map(model.company, alone)) >= 0.5:
-            return
-        some = [model.labellers[k] for k in alone]
-        sizes = np.array([one.gain * one.has.sum() for one in some])
-        right = float(sizes @ [one.accuracy for one in some] / sizes.sum())
-        self.share = float(np.clip((right - by_q) / space, 0, 1))
-
     def _fit_share(self) -> None:
-        """Fit the share to answers, with a normal prior at the estimate."""
+        """Fit the share of the posterior to answers, with a normal prior at a half."""
         rows, classes = self.model.known
         r, q = self.model.tables.r[rows], self.model.tables.q[rows]
         best, at = r.argmax(axis=1), np.arange(len(rows))

@@ -11,8 +11,8 @@ from latteclip.labels.guarantees import Interval
 NAME = "fused_labels.json"  # the file below the results of a dataset
 LABELS = "labels"  # key of the check of the labels
 UNCHECKED = (
-    "Nothing checks the confidence of the labels: it is that of the labellers, or of CLIP about "
-    "its own images. Answers of latteclip teach about images drawn at random check it."
+    "Nothing checks the confidence of the labels: labellers and images may err alike. Twenty "
+    "answers of latteclip teach check it."
 )
 # Of each image that checks labels or a classifier, which learned without the image's answer: the
 # confidence, and whether the class is right by the answer.
@@ -50,7 +50,7 @@ class FusionReport:
     labellers: list[LabellerReport]
     zero_shot: LabellerReport  # the class texts
     reason: str  # why the labels are those of one labeller; "": they are not
-    is_checked: bool  # whether images, several labellers or answers support the confidence
+    is_checked: bool  # whether answers, or the accuracy of a labeller, check the confidence
     # Features beside CLIP's, relative to the folder of the report.
     image_encoders: list[str]
     examples: int = 0  # images outside of the dataset, of known classes

@@ -20,8 +20,8 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
   random, and half by sum_c q_c theta_cv. Either alone is wrong somewhere: images that are right
   where votes are confused would count for little, or errors of images would be errors of votes.
   Votes that images do not make likelier by ten nats count for nothing where others are made so,
-  unless there are fewer than ten of a class, and class texts support them. Nor do votes that
-  agree with class texts more often than these are right, by other votes: they share their errors.
+  unless there are fewer than ten of a class. Nor do votes that agree with class texts more often
+  than these are right, by other votes: they share their errors.
   Class texts beside none but such votes name classes alone.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half. Images count by t.
@@ -52,10 +52,11 @@ apart,
 - A class that no vote and no answer names has no images, where most images have a vote, and ten for
   each class.
 
-**Confidence** is a mean of r and q whose mean is a. Where images are few or say little nothing
-tells how right a labeller is, and confidence is the labeller's own. **New images** are classified
-by a linear discriminant of the labels (covariance within classes), by texts beside it, and by the
-frequencies of the classes, shrunken halfway to equal ones.
+**Confidence** is a mean of r and q, by answers if there are some. Where images are few or say
+little, it is the labeller's own. It is checked where answers or a tell how right a labeller is: a
+is told from 85 % on, below which images and votes confuse the same look-alikes. **New images** are
+classified by a linear discriminant of the labels (covariance within classes), by texts beside it,
+and by the frequencies of the classes, shrunken halfway to equal ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -124,7 +125,9 @@ class LabelModel:
 
     labels_: Ints  # [N]
     confidence_: Floats  # [N] probability of the label
-    is_checked_: bool  # whether images, several labellers or answers support the confidence
+    is_checked_: (
+        bool  # whether answers, or the accuracy of a labeller, check the confidence
+    )
     posterior_: Votes  # the likeliest classes of each image, the likeliest first
     labellers_: dict[str, Labeller]
     reason_: str  # why the labels are those of a labeller; "" where they are not
@@ -287,7 +290,7 @@ class LabelModel:
             best = np.argsort(-r, axis=1, kind="stable")[:, :k]
             classes[rows], shares[rows] = best, np.take_along_axis(r, best, axis=1)
         self.posterior_ = Votes(classes, shares)
-        self.is_checked_ = confidence.is_checked
+        self.is_checked_ = confidence.is_taught
 
     def _describe(self, given: Answers) -> None:
         """State the accuracy of labellers where it is identified, and why nothing was gained."""
@@ -304,6 +307,7 @@ class LabelModel:
             weight = float(weights[k].mean() * model.exponents[k])
             needed = 0 if accuracy else answers_needed(int(has.sum()))
             self.labellers_[name] = Labeller(accuracy, weight, needed)
+            self.is_checked_ |= accuracy is not None
             is_other = has & unasked & (labels != self.labels_)
             if has.any() and not is_other.any() and not self.reason_:
                 self.reason_ = f"All labels are those of {name}: {self._why(one)}."

@@ -89,20 +89,6 @@ class Labelled:
         table[~votes.any(axis=1)] = 0
         return np.asarray(table)
 
-    def is_supported(self, scores: Floats) -> bool:
-        """Return whether probabilities [n, C] of class texts support the votes.
-
-        They score votes higher than the same votes of other images, by a standard deviation, as a
-        permutation test has it (Hoeffding 1951).
-        """
-        scores, votes = log(scores[self.has].astype(float)), self.first[self.has]
-        n, shares = len(votes), votes.mean(axis=0)
-        gained = float((scores * votes).sum() - scores.sum(axis=0) @ shares)
-        centred = scores - scores.mean(axis=0)
-        centred -= (centred @ shares)[:, None]
-        variance = float((centred**2 @ shares).sum()) * n / max(1, n - 1)
-        return gained > math.sqrt(variance) + TINY * n
-
 
 def agreements(labellers: Sequence[Labelled]) -> Floats:
     """Return [V, V] how far others agree with a labeller, on the share they speak about."""

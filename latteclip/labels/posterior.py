@@ -102,9 +102,9 @@ class Posterior:
             if self.is_blind or not one.tells:
                 one.lists = None
         total = np.zeros((n, n_classes), dtype=np.float32)
-        starting = [one for one in self.labellers if one.tells and not one.is_text]
-        for one in starting or self.labellers:
-            total += np.float32(1 if self.is_blind else one.gain * one.tells) * one.votes
+        believed = [one for one in self.labellers if one.tells]
+        for one in [one for one in believed if not one.is_text] or believed:
+            total += one.votes
         self.r = self.put(normalised(total))
         if self.is_blind:
             for k in range(v):
@@ -204,8 +204,8 @@ class Posterior:
     def _look_at(self, one: Labelled, views: Sequence[ImageClasses]) -> None:
         """Learn how images predict a labeller, and its accuracy by them.
 
-        The gain is the share of the information of the votes that images predict. Votes count for
-        nothing that they do not predict, or where these are few, that class texts do not support.
+        The gain is the share of the information of the votes that images predict. Votes that they
+        do not predict count for nothing, unless there are too few images of a class to tell.
         """
         given = one.votes if one.is_text else one.first
         votes, has = self.put(given), np.flatnonzero(one.has)
@@ -223,9 +223,7 @@ class Posterior:
         one.gain = 1 - found / blind if is_predicted else TINY
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
-        one.tells = is_predicted or (
-            one.size < FEW and self.has_texts and one.is_supported(self.given[0])
-        )
+        one.tells = is_predicted or (self.has_texts and self.labellers[0].size < FEW)
         halves = []
         for view in views:
             view.learn(votes)
@@ -400,7 +398,6 @@ class Posterior:
             prior = FEW / c
         elif self.is_bounded(k):
             accuracy = self.aim(k)
-            prior /= max(self.trust, self.company(k), LEAST) ** 2
         elif one.is_text:  # they say little of their own accuracy
             accuracy = max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
