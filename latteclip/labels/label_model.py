@@ -20,8 +20,8 @@ alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_
   random, and half by sum_c q_c theta_cv. Either alone is wrong somewhere: images that are right
   where votes are confused would count for little, or errors of images would be errors of votes.
   Votes that images do not make likelier by ten nats count for nothing where others are made so,
-  unless there are fewer than ten of a class. Nor do votes that agree with class texts more often
-  than these are right, by other votes: they share their errors.
+  unless there are fewer than ten of a class. Nor do votes of which most repeat class texts, beyond
+  how often these are right by other votes: they share their errors.
   Class texts beside none but such votes name classes alone.
 - theta follows by expectation-maximisation under a Dirichlet prior.
 - w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half. Images count by t.

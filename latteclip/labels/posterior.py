@@ -176,18 +176,16 @@ class Posterior:
             self._leave_texts_alone()
 
     def _errs_with_texts(self, one: Labelled) -> bool:
-        """Return whether a labeller repeats class texts, which images predict however wrong.
+        """Return whether most votes repeat class texts, which images predict however wrong.
 
-        It agrees with them more often than these are right by other labellers, or nearly always.
+        If a share s does, the votes agree with texts of accuracy a for about s + (1 - s) a. Where
+        nothing says how right texts are, nearly all votes must agree with them.
         """
         if self.zero_shot is None:
             return False
-        agree = agreement(one.first[one.has], self.zero_shot[one.has])
         others = [each for each in self.labellers[1:] if each.tells and each is not one]
-        if not others:
-            return agree > REPEATS
-        error = math.sqrt(agree * (1 - agree) / one.has.sum())
-        return agree - error > self._judged(others)
+        agree = agreement(one.first[one.has], self.zero_shot[one.has])
+        return agree > ((1 + self._judged(others)) / 2 if others else REPEATS)
 
     def _judged(self, seen: Sequence[Labelled]) -> float:
         """Return the accuracy of texts by answers, and by labellers that err apart from them."""

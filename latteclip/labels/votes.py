@@ -54,6 +54,7 @@ class Votes:
         if (
             not is_table
             or options.dtype.kind not in "iub"
+            or options.min(initial=0) < NO_VOTE
             or not ((shares >= 0) & (shares < np.inf)).all()
         ):
             raise ValueError(

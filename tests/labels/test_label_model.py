@@ -149,6 +149,16 @@ def test_a_copy_of_weak_texts_does_not_teach_images(random):
         assert planted.right(model.labels_) > planted.right(planted.votes) + 0.2
 
 
+def test_labellers_beside_meaningless_texts_all_count():
+    for seed in (0, 3, 4):
+        planted = Planted(seed, (40,) * 20, noise=0.3, right=0.95)
+        texts = unit(planted.rng.normal(size=planted.centres.shape))
+        sparse = np.where(planted.truth < 14, planted.voter(0.9), -1)
+        given = {"a": planted.votes, "sparse": sparse, "c": planted.voter(0.9)}
+        model = planted.fit(given, texts)
+        assert all(model.labellers_[name].weight > 0 for name in given)
+
+
 @pytest.mark.parametrize("right", [0.5, 0.7, 0.9])
 def test_images_correct_random_votes(right):
     planted = Planted(counts=(100,) * C, right=right)
@@ -429,6 +439,7 @@ X, V = np.eye(6), np.arange(6) % 3
         ((X, {"a": np.array([0, 1, np.nan, 0, 1, 2])}), {}, "Votes"),
         ((X, {"a": np.array([*"abcabc"])}), {}, "Votes"),
         ((X, {"a": (V[:, None], -np.ones((6, 1)))}), {}, "Votes"),
+        ((X, {"a": V - 2}), {}, "Votes"),
         ((X, {"a": V}), {"n_classes": 2}, "n_classes"),
         ((X,), {"answers": {0: 1}}, "n_classes"),
         ((X, {"a": V}), {"answers": {0: -1}}, "row 0"),
