@@ -77,7 +77,7 @@ class Run:
         if len(names) > 1 or not is_free:
             raise UserError(
                 f"image_dir {folder} cannot be the source of dataset {', '.join(names)}: it is for "
-                "one dataset, of your own or with its split.file in the folder; name "
+                f"one dataset, of your own or with its {file or 'split.file'} in the folder; name "
                 "your images otherwise, such as dataset=mine."
             )
         values["source"] = {"folder": folder}

@@ -61,7 +61,7 @@ def test_a_run_ends_with_the_table_and_every_stage_covers_its_images(finished):
         [used] = [
             line for line in lines if f"asked for demo/captions/{table}.parquet" in line
         ]
-        assert re.search(rf"\b{N_TRAIN} requests\b.* tokens", used), used
+        assert re.search(rf"\b{N_TRAIN} questions\b.* tokens", used), used
     index = parquet(finished, "images.parquet")
     pairs = zip(index["image_id"], index["split"], strict=True)
     train = [image_id for image_id, split in pairs if split != "test"]
