@@ -207,7 +207,7 @@ class Demo:
         command += ["--directory", str(self.folder), "--cores", "all", "--quiet", "all"]
         command += ["--config", *self.given, *given, *targets]
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, env=self.environment, text=True, **pipes)  # type: ignore[call-overload]
+        return subprocess.Popen(command, env=self.environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
     def interrupted_training(self) -> Finding:
         """End a training after a few steps by SIGTERM, and let the next run go on."""

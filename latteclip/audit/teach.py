@@ -222,7 +222,8 @@ class TeachingSession(QuestionSession):
             wanted = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2))
             centred = features - features.mean(axis=0)
             order = medoids(centred, min(wanted, len(centred))) + order
-        return self.pool[list(dict.fromkeys(order))].tolist()
+        rows: list[int] = self.pool[list(dict.fromkeys(order))].tolist()
+        return rows
 
 
 def medoids(x: Floats, k: int) -> list[int]:

@@ -75,7 +75,8 @@ def scored(
 
 def scores_of(answer: Response) -> list[list[float]]:
     """Return the log-probabilities of `scored`; perhaps -inf."""
-    return json.loads(answer.text)
+    rows: list[list[float]] = json.loads(answer.text)
+    return rows
 
 
 def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:

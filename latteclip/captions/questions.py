@@ -140,7 +140,7 @@ class Questions:
         return len(self.rows)
 
     def id_of(self, row: int) -> str:
-        return self.images["image_id"][int(self.rows[row])].as_py()
+        return str(self.images["image_id"][int(self.rows[row])].as_py())
 
     def prompt_of(self, row: int) -> str:
         if not self.labels:
@@ -187,8 +187,10 @@ class Questions:
             return np.zeros(len(self.images), bool)
         saved = AnswerFile(Path(answers_path), self.images, self.classnames).read()
         known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
-        names = pa.array(known, pa.string())
-        return pc.is_in(self.images["image_id"], names).to_numpy()
+        found: np.ndarray = pc.is_in(
+            self.images["image_id"], pa.array(known, pa.string())
+        ).to_numpy()
+        return found
 
 
 def shard_of(row_id: str, of: int) -> int:

@@ -141,7 +141,8 @@ class ClassQuestions(Questions):
         if self.settings.kind == LIKELIHOOD:
             return rows[0]
         combine = mean_decision if self.settings.kind == DECISIONS else mean_letters
-        return combine(_by_option(rows, self._orders(row))).tolist()
+        values: list[float] = combine(_by_option(rows, self._orders(row))).tolist()
+        return values
 
     def _orders(self, row: int) -> list[list[int]]:
         """Return permutations of the K options, which depend on their names and the image alone."""
@@ -177,7 +178,8 @@ def mean_letters(rows: np.ndarray) -> np.ndarray:
     The bias for a letter or a place evens out in the mean of the logarithms, which are normalised
     in each order and in the end.
     """
-    return log_softmax(log_softmax(rows, axis=1).mean(axis=0))
+    mean: np.ndarray = log_softmax(log_softmax(rows, axis=1).mean(axis=0))
+    return mean
 
 
 def mean_decision(rows: np.ndarray) -> np.ndarray:
@@ -186,7 +188,8 @@ def mean_decision(rows: np.ndarray) -> np.ndarray:
     They are means of probabilities: those of decision models are rounded, and a 0 is no veto.
     """
     with np.errstate(divide="ignore"):
-        return np.log(np.exp(rows).mean(axis=0))
+        mean: np.ndarray = np.log(np.exp(rows).mean(axis=0))
+    return mean
 
 
 def _by_option(
@@ -194,4 +197,5 @@ def _by_option(
 ) -> np.ndarray:
     """Return values of listed options [orders, K + 1] by option, none of them last."""
     places = np.argsort([[*order, len(order)] for order in orders], axis=1)
-    return np.take_along_axis(np.array(rows), places, axis=1)
+    by_option: np.ndarray = np.take_along_axis(np.array(rows), places, axis=1)
+    return by_option

@@ -202,4 +202,4 @@ class Rules:
         index = input.images.storage_object.query if stored else str(input.images)
         if not os.path.isfile(index):  # Snakemake asks again later
             raise FileNotFoundError(errno.ENOENT, "There is none yet", str(input.images))
-        return read_metadata(index).num_rows
+        return int(read_metadata(index).num_rows)

@@ -70,7 +70,7 @@ def read(model: str) -> dict[str, Any]:
         raise UserError(f"{path}: {str(error).rstrip('.')}; {REMEDY}.") from None
     if is_folder:
         _refuse_code_pickles_and_pipes(folder)
-    return whole["model_cfg"]
+    return dict(whole["model_cfg"])
 
 
 def is_foreign(model: str) -> bool:

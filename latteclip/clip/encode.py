@@ -67,7 +67,7 @@ class CausalText:
         projection = tower.text_projection
         pooled: torch.Tensor = pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)
         if isinstance(projection, torch.nn.Linear):
-            return projection(pooled)
+            return projection(pooled)  # type: ignore[no-any-return]
         return pooled if projection is None else pooled @ projection
 
 

@@ -92,7 +92,7 @@ class Pooled(torch.nn.Module):
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return features [B, D] of images [B, 3, H, W]."""
-        return self.network(images)
+        return self.network(images)  # type: ignore[no-any-return]
 
 
 def load(name: str, device: torch.device, precision: str = "bf16") -> Clip:
@@ -193,7 +193,7 @@ def repo(name: str) -> str:
     if cfg is None or not cfg.hf_hub_id:
         near = suggestion(name, timm.list_models(pretrained=True))
         raise UserError(f"timm has no weights of an image encoder {name!r}; {near}")
-    return cfg.hf_hub_id
+    return str(cfg.hf_hub_id)
 
 
 def encoders_of(

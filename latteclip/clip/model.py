@@ -69,13 +69,13 @@ class Clip:
     @property
     def width(self) -> int:
         """Width of the features."""
-        return self.config["embed_dim"]
+        return self.config["embed_dim"]  # type: ignore[no-any-return]
 
     @property
     def pixels(self) -> Transform:
         """The transform up to uint8 [3, H, W], of which `normalise` does the rest."""
         *steps, _to_float, _normalise = self.preprocess.transforms  # type: ignore[attr-defined]
-        return v2.Compose([*steps, v2.PILToTensor()])
+        return v2.Compose([*steps, v2.PILToTensor()])  # type: ignore[no-any-return]
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -92,7 +92,9 @@ class SavedAnswers:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content as JSON has it."""
-        return SAVED.dump_python(self, mode="json", by_alias=True, exclude_defaults=True)
+        return dict(
+            SAVED.dump_python(self, mode="json", by_alias=True, exclude_defaults=True)
+        )
 
 
 SAVED = TypeAdapter(SavedAnswers)

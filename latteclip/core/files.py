@@ -199,7 +199,7 @@ def values_of(record: object) -> dict[str, Any]:
     """Return the fields of a dataclass as JSON has them."""
     from pydantic_core import to_jsonable_python
 
-    return to_jsonable_python(record)
+    return dict(to_jsonable_python(record))
 
 
 def existing(path: str | Path) -> Path:

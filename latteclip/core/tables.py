@@ -290,7 +290,7 @@ def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
 
 def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """Return [N, K] from a column of lists of equal length."""
-    return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
+    return pc.list_flatten(column).to_numpy().reshape(len(column), -1)  # type: ignore[no-any-return]
 
 
 def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
@@ -354,4 +354,4 @@ def find_rows(
             f"{path} does not fit the other tables: {rows.null_count} of {len(ids)} images are in "
             f"one of them only, the first {first!r}; {DELETE_AND_RERUN}."
         )
-    return rows.to_numpy()
+    return rows.to_numpy()  # type: ignore[no-any-return]

@@ -104,7 +104,7 @@ def _joined(component: Rows, pairs: Rows) -> Rows:
     n = len(component)
     edges = coo_array((np.ones(pairs.shape[1]), component[pairs]), shape=(n, n))
     _, joined = connected_components(edges, directed=False)
-    return joined[component]
+    return np.asarray(joined[component])
 
 
 def _pairs(phashes: Hashes, dhashes: Hashes) -> Iterator[Rows]:

@@ -116,7 +116,7 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         license="other",
         license_name="that-of-the-base-model",
     )
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "model_card.md"),
         form=form,
@@ -133,6 +133,7 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         templates=opened.class_templates.templates,
         classes=opened.class_templates.as_written(opened.classnames),
     )
+    return card
 
 
 def of_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def read_labels(results: str | Path) -> pd.DataFrame:
     there is one), `probability`, and what each signal says. Raises UserError before there are
     labels.
     """
-    return read(Path(results))[0].to_pandas()
+    labels: pd.DataFrame = read(Path(results))[0].to_pandas()
+    return labels
 
 
 def read(folder: Path, max_error: float | None = None) -> tuple[pa.Table, LabelsMetadata]:
@@ -155,11 +156,11 @@ class Calibration:
 
     def __call__(self, probabilities: Floats) -> Floats:
         """Return corrected probabilities in the same order."""
-        return expit(self.slope * _log_odds(probabilities) + self.intercept)
+        return np.asarray(expit(self.slope * _log_odds(probabilities) + self.intercept))
 
 
 def _log_odds(probabilities: Floats) -> Floats:
-    return logit(probabilities.clip(MARGIN, 1 - MARGIN))
+    return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
 
 
 def calibrate(check: Check) -> Calibration | None:

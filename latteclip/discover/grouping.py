@@ -175,7 +175,8 @@ def _large(labels: Ints) -> Ints:
 def _numbered(labels: Ints) -> Ints:
     """Return groups that all have images, numbered by the first of them."""
     _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[numbers].astype(np.int64)
+    numbered: Ints = np.argsort(np.argsort(first))[numbers].astype(np.int64)
+    return numbered
 
 
 def members(labels: Ints) -> scipy.sparse.csr_matrix:
@@ -223,4 +224,4 @@ def _costs(belongs: Any, table: Any) -> Floats:
     products = (sums @ sums.T).toarray() / pairs
     squares = products.diagonal()
     distances = np.maximum(squares[:, None] + squares - 2 * products, 0)
-    return distances * np.sqrt(pairs / (n[:, None] + n))
+    return np.asarray(distances * np.sqrt(pairs / (n[:, None] + n)))

@@ -142,13 +142,13 @@ def predictability(features: Floats, names: Names) -> Floats:
     share = hits / np.maximum(asked * reach, 1)
     chance = (images - 1) / (n_images - 1)
     beyond_chance = (share - chance) / np.maximum(1 - chance, TINY)
-    return np.clip(beyond_chance, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(beyond_chance, 0, 1), np.float32)
 
 
 def normalised(features: Floats) -> Floats:
     """Return features [N, D] of length 1, or 0."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(lengths, TINY)
+    return np.asarray(features / np.maximum(lengths, TINY))
 
 
 def unit_rows(table: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:

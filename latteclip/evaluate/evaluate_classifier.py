@@ -47,7 +47,7 @@ def evaluate_classifier(
 
     def rank(ids: pa.ChunkedArray, k: int) -> npt.NDArray[np.int_]:
         features = read_all_features(pseudo_labels_path, image_encoders_paths, ids)
-        return classify(features, classifier, k)[0].numpy()
+        return np.asarray(classify(features, classifier, k)[0])
 
     if votes_path is None:
         ids = tables.read_unlabelled(images_path, training=True)[0]["image_id"]

@@ -137,7 +137,7 @@ class LabelInputs:
 
     def ids(self, rows: Ints) -> list[str]:
         """Return the names of some images."""
-        return self.images["image_id"].take(pa.array(rows)).to_pylist()
+        return list(self.images["image_id"].take(pa.array(rows)).to_pylist())
 
     def fit(self, answers: Answers | None = None) -> LabelModel:
         """Learn the labels of the images, with some answers, and of the examples after them.
@@ -232,7 +232,7 @@ def _class_means(options: Ints, scores: Floats) -> Floats:
 
     def means_of(groups: Ints, n: int) -> Floats:
         counts = np.bincount(groups, minlength=n).clip(min=1)
-        return np.bincount(groups, left, n) / counts
+        return np.asarray(np.bincount(groups, left, n) / counts)
 
     means = np.zeros(n_classes)
     for _ in range(ITERATIONS):

@@ -141,7 +141,7 @@ def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np
     if kind == "zero_shot_adapted":
         classifier, _ = load_classifier(str(files.adapted))
         best, _ = classify(read_features(files.pseudo_labels, image_ids), classifier, 1)
-        return best[:, 0].numpy()
+        return np.asarray(best[:, 0])
     path, column = {
         GROUND_TRUTH: (files.images, "label"),
         "zero_shot": (files.pseudo_labels, "pseudo_label"),

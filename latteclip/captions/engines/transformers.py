@@ -95,7 +95,7 @@ class Tokens:
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text that begins as a prompt does."""
         special = adds_special_tokens(self._tokenizer, text)
-        return self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def split(self, prompt: str, texts: Sequence[str]) -> SplitTokens:
         """Take a prompt and its choices apart, with one space between them at most."""
@@ -118,7 +118,7 @@ class Tokens:
         return list(numbers.values())
 
     def text(self, token: int) -> str:
-        return self._tokenizer.decode([token])
+        return str(self._tokenizer.decode([token]))
 
 
 def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[float]:

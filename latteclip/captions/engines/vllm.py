@@ -72,7 +72,7 @@ def _is_for_cpu() -> bool:
         devices.refuse_unusable(torch.__version__, None)
     from vllm.platforms import current_platform
 
-    return current_platform.is_cpu()
+    return bool(current_platform.is_cpu())
 
 
 def _separate_cache(model: str) -> None:
