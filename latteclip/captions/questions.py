@@ -17,6 +17,7 @@ from PIL import Image
 from latteclip.core import tables
 from latteclip.core.answers import UNSURE, AnswerFile
 from latteclip.core.class_templates import PLACE, fill
+from latteclip.core.errors import UserError
 from latteclip.core.files import digest
 from latteclip.data.images import open_rgb
 
@@ -113,8 +114,12 @@ class Questions:
         image_ids = self.images["image_id"].to_pylist()
         self.labels = list[int]()  # N pseudo-labels; empty where the prompt names none
         if layout.canvas or PLACE in prompt:
+            if pseudo_labels_path is None:
+                raise UserError(
+                    f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels."
+                )
             self.labels = tables.lookup_column(
-                str(pseudo_labels_path), "pseudo_label", self.images["image_id"]
+                pseudo_labels_path, "pseudo_label", self.images["image_id"]
             ).to_pylist()
         members = np.arange(len(image_ids))[:, None]
         # Drawn, and ordered, over the whole dataset in every shard, so that shards agree.

@@ -67,8 +67,11 @@ def score_classes(
             f"Scores would repeat the pseudo-label ({PLACE}) of prompts.image; change it."
         )
     questions = ClassQuestions(
-        *(images_path, pseudo_labels_path, prompt),
-        *(picture_layout(captioner), shard),
+        images_path,
+        pseudo_labels_path,
+        prompt,
+        picture_layout(captioner),
+        shard,
         max_images=scores.max_images,
         classifier_path=classifier_path,
         answers_path=answers_path,

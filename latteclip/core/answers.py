@@ -7,13 +7,13 @@ images and classes of now stays in the file, and counts again when they are back
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, TypeAdapter, ValidationError
@@ -213,26 +213,28 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> pa.Arra
     A row has the name and the content, or else the content alone. A content of None is any. Images
     of different rows stay different.
     """
-    wanted = pd.DataFrame(images, columns=["image_id", "content"])
-    contents = [bytes.fromhex(content) for content in wanted["content"].dropna()]
+    names = pa.array([name for name, _ in images], pa.string())
+    wanted = [bytes.fromhex(content) for _, content in images if content]
     is_near = pc.or_(
-        pc.is_in(index["image_id"], pa.array(wanted["image_id"], pa.string())),
-        pc.is_in(index["checksum"], pa.array(contents, index["checksum"].type)),
+        pc.is_in(index["image_id"], names),
+        pc.is_in(index["checksum"], pa.array(wanted, index["checksum"].type)),
     )
-    near = index.select(["image_id", "checksum"]).filter(is_near).to_pandas()
-    near["content"] = near["checksum"].map(bytes.hex)
-    near["row"] = np.flatnonzero(is_near.to_numpy())
-    of_name = near.set_index("image_id")["content"]
-    wanted["content"] = wanted["content"].fillna(wanted["image_id"].map(of_name))
-    wanted = wanted.merge(near, how="left", on=["image_id", "content"])
-    # Each image that is not found by its name gets another row of its content.
-    lost = wanted["row"].isna()
-    free = near[~near["row"].isin(wanted["row"])]
-    turns = [part.groupby("content").cumcount() for part in (wanted[lost], free)]
-    pairs = wanted[lost].assign(turn=turns[0]).drop(columns="row")
-    found = pairs.merge(free.assign(turn=turns[1]), how="left", on=["content", "turn"])
-    wanted.loc[lost, "row"] = found["row"].to_numpy()
-    return pa.array(wanted["row"], pa.int64(), from_pandas=True)
+    rows = np.flatnonzero(is_near.to_numpy())
+    near = index.select(["image_id", "checksum"]).take(pa.array(rows)).to_pylist()
+    content_of = {image["image_id"]: image["checksum"].hex() for image in near}
+    row_of = dict(zip(content_of.items(), rows.tolist(), strict=True))
+    keys = [(name, content or content_of.get(name)) for name, content in images]
+    located = [row_of.pop(key, None) for key in keys]
+    free = defaultdict[str | None, list[int]](list)
+    for (_, content), row in reversed(row_of.items()):
+        free[content].append(row)
+    return pa.array(
+        [
+            free[content].pop() if row is None and free[content] else row
+            for row, (_, content) in zip(located, keys, strict=True)
+        ],
+        pa.int64(),
+    )
 
 
 def read_whole(path: str | Path) -> bytes:

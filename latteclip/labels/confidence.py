@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from latteclip.labels.image_classes import TINY
-from latteclip.labels.labellers import MIN_DRAWN
 from latteclip.labels.posterior import PRIOR, Posterior, Tables
 from latteclip.labels.votes import Floats, Ints
 
@@ -20,9 +19,8 @@ class Confidence:
         self.model = model
         self.factor = 1.0
         self.share = 0.5
-        self.is_taught = len(model.known[0]) >= MIN_DRAWN
         predict = any(one.gain > TINY for one in model.labellers)
-        self.by_images = (predict and model.trust >= 0.5) or self.is_taught
+        self.by_images = (predict and model.trust >= 0.5) or model.is_taught
         if model.texts_alone:
             self.share = 1.0
             self._fit_factor()

@@ -45,9 +45,8 @@ apart,
   are, by these votes, and how far they err apart.
 - Class texts see what their encoder sees, so images predict them however wrong they are. Beside
   votes they are right as often as these and answers say, a_t, and without votes as ten answers or
-  more say.
-  Their share in b is smaller by a_t^2, images start from the votes, and the weight of texts falls
-  to 1 - t (1 - a_t^2).
+  more say. Their share in b is smaller by a_t^2, images start from the votes, and the weight of
+  texts falls to 1 - t (1 - a_t^2).
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
 - A class that no vote and no answer names has no images, where most images have a vote, and ten for
   each class.
@@ -125,9 +124,7 @@ class LabelModel:
 
     labels_: Ints  # [N]
     confidence_: Floats  # [N] probability of the label
-    is_checked_: (
-        bool  # whether answers, or the accuracy of a labeller, check the confidence
-    )
+    is_checked_: bool  # whether answers or a labeller's accuracy check the confidence
     posterior_: Votes  # the likeliest classes of each image, the likeliest first
     labellers_: dict[str, Labeller]
     reason_: str  # why the labels are those of a labeller; "" where they are not
@@ -290,13 +287,13 @@ class LabelModel:
             best = np.argsort(-r, axis=1, kind="stable")[:, :k]
             classes[rows], shares[rows] = best, np.take_along_axis(r, best, axis=1)
         self.posterior_ = Votes(classes, shares)
-        self.is_checked_ = confidence.is_taught
 
     def _describe(self, given: Answers) -> None:
         """State the accuracy of labellers where it is identified, and why nothing was gained."""
         model = self._model
         weights = model.weights(model.trust, model.has)
         self.labellers_, self.reason_ = {}, ""
+        self.is_checked_ = model.is_taught
         unasked = np.ones(self.n, dtype=bool)
         unasked[given.rows] = False
         for k, (name, labels) in enumerate(self._firsts.items()):

@@ -19,6 +19,7 @@ from latteclip.labels.image_classes import (
 from latteclip.labels.labellers import (
     ENOUGH,
     FEW,
+    MIN_DRAWN,
     Labelled,
     agreements,
     shared_errors,
@@ -133,6 +134,11 @@ class Posterior:
         """Return rows and classes of answers that name one class."""
         single = (self.answers.shares > 0).sum(axis=1) == 1
         return self.answers.rows[single], self.answers.shares[single].argmax(axis=1)
+
+    @property
+    def is_taught(self) -> bool:
+        """Return whether answers are enough to check a confidence."""
+        return len(self.known[0]) >= MIN_DRAWN
 
     def put(self, table: Floats) -> Floats:
         """Return a posterior [n, C] that answers decide where there are some."""
