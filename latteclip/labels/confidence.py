@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from latteclip.labels.evidence import PRIOR
 from latteclip.labels.image_classes import TINY
-from latteclip.labels.posterior import PRIOR, Posterior, Tables
+from latteclip.labels.posterior import Posterior, Tables
 from latteclip.labels.votes import Floats, Ints
 
 

@@ -46,7 +46,9 @@ apart,
 - Class texts see what their encoder sees, so images predict them however wrong they are. Beside
   votes they are right as often as these and answers say, a_t, and without votes as ten answers or
   more say. Their share in b is smaller by a_t^2, images start from the votes, and the weight of
-  texts falls to 1 - t (1 - a_t^2).
+  texts falls to 1 - t (1 - a_t^2). Where a_t > a, images start from texts too, by a_t^2, and are
+  trusted by the better of A / (u a^2) and kappa_vq / kappa_vt: q, learned from the texts t, names
+  more of the votes than the texts do.
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
 - A class that no vote and no answer names has no images, where most images have a vote, and ten for
   each class.
@@ -65,6 +67,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latteclip.labels.confidence import Confidence
+from latteclip.labels.evidence import decided
 from latteclip.labels.guarantees import Interval
 from latteclip.labels.image_classes import (
     HEAD_FOLDS,
@@ -77,7 +80,7 @@ from latteclip.labels.image_classes import (
     fold_of,
 )
 from latteclip.labels.labellers import FEW, Labelled, answers_needed, by_answers, by_views
-from latteclip.labels.posterior import Posterior, decided
+from latteclip.labels.posterior import Posterior
 from latteclip.labels.votes import (
     NO_VOTE,
     ZERO_SHOT,
@@ -253,7 +256,7 @@ class LabelModel:
             given.within(rows),
             has_texts=self._texts is not None,
             named=self._named,
-        )
+        ).learn()
 
     def _scores(self, model: Posterior, rows: Any) -> list[Floats]:
         return [

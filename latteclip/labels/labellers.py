@@ -8,6 +8,7 @@ import numpy as np
 from latteclip.labels.guarantees import Interval, share_right
 from latteclip.labels.image_classes import TINY, class_sums
 from latteclip.labels.votes import (
+    NO_VOTE,
     Answers,
     Bools,
     Floats,
@@ -47,6 +48,8 @@ class Labelled:
         self.lists = Lists(votes, self.named) if has_lists else None
         self.tells = True  # whether images predict the votes at all
         self.replaced = 0.0  # share of its weight that images take if they are trusted
+        self.starts = 1.0  # weight of its votes in what images learn first
+        self.by_images = np.full(len(votes), NO_VOTE)  # classes that images name for it
         # Of images that predict the votes:
         self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
         self.meant = 0.98  # share of votes that are not random

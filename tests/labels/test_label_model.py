@@ -230,6 +230,15 @@ def test_random_votes_beside_class_texts_count_as_random():
     assert model.labellers_["nobody"].weight == 0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_votes_that_are_worse_than_class_texts_add_to_them(seed):
+    planted = Planted(seed, (25,) * 20, noise=0.3, right=0.25, texts=0.15)
+    zero_shot = (planted.x @ planted.texts.T).argmax(axis=1)
+    labels = planted.fit(texts=planted.texts).labels_
+    assert planted.right(zero_shot) > 2 * planted.right(planted.votes)
+    assert planted.right(labels) >= planted.right(zero_shot) - 0.005
+
+
 def test_images_that_cannot_tell_classes_apart_change_nothing():
     """Each class is one of three kinds that look alike: only the labeller can know them."""
     planted = Planted(counts=(40,) * 5, noise=0.15)

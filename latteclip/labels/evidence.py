@@ -1,0 +1,279 @@
+"""What votes, images and answers tell of each other before labels are learned.
+
+The mathematics are in `label_model`, with its letters.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from latteclip.labels.image_classes import TINY, ImageClasses, fit_weights, lean, pool
+from latteclip.labels.labellers import FEW, MIN_DRAWN, Labelled, agreements
+from latteclip.labels.votes import (
+    CELLS,
+    NO_VOTE,
+    Answers,
+    Bools,
+    Floats,
+    Ints,
+    agreement,
+    first,
+    log,
+    normalised,
+    softmax,
+)
+
+PRIOR = 6.0  # votes that what is known without them is worth
+SHARPNESS = 6  # of the trust in images
+ANSWERED = 2.0  # images that an answered one is worth where texts are alone
+REPEATS = 0.98  # agreement with class texts of the only labeller, if it repeats them
+MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
+LEAST = 0.05  # accuracy or trust in a quotient
+NEVER = -100.0  # logit of a class that no vote and no answer names
+
+
+class Evidence:
+    """Images, votes [n, C] of V labellers and answers, and what they tell before learning."""
+
+    def __init__(
+        self,
+        images: Sequence[ImageClasses],
+        votes: Sequence[Floats],
+        n_classes: int,
+        answers: Answers,
+        *,
+        has_texts: bool,
+        named: Bools,  # [C] which classes images can have
+    ) -> None:
+        self.images = list(images)
+        self.n_classes = n_classes
+        self.named = named
+        self.answers = answers
+        self.has_texts = has_texts
+        self.lean = lean(log(votes[0])) if has_texts else np.zeros(n_classes)
+        self.given = self._without_lean(votes)
+        self.labellers = [
+            Labelled(p, is_text=has_texts and k == 0) for k, p in enumerate(self.given)
+        ]
+        self.texts_alone = False
+        if has_texts and len(votes) == 1:
+            self._leave_texts_alone()
+        v, n = len(votes), len(images[0].x if images else votes[0])
+        self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
+        # Until errors are known, all labellers are copies of one. The last source are the images.
+        # Without images nothing tells errors apart, and only copies are found.
+        self.kappa = agreements(self.labellers)
+        self.rho = np.eye(v + 1)
+        self.rho[:v, :v] = 1 if images else self.kappa > REPEATS
+        np.fill_diagonal(self.rho, 1)
+        self.exponents = np.ones(v + 1)
+        self.b = np.full(len(self.images), 10.0 / max(1, len(self.images)))
+        self.trust = self.fits = 1.0
+        self.size = np.inf
+        self.is_blind = not images
+        self.zero_shot = first(votes[0]) if has_texts else None
+        if images and votes:
+            self._look_at_labellers()
+        for one in self.labellers:
+            if self.is_blind or not one.tells:
+                one.lists = None
+        total = np.zeros((n, n_classes), dtype=np.float32)
+        for one in self.labellers:
+            if one.tells:
+                total += np.float32(one.starts) * one.votes
+        self.r = self.put(normalised(total))  # what images learn first
+
+    def _leave_texts_alone(self) -> None:
+        """Let texts alone name classes: images of a class are a cluster, until answers are some."""
+        self.texts_alone = True
+        for one in self.images:
+            one.clusters = len(self.answers.rows) < FEW
+
+    def _without_lean(self, votes: Sequence[Floats]) -> list[Floats]:
+        """Return votes [n, C] of the labellers, those of the class texts without their lean."""
+        tables = list(votes)
+        if self.has_texts:
+            tables[0] = softmax(self._of_named(log(tables[0]) - self.lean))
+        return tables
+
+    def _of_named(self, scores: Floats) -> Floats:
+        """Return scores [..., C] that no image has of a class without evidence."""
+        return np.where(self.named, scores, NEVER).astype(np.float32)
+
+    @property
+    def known(self) -> tuple[Ints, Ints]:
+        """Return rows and classes of answers that name one class."""
+        single = (self.answers.shares > 0).sum(axis=1) == 1
+        return self.answers.rows[single], self.answers.shares[single].argmax(axis=1)
+
+    @property
+    def is_taught(self) -> bool:
+        """Return whether answers are enough to check a confidence."""
+        return len(self.known[0]) >= MIN_DRAWN
+
+    def put(self, table: Floats) -> Floats:
+        """Return a posterior [n, C] that answers decide where there are some."""
+        return decided(table, self.answers.rows, self.answers.shares)
+
+    def _look_at_labellers(self) -> None:
+        """Learn gain and accuracy of labellers, and the trust in images, from votes as given."""
+        views = self.images[0].halves()
+        for one in self.labellers:
+            self._look_at(one, views)
+        for one in self.labellers[1:]:
+            if one.tells and self._errs_with_texts(one):
+                one.tells = False
+        believed = [one for one in self.labellers if one.tells]
+        seen = [one for one in believed if not one.is_text]
+        # Class texts see what their encoder sees, so that votes judge them, or else answers.
+        texts = self.labellers[0]
+        if self.has_texts and (seen or len(self.known[0]) >= FEW):
+            texts.accuracy = self._judged(seen)
+            texts.gain *= texts.accuracy**2
+            texts.replaced = 1 - texts.accuracy**2
+            texts.starts = float(not seen)
+        seen = seen or believed
+        if not seen:  # images predict no votes, and may learn from answers alone
+            self.is_blind = len(self.answers.rows) < self.n_classes
+            self.size = 0.0 if self.is_blind else _size(self.answers.shares)
+            self.trust = self.size / (self.size + 2)
+            self.fits = float(not self.is_blind)
+            self.rho = np.eye(len(self.labellers) + 1)
+            return
+        share = np.array([one.gain for one in seen])
+        share /= share.sum()
+        self.size = float(np.exp(share @ np.log([one.size for one in seen])))
+        a = max(float(share @ [one.accuracy for one in seen]), LEAST)
+        named = float(share @ [one.named_share / one.meant for one in seen])
+        if not self.texts_alone:
+            self.fits = min(1.0, named / a**2, 2 * named) ** SHARPNESS
+        if self.has_texts and texts.accuracy > a:
+            improved = float(share @ [self._improved(one) for one in seen])
+            self.fits = max(self.fits, min(1.0, improved) ** SHARPNESS)
+            texts.starts = texts.accuracy**2
+        self.trust = self.fits * self.size / (self.size + 2)
+        if self.has_texts and believed == self.labellers[:1]:
+            self._leave_texts_alone()
+
+    def _improved(self, one: Labelled) -> float:
+        """Return how much better images that learned the texts name votes than the texts do."""
+        texts = self.labellers[0]
+        rows = np.flatnonzero(one.has & (texts.by_images != NO_VOTE))
+        votes, named = one.first[rows], texts.first[rows]
+        by_images = np.eye(self.n_classes, dtype=np.float32)[texts.by_images[rows]]
+        return agreement(votes, by_images) / max(agreement(votes, named), LEAST)
+
+    def _errs_with_texts(self, one: Labelled) -> bool:
+        """Return whether most votes repeat class texts, which images predict however wrong.
+
+        If a share s does, the votes agree with texts of accuracy a for about s + (1 - s) a. Where
+        nothing says how right texts are, nearly all votes must agree with them.
+        """
+        if self.zero_shot is None:
+            return False
+        others = [each for each in self.labellers[1:] if each.tells and each is not one]
+        agree = agreement(one.first[one.has], self.zero_shot[one.has])
+        return agree > ((1 + self._judged(others)) / 2 if others else REPEATS)
+
+    def _judged(self, seen: Sequence[Labelled]) -> float:
+        """Return the accuracy of texts by answers, and by labellers that err apart from them."""
+        texts = self.labellers[0]
+        rows, classes = self.known
+        named, right = float((texts.named[rows] == classes).sum()), float(len(rows))
+        if not seen:
+            return (named + PRIOR * texts.accuracy) / (right + PRIOR)
+        for one in seen:
+            named += agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
+            right += one.accuracy * one.has.sum()
+        return float(min(0.99, named / max(right, TINY)))
+
+    def _look_at(self, one: Labelled, views: Sequence[ImageClasses]) -> None:
+        """Learn how images predict a labeller, and its accuracy by them.
+
+        The gain is the share of the information of the votes that images predict. Votes that they
+        do not predict count for nothing, unless there are too few images of a class to tell.
+        """
+        given = one.votes if one.is_text else one.first
+        votes, has = self.put(given), np.flatnonzero(one.has)
+        has = has[:: -(-has.size * self.n_classes // CELLS) or 1]
+        p = given[has]
+        blind = float(log(p @ one.overall).sum())
+        one.gain = one.accuracy = 0.0
+        one.tells = False
+        if len(p) < 2 or blind > -TINY:
+            return
+        tables, offset = [table[has] for table in self._scores(votes)], self._offset(votes)
+        found, b = self._best_share(one, p, tables, offset)
+        q = softmax(pool(offset, b, tables))
+        is_predicted = found - blind > FEW
+        one.gain = 1 - found / blind if is_predicted else TINY
+        one.by_images[has] = q.argmax(axis=1)
+        one.named_share = float((one.by_images[has] == one.named[has]).mean())
+        one.size = _size(given)
+        one.tells = is_predicted or (self.has_texts and self.labellers[0].size < FEW)
+        halves = []
+        for view in views:
+            view.learn(votes)
+            halves.append(softmax(pool(offset, b[:1], [view.scores()[has]])))
+        by_halves = [agreement(one.first[has], half) for half in halves]
+        accuracy = math.sqrt(math.prod(by_halves) / max(agreement(*halves), 1e-3))
+        most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
+        one.accuracy = min(max(min(0.99, accuracy), one.named_share), most)
+
+    def _best_share(
+        self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats
+    ) -> tuple[float, Floats]:
+        """Find the share of votes that are not random, and return the likelihood and b.
+
+        The likelihood of votes p [n, C] has several maxima, by scores [n, C] of the encoders.
+        """
+        chance = p @ one.overall
+        tried = []
+        for one.meant in MEANT:
+            b = self.b
+            for _ in range(LOOKS):
+                q = softmax(pool(offset, b, tables))
+                b = fit_weights(tables, one.targets(q, p), offset, b, steps=1)
+                share = one.share_meant(q, p)
+                one.meant = float((share.sum() + FEW) / (len(p) + FEW))
+            q = softmax(pool(offset, b, tables))
+            mixed = one.meant * (q * p).sum(axis=1) + (1 - one.meant) * chance
+            tried.append((float(log(mixed).sum()), one.meant, b))
+        found, one.meant, b = max(tried, key=lambda each: each[0])
+        return found, b
+
+    def _offset(self, r: Floats) -> Floats:
+        table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes)).astype(np.float32)
+        return self._of_named(table if self.texts_alone else table / 2)
+
+    @property
+    def frequencies(self) -> Floats:
+        """Return half the log frequencies [C] of new images: the labels', halfway to equal ones."""
+        n = self.r.sum(axis=0)
+        shares = (n / max(n.sum(), TINY) + 1 / self.n_classes) / 2
+        return self._of_named(log(shares) / 2)
+
+    def _scores(self, r: Floats) -> list[Floats]:
+        if self.texts_alone and len(self.answers.rows):
+            r = r.copy()
+            r[self.answers.rows] *= ANSWERED
+        for one in self.images:
+            one.learn(r)
+        return [one.scores() for one in self.images]
+
+
+def _size(shares: Floats) -> float:
+    """Return the geometric mean of the images of the classes that have some, by shares [n, C]."""
+    counts = shares.sum(axis=0)
+    counts = counts[counts >= 0.5]
+    return float(np.exp(np.log(counts).mean())) if len(counts) else 1.0
+
+
+def decided(table: Floats, rows: Ints, shares: Floats) -> Floats:
+    """Return a posterior [n, C] in which answers [A, C] decide about some rows."""
+    if not len(rows):
+        return table
+    table = table.copy()
+    table[rows] = normalised((table[rows] + 1e-9) * shares)
+    return table
