@@ -133,7 +133,9 @@ class Holding:
         """Answer the oldest prompt."""
         name = next(iter(self.waiting))
         self.waiting.pop(name)
-        written = SimpleNamespace(text="A dot.", finish_reason="stop", token_ids=[1])
+        written = SimpleNamespace(
+            text="A dot.", finish_reason="stop", token_ids=[1]
+        )
         fields = {"request_id": name, "finished": True, "prompt_token_ids": [1]}
         return [SimpleNamespace(**fields, outputs=[written])]
 
@@ -158,19 +160,25 @@ class Ways:
         print(f"start of transformers: {time.perf_counter() - started:.0f} s")
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
-        self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
+        self.rendered = processor.apply_chat_template(
+            turn, add_generation_prompt=True
+        )
         answers.start = lambda *_, **__: self.vllm
 
     def one_at_a_time_transformers(self) -> list[str]:
         return [
             answer.text
             for picture in self.pictures[:ALONE]
-            for _, answer in self.transformers.answer([Request(0, [picture], PROMPT)])
+            for _, answer in self.transformers.answer(
+                [Request(0, [picture], PROMPT)]
+            )
         ]
 
     def one_at_a_time_vllm(self) -> list[str]:
         return [
-            text for picture in self.pictures[:ALONE] for text in self._generate([picture])
+            text
+            for picture in self.pictures[:ALONE]
+            for text in self._generate([picture])
         ]
 
     def bare(self) -> list[str]:
@@ -182,7 +190,13 @@ class Ways:
             store = f"{folder}/store"
             threads = self.threads
             caption.caption_images(
-                self.index, None, PROMPT, self.settings, output, store, threads=threads
+                self.index,
+                None,
+                PROMPT,
+                self.settings,
+                output,
+                store,
+                threads=threads,
             )
             table = tables.read(output, ["caption"])
             captions: list[str] = table["caption"].to_pylist()
@@ -193,7 +207,9 @@ class Ways:
             {"prompt": self.rendered, "multi_modal_data": {"image": picture}}
             for picture in pictures
         ]
-        outputs = self.vllm._llm.generate(prompts, self.vllm._sampling, use_tqdm=False)
+        outputs = self.vllm._llm.generate(
+            prompts, self.vllm._sampling, use_tqdm=False
+        )
         return [output.outputs[0].text for output in outputs]
 
 
@@ -206,7 +222,9 @@ def compare(ways: Ways, rounds: int, bare: bool) -> None:
     fast: dict[str, Way] = {"bare LLM.generate": ways.bare, "the stage": ways.stage}
     named = fast if bare else slow | fast
     rates: dict[str, list[float]] = {name: [] for name in named}
-    seconds: dict[str, list[float]] = {name: [] for name in named}  # of this process's CPU
+    seconds: dict[str, list[float]] = {
+        name: [] for name in named
+    }  # of this process's CPU
     ways.bare()  # warm-up
     for number in range(rounds):
         texts = {}
@@ -219,16 +237,26 @@ def compare(ways: Ways, rounds: int, bare: bool) -> None:
         agree = np.mean(
             [
                 a == b
-                for a, b in zip(texts["the stage"], texts["bare LLM.generate"], strict=True)
+                for a, b in zip(
+                    texts["the stage"], texts["bare LLM.generate"], strict=True
+                )
             ]
         )
-        line = ", ".join(f"{name} {values[-1]:.1f}/s" for name, values in rates.items())
+        line = ", ".join(
+            f"{name} {values[-1]:.1f}/s" for name, values in rates.items()
+        )
         print(f"round {number + 1}: {line}; {agree:.0%} equal captions", flush=True)
     for name, values in rates.items():
-        print(f"{name}: {statistics.median(values):.1f} captions/s ({_spread(values)})")
+        print(
+            f"{name}: {statistics.median(values):.1f} captions/s ({_spread(values)})"
+        )
     for name in list(named)[:-1]:
-        ratios = [a / b for a, b in zip(rates["the stage"], rates[name], strict=True)]
-        print(f"the stage / {name}: {statistics.median(ratios):.2f} ({_spread(ratios, 2)})")
+        ratios = [
+            a / b for a, b in zip(rates["the stage"], rates[name], strict=True)
+        ]
+        print(
+            f"the stage / {name}: {statistics.median(ratios):.2f} ({_spread(ratios, 2)})"
+        )
     pairs = zip(seconds["the stage"], seconds["bare LLM.generate"], strict=True)
     ratios = [a / b for a, b in pairs]
     print(
@@ -277,11 +305,15 @@ def main() -> None:
             process.join()
         return
     settings = settings_for(args.model)
-    device = "GPU" if shutil.which("nvidia-smi") else f"no GPU, {args.threads} thread(s)"
+    device = (
+        "GPU" if shutil.which("nvidia-smi") else f"no GPU, {args.threads} thread(s)"
+    )
     print(f"{settings.model}, {args.images} images, {device}")
     with tempfile.TemporaryDirectory() as name:
         index = make_images(Path(name), args.images)
-        compare(Ways(index, Path(name), settings, args.threads), args.rounds, args.bare)
+        compare(
+            Ways(index, Path(name), settings, args.threads), args.rounds, args.bare
+        )
 
 
 if __name__ == "__main__":

@@ -32,20 +32,30 @@ def answers_by_kind(row: dict[str, Any]) -> dict[str, str]:
     found = {"caption": row["caption"]} if row.get("caption") else {}
     for key, value in row.items():
         if isinstance(value, dict):
-            found |= {f"{key} {name}": str(text) for name, text in value.items() if text}
+            found |= {
+                f"{key} {name}": str(text) for name, text in value.items() if text
+            }
     return found
 
 
 def read(path: Path) -> Iterator[tuple[str, Ints, Evidence]]:
     """Yield each kind of names of a set, with true classes and evidence about its images."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    features = np.load(path.with_name(f"{path.stem}_clip_vitb32.npy")).astype(np.float32)
-    for kind in dict.fromkeys(kind for row in rows for kind in answers_by_kind(row)):
+    features = np.load(path.with_name(f"{path.stem}_clip_vitb32.npy")).astype(
+        np.float32
+    )
+    for kind in dict.fromkeys(
+        kind for row in rows for kind in answers_by_kind(row)
+    ):
         used = [i for i, row in enumerate(rows) if kind in answers_by_kind(row)]
         _, truth = np.unique([rows[i]["class"] for i in used], return_inverse=True)
         names = read_names([answers_by_kind(rows[i])[kind] for i in used])
         white = Whitener(features[used])
-        yield f"{path.stem} {kind}", truth, Evidence.of(white(features[used]), names)
+        yield (
+            f"{path.stem} {kind}",
+            truth,
+            Evidence.of(white(features[used]), names),
+        )
 
 
 def accuracy(labels: Ints, truth: Ints) -> str:

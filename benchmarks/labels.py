@@ -46,9 +46,9 @@ class Data:
         without_encoders = replace(report, image_encoders=[], examples=0)
         self.inputs = LabelInputs.of_report(without_encoders, folder, train)
         self.labels: Ints = train["label"].to_numpy()
-        self.test = read_features(str(folder / "pseudo_labels.parquet"), test["image_id"])[
-            :
-        ].numpy()
+        self.test = read_features(
+            str(folder / "pseudo_labels.parquet"), test["image_id"]
+        )[:].numpy()
         self.test_labels: Ints = test["label"].to_numpy()
 
     def of_rows(self, rows: Ints, *, votes_of: Ints | None = None) -> "Data":
@@ -105,7 +105,9 @@ def drawn(sizes: Callable[[int, float], int]) -> Change:
         n_classes = len(data.inputs.classnames)
         for place, label in enumerate(rng.permutation(n_classes)):
             rows = rng.permutation(np.flatnonzero(data.labels == label))
-            some.append(rows[: max(1, sizes(len(rows), place / max(1, n_classes - 1)))])
+            some.append(
+                rows[: max(1, sizes(len(rows), place / max(1, n_classes - 1)))]
+            )
         return data.of_rows(np.sort(np.concatenate(some)))
 
     return change
@@ -160,7 +162,8 @@ def main() -> None:
     data = Data(args.results)
     for name, change in CHANGES.items():
         drawings = [
-            rows_of(change(data, np.random.default_rng(seed))) for seed in range(args.seeds)
+            rows_of(change(data, np.random.default_rng(seed)))
+            for seed in range(args.seeds)
         ]
         if change is shuffled:
             print(f"| {args.results} | {' | '.join(drawings[0])} |")

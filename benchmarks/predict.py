@@ -18,7 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it when it is imported
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # torch reads it when it is imported
 
 import numpy as np
 import open_clip
@@ -52,7 +54,9 @@ def make_model(folder: Path, name: str) -> None:
     classnames = [f"class {number}" for number in range(CLASSES)]
     weights = F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1)
     templates = ClassTemplates(["a photo of a {}."])
-    clips.save_finetuned(clip, Classifier.of(weights), classnames, templates, folder)
+    clips.save_finetuned(
+        clip, Classifier.of(weights), classnames, templates, folder
+    )
 
 
 def make_photographs(folder: Path, size: tuple[int, int]) -> list[str]:
@@ -115,7 +119,10 @@ def compare(model: Path, paths: list[str], args: argparse.Namespace) -> None:
                 encode_images(clip, batch[:size])
 
     encode_images(clip, batch)  # warm-up
-    times = [(seconds(alone), seconds(lambda: predictor(named))) for _ in range(args.pairs)]
+    times = [
+        (seconds(alone), seconds(lambda: predictor(named)))
+        for _ in range(args.pairs)
+    ]
     print(
         f"{args.encoder}, {args.images} of {args.size[0]} x {args.size[1]}, {args.threads} threads"
     )
@@ -144,7 +151,9 @@ def main() -> None:
     devices.pick("cpu", args.threads)
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder) / "model", args.encoder)
-        photographs = make_photographs(Path(folder) / "photographs", tuple(args.size))
+        photographs = make_photographs(
+            Path(folder) / "photographs", tuple(args.size)
+        )
         compare(Path(folder) / "model", photographs, args)
 
 

@@ -76,7 +76,8 @@ class Set:
     def fit(self, answers: Any = None) -> LabelModel:
         """Return the fitted model."""
         votes = {
-            name: ranked(one) if is_ranked(one) else one for name, one in self.votes.items()
+            name: ranked(one) if is_ranked(one) else one
+            for name, one in self.votes.items()
         }
         features = list(self.features) or None
         return LabelModel().fit(
@@ -149,7 +150,9 @@ def read(folder: Path) -> Iterator[Set]:
 def of_rows(name: str, rows: Sequence[dict[str, Any]], features: Floats) -> Set:
     """Return a set by its rows and their features."""
     names = {plain(row["class"]): int(row["label"]) for row in rows}
-    lists = {key for row in rows for key, value in row.items() if isinstance(value, list)}
+    lists = {
+        key for row in rows for key, value in row.items() if isinstance(value, list)
+    }
     pool = [i for i, row in enumerate(rows) if any(row.get(key) for key in lists)]
     pool = pool or [i for i, row in enumerate(rows) if row["split"] != "val"]
     new = [i for i, row in enumerate(rows) if row["split"] == "val"]
@@ -167,7 +170,9 @@ def of_rows(name: str, rows: Sequence[dict[str, Any]], features: Floats) -> Set:
     )
 
 
-def labellers(rows: Sequence[dict[str, Any]], names: Mapping[str, int]) -> dict[str, Ints]:
+def labellers(
+    rows: Sequence[dict[str, Any]], names: Mapping[str, int]
+) -> dict[str, Ints]:
     """Return votes by labeller, those of lists first."""
     found: dict[str, list[Any]] = {}
     for number, row in enumerate(rows):
@@ -191,18 +196,23 @@ def labellers(rows: Sequence[dict[str, Any]], names: Mapping[str, int]) -> dict[
             votes[name] = table
         elif max(column) >= 0:
             votes[name] = np.array(column)
-    return dict(sorted(votes.items(), key=lambda one: (one[1].ndim == 1, "/" in one[0])))
+    return dict(
+        sorted(votes.items(), key=lambda one: (one[1].ndim == 1, "/" in one[0]))
+    )
 
 
 def _of_answers(path: Path, rows: Sequence[dict[str, Any]]) -> Set:
     """Return a set without features, or with those of a file that knows images by their number."""
     names = {
-        plain(name): k for k, name in enumerate(sorted({row["class"] for row in rows}))
+        plain(name): k
+        for k, name in enumerate(sorted({row["class"] for row in rows}))
     }
     features: tuple[Floats, ...] = ()
     for table in path.parent.glob("*.npz"):
         content = np.load(table)
-        place = {int(number): k for k, number in enumerate(content["cifar10_test_index"])}
+        place = {
+            int(number): k for k, number in enumerate(content["cifar10_test_index"])
+        }
         rows = [row for row in rows if row.get("cifar10_test_index") in place]
         known = [place[row["cifar10_test_index"]] for row in rows]
         features = (normalised(content["features"][known]),)
@@ -215,7 +225,9 @@ def _classes(answer: Any, names: Mapping[str, int]) -> Any:
     if isinstance(answer, str) and plain(answer) in names:
         return names[plain(answer)]
     if isinstance(answer, list):
-        known = [names[plain(str(one))] for one in answer if plain(str(one)) in names]
+        known = [
+            names[plain(str(one))] for one in answer if plain(str(one)) in names
+        ]
         return list(dict.fromkeys(known))[:5]
     text = f" {plain(str(answer))} "
     found = [name for name in names if f" {name} " in text]
@@ -255,7 +267,9 @@ def _of_clips(folder: Path) -> Iterator[Set]:
             for other, (one, two, _) in clips.items()
             if other != name
         }
-        yield Set(f"{folder.name}_{name}", truth, len(texts), (images,), texts, votes)
+        yield Set(
+            f"{folder.name}_{name}", truth, len(texts), (images,), texts, votes
+        )
 
 
 def plain(name: str) -> str:
@@ -282,7 +296,9 @@ def imbalanced(ratio: float) -> Worse:
         shares = ratio ** (-order / max(1, data.n_classes - 1))
         counts = np.bincount(data.truth, minlength=data.n_classes)
         scale = np.median(counts[counts > 0])
-        return _of_counts(data, np.maximum(1, np.round(scale * shares)).astype(int), rng)
+        return _of_counts(
+            data, np.maximum(1, np.round(scale * shares)).astype(int), rng
+        )
 
     return draw
 
@@ -318,14 +334,18 @@ def _of_counts(data: Set, wanted: Ints, rng: np.random.Generator) -> Set:
 
 def few(data: Set, rng: np.random.Generator) -> Set:
     """Return half as many images as there are classes."""
-    return data.take(np.sort(rng.permutation(len(data.truth))[: data.n_classes // 2]))
+    return data.take(
+        np.sort(rng.permutation(len(data.truth))[: data.n_classes // 2])
+    )
 
 
 def narrow(width: int) -> Worse:
     """Return features that are projected at random to some numbers."""
 
     def project(data: Set, rng: np.random.Generator) -> Set:
-        matrix = rng.normal(size=(data.features[0].shape[1], width)).astype(np.float32)
+        matrix = rng.normal(size=(data.features[0].shape[1], width)).astype(
+            np.float32
+        )
         new = data.new_features
         return replace(
             data,
@@ -340,12 +360,16 @@ def narrow(width: int) -> Worse:
 def shuffled(data: Set, rng: np.random.Generator) -> Set:
     """Return votes of other images."""
     order = rng.permutation(len(data.truth))
-    return replace(data, votes={name: one[order] for name, one in data.votes.items()})
+    return replace(
+        data, votes={name: one[order] for name, one in data.votes.items()}
+    )
 
 
 def beside(name: str, make: Callable[[Set, np.random.Generator], Ints]) -> Worse:
     """Return the set with one more labeller."""
-    return lambda data, rng: replace(data, votes={**data.votes, name: make(data, rng)})
+    return lambda data, rng: replace(
+        data, votes={**data.votes, name: make(data, rng)}
+    )
 
 
 def _zero_shot(data: Set, _: np.random.Generator) -> Ints:
@@ -359,7 +383,9 @@ def _random(data: Set, rng: np.random.Generator) -> Ints:
 
 def copies(data: Set, rng: np.random.Generator) -> Set:
     """Return three copies of each labeller."""
-    votes = {f"{name} {k}": one for name, one in data.votes.items() for k in range(3)}
+    votes = {
+        f"{name} {k}": one for name, one in data.votes.items() for k in range(3)
+    }
     return replace(data, votes=votes)
 
 
@@ -406,7 +432,9 @@ def variants(data: Set, drawing: int) -> Iterator[tuple[str, Set]]:
         unseen, classes = data.features[0][new], data.truth[new]
         seen = alone.take(half)
         yield "texts, half", replace(seen, new_features=unseen, new_truth=classes)
-        yield from ((f"texts, {name}", worse(alone, rng)) for name, worse in DRAWN.items())
+        yield from (
+            (f"texts, {name}", worse(alone, rng)) for name, worse in DRAWN.items()
+        )
         copy = {"a copy of zero-shot": _zero_shot(data, rng)}
         yield "a copy of zero-shot alone", replace(data, texts=None, votes=copy)
     if not names:
@@ -422,7 +450,11 @@ def variants(data: Set, drawing: int) -> Iterator[tuple[str, Set]]:
             yield "first answers and a copy of zero-shot", replace(one, votes=both)
         if data.votes[names[0]].ndim == 2:
             whole = replace(data, votes={names[0]: data.votes[names[0]]})
-            kind = "ranked answers" if is_ranked(data.votes[names[0]]) else "probabilities"
+            kind = (
+                "ranked answers"
+                if is_ranked(data.votes[names[0]])
+                else "probabilities"
+            )
             yield kind, whole
             for name, worse in DRAWN.items():
                 yield f"{kind}, {name}", worse(whole, rng)
@@ -431,7 +463,9 @@ def variants(data: Set, drawing: int) -> Iterator[tuple[str, Set]]:
             some = {name: firsts[name] for name in names[:count]}
             if data.features:
                 yield f"{count} labellers", replace(data, votes=some)
-            bare = replace(data, votes=some, features=(), texts=None, new_features=None)
+            bare = replace(
+                data, votes=some, features=(), texts=None, new_features=None
+            )
             yield f"{count} labellers without images", bare
 
 
@@ -452,7 +486,9 @@ def measure(data: Set) -> Figures:
     if not data.features:
         found["majority"] = right(majority(data), data.truth)
     if data.features and data.new_features is not None:
-        found["new"] = right(model.predict(data.new_features), np.asarray(data.new_truth))
+        found["new"] = right(
+            model.predict(data.new_features), np.asarray(data.new_truth)
+        )
     for name, votes in list(data.votes.items())[:1]:
         has = first(votes) >= 0
         found["true"] = right(first(votes)[has], data.truth[has])
@@ -464,7 +500,9 @@ def measure(data: Set) -> Figures:
 
 def majority(data: Set) -> Ints:
     """Return the classes [N] that most labellers name, ties at random."""
-    counts = np.random.default_rng(0).random((len(data.truth), data.n_classes)) * 1e-3
+    counts = (
+        np.random.default_rng(0).random((len(data.truth), data.n_classes)) * 1e-3
+    )
     for votes in data.votes.values():
         has = np.flatnonzero(first(votes) >= 0)
         counts[has, first(votes)[has]] += 1
@@ -485,7 +523,9 @@ def after_answers(data: Set, drawing: int) -> Figures:
         found[f"before {count}"] = right(before[others], truth)
         found[f"after {count}"] = right(model.labels_[others], truth)
         is_right = model.labels_[others] == truth
-        found[f"ece {count}"] = calibration_error(model.confidence_[others], is_right)
+        found[f"ece {count}"] = calibration_error(
+            model.confidence_[others], is_right
+        )
         if data.features and data.new_features is not None:
             found[f"new {count}"] = right(
                 model.predict(data.new_features), np.asarray(data.new_truth)
@@ -508,7 +548,9 @@ COLUMNS = (
     "seconds",
 )
 OF_ANSWERS = tuple(
-    f"{what} {count}" for count in ANSWERS for what in ("before", "after", "new", "ece")
+    f"{what} {count}"
+    for count in ANSWERS
+    for what in ("before", "after", "new", "ece")
 )
 
 
@@ -522,7 +564,9 @@ def cells(found: Figures, columns: Sequence[str]) -> str:
     """Return figures as cells of a table."""
     small = ("ece", "seconds")
     texts = [
-        "" if key not in found else f"{found[key]:.{2 if key.startswith(small) else 1}f}"
+        ""
+        if key not in found
+        else f"{found[key]:.{2 if key.startswith(small) else 1}f}"
         for key in columns
     ]
     return " | ".join(texts)
@@ -533,7 +577,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="text that names of rows hold")
-    parser.add_argument("--answers", action="store_true", help="also answers of a person")
+    parser.add_argument(
+        "--answers", action="store_true", help="also answers of a person"
+    )
     parser.add_argument("--drawings", type=int, default=DRAWINGS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -547,7 +593,8 @@ def main() -> None:
                 if args.only not in f"{data.name}: {name}":
                     continue
                 is_drawn = (
-                    len(worse.truth) != len(data.truth) or name.split(", ")[-1] in OF_VOTES
+                    len(worse.truth) != len(data.truth)
+                    or name.split(", ")[-1] in OF_VOTES
                 )
                 if drawing and not is_drawn and not args.answers:
                     continue
@@ -557,9 +604,14 @@ def main() -> None:
                 drawings.setdefault(name, []).append(found)
         for name, each in drawings.items():
             results[f"{data.name}: {name}"] = mean(each)
-            print(f"| {data.name}: {name} | {cells(mean(each), columns)} |", flush=True)
+            print(
+                f"| {data.name}: {name} | {cells(mean(each), columns)} |",
+                flush=True,
+            )
     if not results:
-        parser.error(f"{args.folder} holds no set of the layout that --help describes.")
+        parser.error(
+            f"{args.folder} holds no set of the layout that --help describes."
+        )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

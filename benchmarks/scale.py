@@ -90,8 +90,12 @@ def make_images(place: Place) -> Work:
         rng = np.random.default_rng(0)
         distinct = [place.folder / f"{number}.jpg" for number in range(DISTINCT)]
         for path in distinct:
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-        folders = [place.images / name.replace(" ", "_") for name in place.classnames]
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                path
+            )
+        folders = [
+            place.images / name.replace(" ", "_") for name in place.classnames
+        ]
         for folder in folders:
             folder.mkdir()
         for number in range(place.n):
@@ -106,10 +110,22 @@ def make_images(place: Place) -> Work:
 
 def plan_jobs(place: Place) -> Work:
     """Plan the jobs of the whole dataset by a dry run of Snakemake, captions in shards."""
-    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "all", "--cores=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-n",
+        "--quiet",
+        "all",
+        "--cores=2",
+    ]
     command += ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
     command += ["class_names=folders", f"compute={{'shards': {SHARDS}}}"]
-    options: Any = {"cwd": place.checkout, "stdout": subprocess.DEVNULL, "check": True}
+    options: Any = {
+        "cwd": place.checkout,
+        "stdout": subprocess.DEVNULL,
+        "check": True,
+    }
     environment = {**os.environ, "PYTHONPATH": str(place.checkout)}
     return lambda: _done(
         subprocess.run(command, env=environment, **options).returncode == 0
@@ -123,7 +139,9 @@ def index_images(place: Place) -> Work:
 
     settings = IndexSettings(kind="folders")
     outputs = [place.file(name) for name in ("images.parquet", "corrupt.csv")]
-    return lambda: stage.index_images(str(place.images), settings, *outputs, threads=2)
+    return lambda: stage.index_images(
+        str(place.images), settings, *outputs, threads=2
+    )
 
 
 def find_duplicates(place: Place) -> Work:
@@ -137,10 +155,14 @@ def find_duplicates(place: Place) -> Work:
 
     index = tables.read(place.file("images.parquet"))
     width = tables.IMAGES.field("hashes").type.byte_width
-    hashes = np.random.default_rng(2).integers(0, 256, (len(index), width), dtype=np.uint8)
+    hashes = np.random.default_rng(2).integers(
+        0, 256, (len(index), width), dtype=np.uint8
+    )
     hashes[19::20] = hashes[18::20][: len(hashes[19::20])]
     content = pa.array(list(map(bytes, hashes)), pa.binary(width))
-    columns = {name: index[name] for name in index.column_names} | {"hashes": content}
+    columns = {name: index[name] for name in index.column_names} | {
+        "hashes": content
+    }
     metadata = tables.read_metadata(place.file("images.parquet"), IndexMetadata)
     tables.write(place.file("hashed.parquet"), columns, tables.IMAGES, metadata)
     files = [place.file(name) for name in ("hashed.parquet", "duplicates.parquet")]
@@ -155,7 +177,9 @@ def write_pseudo_labels(place: Place) -> Work:
     from latteclip.core import tables
     from latteclip.labels import pseudo_label_images as stage
 
-    table, classnames = tables.read_unlabelled(place.file("images.parquet"), training=False)
+    table, classnames = tables.read_unlabelled(
+        place.file("images.parquet"), training=False
+    )
     draw = torch.Generator().manual_seed(0)
     normal = torch.nn.functional.normalize
     embeddings = normal(torch.randn(len(classnames), WIDTH, generator=draw), dim=1)
@@ -191,7 +215,11 @@ def evaluate_classifier(place: Place) -> Work:
     from latteclip.evaluate import evaluate_classifier as stage
 
     evaluate: Callable[..., None] = stage.evaluate_classifier
-    inputs = ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
+    inputs = (
+        "images.parquet",
+        "pseudo_labels.parquet",
+        "class_embeddings.safetensors",
+    )
     names = ("predictions.parquet", "metrics.json", "train_predictions.parquet")
     Path(place.file("clip")).mkdir()  # empty
     files = [place.file(name) for name in inputs]
@@ -225,7 +253,10 @@ def make_captions(place: Place) -> Work:
 
     def write_captions(path: str, names: list[str]) -> None:
         n = len(names)
-        columns = empty(tables.CAPTIONS, n) | {"id": names, "members": [[x] for x in names]}
+        columns = empty(tables.CAPTIONS, n) | {
+            "id": names,
+            "members": [[x] for x in names],
+        }
         columns |= {"prompt": ["?"] * n, "finish_reason": ["stop"] * n}
         columns |= {"caption": list(itertools.islice(texts, n))}
         tables.write(path, columns, tables.CAPTIONS, metadata)
@@ -244,7 +275,9 @@ def make_captions(place: Place) -> Work:
         columns = empty(tables.CLASS_SCORES, len(ids)) | {"image_id": ids}
         columns |= {"options": list(options % place.n_classes)}
         columns |= {"log_probabilities": [logs] * len(ids)}
-        tables.write(place.file("class_scores.parquet"), columns, tables.CLASS_SCORES)
+        tables.write(
+            place.file("class_scores.parquet"), columns, tables.CLASS_SCORES
+        )
 
     return work
 
@@ -268,7 +301,9 @@ def gather_captions(place: Place) -> Work:
 
     shards = [path for path in place.shards() if Path(path).exists()]
     output = place.file("captions/images.parquet")
-    return lambda: stage.gather_captions(place.file("images.parquet"), shards, output)
+    return lambda: stage.gather_captions(
+        place.file("images.parquet"), shards, output
+    )
 
 
 def fuse_labels(place: Place) -> Work:
@@ -303,7 +338,9 @@ def teach(place: Place) -> Work:
     answers: dict[str, Answer] = {}
     while len(answers) < 20:  # labels were learned once
         one = session.open_questions(answers)[0]
-        answers[one.image_id] = Answer(one.image_id, CLASS, one.options[0], one.phase)
+        answers[one.image_id] = Answer(
+            one.image_id, CLASS, one.options[0], one.phase
+        )
     return lambda: _done(bool(session.open_questions(answers)))
 
 
@@ -316,10 +353,22 @@ def finetune(place: Place) -> Work:
         "module": "flyp",
         "method": {"objective": "flyp", "finetune": section},
     }
-    files = {name: place.file(f"{name}.parquet") for name in ("images", "pseudo_labels")}
-    command = [sys.executable, "-m", "latteclip", "finetune", "--seed=0", "--threads=1"]
+    files = {
+        name: place.file(f"{name}.parquet") for name in ("images", "pseudo_labels")
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "latteclip",
+        "finetune",
+        "--seed=0",
+        "--threads=1",
+    ]
     command += ["--fold={}", "--checkpoint-minutes=10"]
-    command += [f"--files={json.dumps(files)}", f"--settings={json.dumps(settings)}"]
+    command += [
+        f"--files={json.dumps(files)}",
+        f"--settings={json.dumps(settings)}",
+    ]
     for name in ("model", "history", "checkpoint", "log"):
         command.append(f"--{name}={place.file(f'trained/{name}')}")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -338,7 +387,9 @@ def finetune(place: Place) -> Work:
             ) as run:
                 while steps() < wanted:
                     if run.poll() is not None:
-                        raise RuntimeError(f"finetune ended with status {run.returncode}.")
+                        raise RuntimeError(
+                            f"finetune ended with status {run.returncode}."
+                        )
                     time.sleep(0.5)
                 run.terminate()
             _done(run.returncode == 128 + signal.SIGTERM)
@@ -365,9 +416,13 @@ def report_dataset(place: Place) -> Work:
         fused_labels=place.file("fused_labels.parquet"),
         fusion_report=place.file("fused_labels.json"),
     )
-    paths = [place.file(name) for name in ("metrics.json", "train_predictions.parquet")]
+    paths = [
+        place.file(name) for name in ("metrics.json", "train_predictions.parquet")
+    ]
     run = RunFiles("zero_shot", 0, *paths)
-    return lambda: stage.report_dataset(files, [run], settings, place.file("report.html"))
+    return lambda: stage.report_dataset(
+        files, [run], settings, place.file("report.html")
+    )
 
 
 def write_predictions(place: Place) -> Work:
@@ -378,7 +433,9 @@ def write_predictions(place: Place) -> Work:
         paths = predict.image_paths([str(place.images)])
         classes = place.classnames[:3]
         best = [0.9, 0.05, 0.01]
-        predictions = (predict.Prediction(x, [0, 1, 2], classes, best, best) for x in paths)
+        predictions = (
+            predict.Prediction(x, [0, 1, 2], classes, best, best) for x in paths
+        )
         names = predict.columns(len(classes), unknown=False, abstain=False)
         rows = (prediction.cells() for prediction in predictions)
         predict.write_csv(place.file("predicted.csv"), names, rows)
@@ -391,7 +448,9 @@ def export_labels(place: Place) -> Work:
     from latteclip.deploy import export_labels as stage
 
     output = place.file("labels.csv")
-    return lambda: _done(bool(stage.labels("export", str(place.results), "csv", output)))
+    return lambda: _done(
+        bool(stage.labels("export", str(place.results), "csv", output))
+    )
 
 
 def _done(found: bool) -> None:
@@ -400,7 +459,9 @@ def _done(found: bool) -> None:
         raise RuntimeError("The step did not do what it is timed for.")
 
 
-STEPS: list[tuple[Callable[[Place], Work], str | None]] = [  # None: not in the table
+STEPS: list[
+    tuple[Callable[[Place], Work], str | None]
+] = [  # None: not in the table
     (make_images, None),
     (plan_jobs, "`snakemake -n`, nothing there"),
     (index_images, "index_images, two processes"),
@@ -424,7 +485,10 @@ def measure(number: int, place: Place) -> None:
     work = STEPS[number][0](place)
     started, before = time.perf_counter(), sum(os.times()[:4])
     work()
-    found = {"seconds": time.perf_counter() - started, "cpu": sum(os.times()[:4]) - before}
+    found = {
+        "seconds": time.perf_counter() - started,
+        "cpu": sum(os.times()[:4]) - before,
+    }
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     found["memory"] = max(resource.getrusage(who).ru_maxrss for who in whose) / 1024
     print(json.dumps(found))
@@ -433,11 +497,19 @@ def measure(number: int, place: Place) -> None:
 def run(place: Place) -> None:
     """Take all steps, each in a process of its own, and print their table."""
     print(f"\n{place.n} images, {place.n_classes} classes, features of {WIDTH}\n")
-    print("| step | seconds | CPU seconds | MiB |\n|---|---:|---:|---:|", flush=True)
-    options = [str(place.n), f"--classes={place.n_classes}", f"--folder={place.folder}"]
+    print(
+        "| step | seconds | CPU seconds | MiB |\n|---|---:|---:|---:|", flush=True
+    )
+    options = [
+        str(place.n),
+        f"--classes={place.n_classes}",
+        f"--folder={place.folder}",
+    ]
     for number, (_, title) in enumerate(STEPS):
         command = [sys.executable, __file__, *options, f"--step={number}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True
+        )
         found = json.loads(done.stdout.splitlines()[-1])
         if title is not None:
             figures = f"{found['seconds']:.1f} | {found['cpu']:.1f} | {found['memory']:.0f}"

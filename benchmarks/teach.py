@@ -46,7 +46,9 @@ class Data:
         self.classes = labels_of(index, self.session.index["image_id"])
         test = index.filter(pc.equal(index["split"], "test"))
         self.test_classes = labels_of(index, test["image_id"])
-        features = read_features(str(folder / "pseudo_labels.parquet"), test["image_id"])
+        features = read_features(
+            str(folder / "pseudo_labels.parquet"), test["image_id"]
+        )
         self.test = features[:].numpy()
         rng = np.random.default_rng(0)
         self.n_classes = len(self.inputs.classnames)
@@ -71,7 +73,9 @@ class Data:
             rows[row] = None
         return list(rows)
 
-    def fit(self, taught: Ints, drawn: Ints | None = None) -> tuple[LabelModel, Answers]:
+    def fit(
+        self, taught: Ints, drawn: Ints | None = None
+    ) -> tuple[LabelModel, Answers]:
         """Return the labels after answers about some rows."""
         drawn = np.zeros(0, int) if drawn is None else drawn
         rows = np.concatenate([taught, drawn])
@@ -155,12 +159,16 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--errs", type=float, default=0.0, help="share of wrong answers")
+    parser.add_argument(
+        "--errs", type=float, default=0.0, help="share of wrong answers"
+    )
     parser.add_argument("--only", choices=("learning", "guarantee"))
     parser.add_argument("--drawings", type=int, default=100)
     args = parser.parse_args()
     if (args.folder / "answers.json").exists():
-        parser.error(f"{args.folder} has a person's answers; copy it without answers.json")
+        parser.error(
+            f"{args.folder} has a person's answers; copy it without answers.json"
+        )
     data = Data(args.folder, args.errs)
     if args.only != "guarantee":
         learning(data)

@@ -32,7 +32,11 @@ from latteclip.core import devices
 from latteclip.data.loader import batches as image_batches
 from latteclip.train.data import TrainingImages
 from latteclip.train.objectives import base, latteclip
-from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
+from latteclip.train.objectives.base import (
+    TokenizedTexts,
+    TrainingBatch,
+    TrainingTexts,
+)
 from latteclip.train.objectives.latteclip import LatteClip
 from latteclip.train.training import parameter_groups
 
@@ -56,7 +60,9 @@ def captions(n: int, rng: random.Random) -> list[str]:
 def make_clip(device: torch.device) -> clips.Clip:
     """Return a ViT-B-32 with random weights."""
     torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", device=device)
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        "ViT-B-32", device=device
+    )
     config = open_clip.get_model_config("ViT-B-32")
     tokenizer = partial(open_clip.get_tokenizer, "ViT-B-32")
     return clips.Clip(model.train(), tokenizer, preprocess, config, device)
@@ -71,19 +77,27 @@ class Setting:
         self.images = torch.randn(batch, 3, 224, 224, device=clip.device)
         self.index = torch.arange(batch)
         self.labels = torch.tensor([rng.randrange(CLASSES) for _ in range(IMAGES)])
-        classes = [f"{' '.join(rng.choices(WORDS, k=2))} texture." for _ in range(CLASSES)]
+        classes = [
+            f"{' '.join(rng.choices(WORDS, k=2))} texture." for _ in range(CLASSES)
+        ]
         texts = [classes, captions(IMAGES, rng), captions(IMAGES, rng)]
         self.tokens = [clip.tokenizer(kind).to(clip.device) for kind in texts]
         bank = TokenizedTexts(clip)
         classes_ids, image_ids, group_ids = (bank.add(kind) for kind in texts)
-        training_texts = TrainingTexts(bank, classes_ids, image_ids, group_ids, self.labels)
+        training_texts = TrainingTexts(
+            bank, classes_ids, image_ids, group_ids, self.labels
+        )
         with torch.no_grad():
-            self.objective = LatteClip(training_texts, SwitchesSection(alpha=ALPHA), seed=0)
+            self.objective = LatteClip(
+                training_texts, SwitchesSection(alpha=ALPHA), seed=0
+            )
 
     def package(self) -> torch.Tensor:
         """Return the loss as the package computes it."""
         features = encode.encode_images(self.clip, self.images)
-        batch = TrainingBatch(self.index, self.labels[self.index], features, self.scale())
+        batch = TrainingBatch(
+            self.index, self.labels[self.index], features, self.scale()
+        )
         loss: torch.Tensor = self.objective.loss(batch)[0]
         return loss
 
@@ -108,7 +122,9 @@ class Setting:
         for labels, own in ((zero_shot, of_zero_shot), (finetuned, of_finetuned)):
             kinds = torch.stack([own, of_image, of_group])
             mixed = latteclip.mix(kinds, latteclip.margins(kinds, fixed))
-            target = latteclip.targets(fixed, labels.to(features.device), mixed, ALPHA)
+            target = latteclip.targets(
+                fixed, labels.to(features.device), mixed, ALPHA
+            )
             total = total + base.contrastive(features, target, self.scale())
         return total
 
@@ -129,7 +145,9 @@ class Setting:
 
 
 def timed(
-    loss: Callable[[], torch.Tensor], setting: Setting, optimiser: torch.optim.Optimizer
+    loss: Callable[[], torch.Tensor],
+    setting: Setting,
+    optimiser: torch.optim.Optimizer,
 ) -> tuple[float, float]:
     """Return the seconds of a step, and its loss. The weights hardly move at this learning rate."""
     setting.same_groups()
@@ -153,7 +171,9 @@ def data_wait(
 ) -> tuple[float, float]:
     """Return the shares of a step that wait for images: decoded from JPEG, and cached."""
     batch, side = len(setting.images), (500, 450)  # about the size of DTD's
-    noise = np.random.default_rng(0).integers(0, 256, (batch, 60, 60, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(
+        0, 256, (batch, 60, 60, 3), dtype=np.uint8
+    )
     shares = []
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{number}.jpg" for number in range(batch)]
@@ -161,9 +181,13 @@ def data_wait(
             Image.fromarray(pixels).resize(side).save(path, quality=90)
         clip = setting.clip
         checksums = pa.chunked_array([[path.encode() for path in paths]])
-        files = TrainingImages(paths, checksums, clip.input_size, 0, f"{folder}/cache")
+        files = TrainingImages(
+            paths, checksums, clip.input_size, 0, f"{folder}/cache"
+        )
         epochs = 2 if setting.clip.device.type == "cpu" else 6
-        keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
+        keys = [
+            [(epoch, index) for index in range(batch)] for epoch in range(epochs)
+        ]
         batches = image_batches(files, keys, clip.device, threads)
         for _ in keys:
             began = time.perf_counter()
@@ -185,13 +209,17 @@ def main() -> None:
     clip = make_clip(device)
     setting = Setting(clip, batch)
     adamw = torch.optim.AdamW(parameter_groups(clip.model), lr=LR, fused=True)
-    timed(setting.package, setting, adamw)  # warm-up: first allocations, optimiser state
+    timed(
+        setting.package, setting, adamw
+    )  # warm-up: first allocations, optimiser state
     times: list[tuple[float, float]] = []
     for pair in range(args.pairs):
         authors, expected = timed(setting.authors, setting, adamw)
         package, found = timed(setting.package, setting, adamw)
         # The weights move by a step of 1e-7 in between; bfloat16 rounds on a GPU.
-        if abs(found - expected) > (1e-3 if device.type == "cpu" else 2e-2) * abs(expected):
+        if abs(found - expected) > (1e-3 if device.type == "cpu" else 2e-2) * abs(
+            expected
+        ):
             raise SystemExit(f"The losses differ: {expected} and {found}.")
         times.append((authors, package))
         print(

@@ -47,17 +47,24 @@ def main() -> None:
         parts.append(
             f'<rect x="{left(column)}" y="{top}" width="{BOX}" height="{height}" rx="10"/>'
         )
-        parts.append(f'<text class="title" x="{middle}" y="{top + 35}">{title}</text>')
+        parts.append(
+            f'<text class="title" x="{middle}" y="{top + 35}">{title}</text>'
+        )
         parts += [
             f'<text class="small" x="{middle}" y="{top + 58 + 18 * i}">{line}</text>'
             for i, line in enumerate(lines)
         ]
     for start, end in ARROWS:
-        (column, top, height, *_), (to, to_top, to_height, *_) = BOXES[start], BOXES[end]
+        (column, top, height, *_), (to, to_top, to_height, *_) = (
+            BOXES[start],
+            BOXES[end],
+        )
         x, y = left(column) + BOX + 3, top + height // 2
         to_x, to_y = left(to) - 4, to_top + to_height // 2
         half = (x + to_x) // 2
-        parts.append(f'<path d="M{x} {y} C{half} {y} {half} {to_y} {to_x} {to_y}"/>')
+        parts.append(
+            f'<path d="M{x} {y} C{half} {y} {half} {to_y} {to_x} {to_y}"/>'
+        )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
         "<title>Photographs become guesses and captions, these become labels, labels tune CLIP, "

@@ -54,18 +54,24 @@ KINDS = {
 def main(name: str) -> None:
     """Write the pins of a kind of machine."""
     kind = KINDS[name]
-    pins = pinned(resolved(wanted(kind.extras), on_cpu=name == "cpu"), kind.left_out)
+    pins = pinned(
+        resolved(wanted(kind.extras), on_cpu=name == "cpu"), kind.left_out
+    )
     head = (
         f"# Everything that `make` installs on a machine {kind.machine}, complete and without\n"
         f"# dependencies; made by `make envs` (envs/pin.py) for Python "
         f"{sys.version_info.major}.{sys.version_info.minor} on {sys.platform}:\n# {kind.note}\n"
     )
-    (ENVS / f"{name}.txt").write_text(head + "".join(f"{pin}\n" for pin in pins), "utf-8")
+    (ENVS / f"{name}.txt").write_text(
+        head + "".join(f"{pin}\n" for pin in pins), "utf-8"
+    )
 
 
 def wanted(extras: tuple[str, ...]) -> list[str]:
     """Return what pyproject.toml asks for."""
-    project = tomllib.loads((ENVS.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    project = tomllib.loads((ENVS.parent / "pyproject.toml").read_text("utf-8"))[
+        "project"
+    ]
     optional = project["optional-dependencies"]
     return [
         *ALSO,
@@ -77,14 +83,24 @@ def wanted(extras: tuple[str, ...]) -> list[str]:
 def resolved(requirements: list[str], *, on_cpu: bool) -> list[dict[str, Any]]:
     """Return the metadata of each package of an environment that has what is wanted."""
     environment = {
-        key: value for key, value in os.environ.items() if on_cpu or key not in FOR_CPU
+        key: value
+        for key, value in os.environ.items()
+        if on_cpu or key not in FOR_CPU
     }
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        options = ["--dry-run", "--ignore-installed", "--quiet", "--report", str(report)]
+        options = [
+            "--dry-run",
+            "--ignore-installed",
+            "--quiet",
+            "--report",
+            str(report),
+        ]
         command = [sys.executable, "-m", "pip", "install", *options, *requirements]
         if subprocess.run(command, env=environment, check=False).returncode:
-            sys.exit("pip finds no versions that go together; its reason stands above.")
+            sys.exit(
+                "pip finds no versions that go together; its reason stands above."
+            )
         installed = json.loads(report.read_text("utf-8"))["install"]
     return [package["metadata"] for package in installed]
 

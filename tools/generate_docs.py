@@ -44,7 +44,9 @@ Row = tuple[str, str, str]
 
 def schema() -> str:
     """Return the JSON schema of the configuration."""
-    return json.dumps(Config.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(Config.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def render(text: str) -> str:
@@ -55,7 +57,8 @@ def render(text: str) -> str:
     tables = {
         "config": _markdown(keys),
         "dataset": _markdown(dataset),
-        "shared": ", ".join(f"`{key}`" for key in sorted(Shared.model_fields)) + "\n",
+        "shared": ", ".join(f"`{key}`" for key in sorted(Shared.model_fields))
+        + "\n",
         "sizes": _sizes(),
     }
     return TABLE.sub(lambda found: found[1] + tables[found[2]] + found[3], text)
@@ -104,9 +107,17 @@ def _meaning(annotation: Any, field: Any = None, described: str = "") -> str:
         values = get_args(annotation)
         if any(str(value) not in described for value in values):
             words.append("one of " + ", ".join(f"`{value}`" for value in values))
-    elif get_origin(annotation) not in (dict, list) and section_of(annotation) is None:
-        words += [_meaning(part, described=described) for part in get_args(annotation)]
-    metadata = (*getattr(field, "metadata", ()), *getattr(annotation, "metadata", ()))
+    elif (
+        get_origin(annotation) not in (dict, list)
+        and section_of(annotation) is None
+    ):
+        words += [
+            _meaning(part, described=described) for part in get_args(annotation)
+        ]
+    metadata = (
+        *getattr(field, "metadata", ()),
+        *getattr(annotation, "metadata", ()),
+    )
     words.append(_bounds(metadata))
     return "; ".join(filter(None, words))
 

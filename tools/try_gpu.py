@@ -33,9 +33,16 @@ from latteclip.config import layers
 from latteclip.core import devices, tables
 
 # Methods by precision. Without any, only features and labels are compared.
-METHODS = {"float32": "zero_shot,latteclip", "bf16": "zero_shot,latteclip,recommended"}
+METHODS = {
+    "float32": "zero_shot,latteclip",
+    "bf16": "zero_shot,latteclip,recommended",
+}
 # Least cosine of a feature with that of the CPU in float32, and least share of equal labels.
-FEATURES = {"float32": (0.999999, 0.999), "bf16": (0.999, 0.99), "fp16": (0.9999, 0.99)}
+FEATURES = {
+    "float32": (0.999999, 0.999),
+    "bf16": (0.999, 0.99),
+    "fp16": (0.9999, 0.99),
+}
 LABELS, SCORES_TABLE = "pseudo_labels.parquet", "class_scores.parquet"
 CAPTIONS_TABLES = ("captions/images.parquet", "captions/groups.parquet")
 CAPTIONS = 0.95  # least share of equal captions
@@ -47,7 +54,10 @@ NO_INTERNET = dict.fromkeys(
     ("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"
 )
 # A training that lasts, and saves each of its steps.
-LONG = ("finetune={'epochs': 20, 'lr': 1e-5}", "compute={'checkpoint_minutes': 0.0001}")
+LONG = (
+    "finetune={'epochs': 20, 'lr': 1e-5}",
+    "compute={'checkpoint_minutes': 0.0001}",
+)
 POLL = 0.05  # seconds
 USED = re.compile(r"This job uses ([\w-]+)")
 
@@ -61,7 +71,9 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=int, default=128, help="images of each split of the demo"
     )
-    parser.add_argument("--rehearse", action="store_true", help="on a CPU, as if on a GPU")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="on a CPU, as if on a GPU"
+    )
     options = parser.parse_args()
     found = []
     has_gpu = options.rehearse or bool(devices.visible())
@@ -80,25 +92,36 @@ def main() -> None:
                 level = "warning"
                 text = f"{type(error).__name__}: {error}"
             seconds = round(time.monotonic() - started, 1)
-            found.append({"check": name, "level": level, "text": text, "seconds": seconds})
+            found.append(
+                {"check": name, "level": level, "text": text, "seconds": seconds}
+            )
             print(f"{level:9}  {name:33}  {text} ({seconds:.0f} s)", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(found, indent=1) + "\n", encoding="utf-8"
+        )
     sys.exit(any(each["level"] == "warning" for each in found))
 
 
 def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:
     """Return the checks by name, in the order in which they run."""
     cpu = Demo(folder / "cpu", limit, on_gpu=False)
-    found: dict[str, Callable[[], Finding]] = {"card": card, "demo on the CPU": cpu.run}
+    found: dict[str, Callable[[], Finding]] = {
+        "card": card,
+        "demo on the CPU": cpu.run,
+    }
     for precision in METHODS:
         gpu = Demo(folder / precision, limit, precision=precision)
         found |= {
             f"demo on the GPU, {precision}": gpu.run,
-            f"features and labels of the GPU, {precision}": partial(gpu.features, cpu),
+            f"features and labels of the GPU, {precision}": partial(
+                gpu.features, cpu
+            ),
             f"captions of the GPU, {precision}": partial(gpu.captions, cpu),
             f"likelihoods of the GPU, {precision}": partial(gpu.likelihoods, cpu),
-            f"accuracies of the GPU, {precision}": partial(gpu.close_accuracies, cpu),
+            f"accuracies of the GPU, {precision}": partial(
+                gpu.close_accuracies, cpu
+            ),
         }
     found["SIGTERM to a training on the GPU"] = gpu.interrupted_training
     half = Demo(folder / "fp16", limit, precision="fp16")
@@ -124,13 +147,17 @@ def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:
 
 def without_internet(folder: Path, limit: int) -> Finding:
     """Caption by vLLM on a B200, with empty caches and no way to fetch kernels or weights."""
-    capability = max((float(each) for [each] in devices.query("compute_cap")), default=0.0)
+    capability = max(
+        (float(each) for [each] in devices.query("compute_cap")), default=0.0
+    )
     if capability < BLACKWELL:
         raise NotTriedError(f"compute capability {capability}, not {BLACKWELL}")
     caches = {"VLLM_CACHE_ROOT": "vllm", "FLASHINFER_WORKSPACE_BASE": "flashinfer"}
     demo = Demo(folder / "b200", limit, engine="vllm")
     demo.environment |= NO_INTERNET | {"HF_HUB_OFFLINE": "1"}
-    demo.environment |= {key: str(folder / "caches" / name) for key, name in caches.items()}
+    demo.environment |= {
+        key: str(folder / "caches" / name) for key, name in caches.items()
+    }
     return demo.run(*CAPTIONS_TABLES)
 
 
@@ -142,8 +169,12 @@ def cards_of_a_job(folder: Path, limit: int) -> Finding:
     demo = Demo(folder / "cards", limit, engine="vllm", shards=n)
     is_good, text = demo.run(CAPTIONS_TABLES[0])
     logs = [*demo.results.glob(f"logs/caption_images-*-of-{n}.log")]
-    used = {match[1] for log in logs if (match := USED.search(log.read_text("utf-8")))}
-    return is_good and len(used) == n, f"{n} cards, shards used {sorted(used)}; {text}"
+    used = {
+        match[1] for log in logs if (match := USED.search(log.read_text("utf-8")))
+    }
+    return is_good and len(
+        used
+    ) == n, f"{n} cards, shards used {sorted(used)}; {text}"
 
 
 def card() -> Finding:
@@ -160,7 +191,10 @@ def card() -> Finding:
         subprocess.run(command, check=True)
     both = time.monotonic() - started
     took_turns = both >= 6 or len(devices.visible()) > 1
-    return took_turns, f"{cards}, torch {torch.__version__}, two claims in {both:.1f} s"
+    return (
+        took_turns,
+        f"{cards}, torch {torch.__version__}, two claims in {both:.1f} s",
+    )
 
 
 class Demo:
@@ -185,26 +219,53 @@ class Demo:
         self.given = [
             *("dataset=demo", f"limit={limit}", "seeds=1"),
             f"method={METHODS.get(precision, 'zero_shot')}",
-            *(f"captioner={{'engine': '{engine}'}}", "scores={'kind': 'likelihood'}"),
-            *(f"clip={{'precision': '{precision}'}}", f"compute={{'shards': {shards}}}"),
+            *(
+                f"captioner={{'engine': '{engine}'}}",
+                "scores={'kind': 'likelihood'}",
+            ),
+            *(
+                f"clip={{'precision': '{precision}'}}",
+                f"compute={{'shards': {shards}}}",
+            ),
         ]
 
     def run(self, *files: str) -> Finding:
         """Make these results, or all, and return the accuracies."""
         self.folder.mkdir()
-        targets = [str(self.results.relative_to(self.folder) / file) for file in files]
+        targets = [
+            str(self.results.relative_to(self.folder) / file) for file in files
+        ]
         run = self.started("--", *targets)
         _, printed = run.communicate()
         if run.returncode:
-            errors = [line for line in printed.splitlines() if "error" in line.lower()]
+            errors = [
+                line for line in printed.splitlines() if "error" in line.lower()
+            ]
             return False, " ".join(errors[-1:]) or f"exit status {run.returncode}"
-        accuracies = (f"{name} {value:.1f}" for name, value in self.accuracies().items())
+        accuracies = (
+            f"{name} {value:.1f}" for name, value in self.accuracies().items()
+        )
         return True, ", ".join(accuracies) or "done"
 
-    def started(self, *targets: str, given: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def started(
+        self, *targets: str, given: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         """Start the workflow in the folder."""
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(layers.SNAKEFILE)]
-        command += ["--directory", str(self.folder), "--cores", "all", "--quiet", "all"]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(layers.SNAKEFILE),
+        ]
+        command += [
+            "--directory",
+            str(self.folder),
+            "--cores",
+            "all",
+            "--quiet",
+            "all",
+        ]
         command += ["--config", *self.given, *given, *targets]
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(command, env=self.environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
@@ -227,7 +288,9 @@ class Demo:
         """End an engine at work by SIGTERM, and let the next run go on."""
         log = self.results / "logs" / "caption_images.log"
         target = self.results / "captions" / "images.parquet"
-        shutil.rmtree(self.folder / "resources" / "demo" / "captions")  # its answers
+        shutil.rmtree(
+            self.folder / "resources" / "demo" / "captions"
+        )  # its answers
 
         def is_at_work() -> bool:
             return log.exists() and " started in " in log.read_text("utf-8")
@@ -279,7 +342,8 @@ class Demo:
         """Return the accuracy of each method in percent."""
         files = sorted(self.results.glob("*/seed0/metrics.json"))
         return {
-            file.parts[-3]: json.loads(file.read_text())["acc1"] * 100 for file in files
+            file.parts[-3]: json.loads(file.read_text())["acc1"] * 100
+            for file in files
         }
 
     def column(self, name: str, schema: Any, column: str) -> list[Any]:
@@ -299,7 +363,10 @@ class Demo:
         equal = float(np.mean(labels[0] == labels[1]))
         least_cosine, least_equal = FEATURES[self.precision]
         is_good = cosine >= least_cosine and equal >= least_equal
-        return is_good, f"cosines {cosine:.6f} at least, {equal:.1%} of labels equal"
+        return (
+            is_good,
+            f"cosines {cosine:.6f} at least, {equal:.1%} of labels equal",
+        )
 
     def captions(self, other: "Demo") -> Finding:
         """Compare the captions of images and groups."""

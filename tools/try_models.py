@@ -32,7 +32,11 @@ SIGLIP = ("ViT-B-16-SigLIP2-256", "webli")
 SIGLIP_REPOS = ("timm/ViT-B-16-SigLIP2-256", "google/siglip2-base-patch16-256")
 DINO = "vit_base_patch14_reg4_dinov2.lvd142m"
 WEIGHTS, CLIP_WEIGHTS = "model.safetensors", "open_clip_model.safetensors"
-TEXTS = ("a photo of a cat", "dog", "a close up photo of a word " + "and a word " * 40)
+TEXTS = (
+    "a photo of a cat",
+    "dog",
+    "a close up photo of a word " + "and a word " * 40,
+)
 TEXT_LENGTH = 64  # tokens that SigLIP 2 reads of a text
 COSINE = 0.9999  # least, of features of the same text or image by two libraries
 Finding = tuple[bool, str]  # whether it is as it should be, and what was found
@@ -63,10 +67,16 @@ def same_texts(model: str, pretrained: str | None, of_transformers: str) -> Find
     clip = clips.load(model, pretrained, torch.device("cpu"), "float32")
     tokens = clip.tokenizer(list(TEXTS))
     tokenizer = transformers.AutoTokenizer.from_pretrained(of_transformers)
-    length = {"max_length": TEXT_LENGTH, "padding": "max_length", "truncation": True}
+    length = {
+        "max_length": TEXT_LENGTH,
+        "padding": "max_length",
+        "truncation": True,
+    }
     ids = tokenizer(list(TEXTS), return_tensors="pt", **length)["input_ids"]
     siglip: Any = transformers.SiglipModel.from_pretrained(of_transformers).eval()
-    theirs = F.normalize(siglip.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    theirs = F.normalize(
+        siglip.get_text_features(input_ids=ids).pooler_output, dim=-1
+    )
     cosine = float((encode.encode_texts(clip, tokens) * theirs).sum(-1).min())
     end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
     first = [each for each in tokens[0].tolist() if each != padding]
@@ -98,7 +108,9 @@ def same_weights(model: torch.nn.Module, path: Path) -> Finding:
     """Compare the weights of a model with those of its file, by their names."""
     loaded, file = model.state_dict(), load_file(path)
     names = loaded.keys() & file.keys()
-    wrong = [name for name in names if not torch.equal(loaded[name], file[name].float())]
+    wrong = [
+        name for name in names if not torch.equal(loaded[name], file[name].float())
+    ]
     wrong += sorted(loaded.keys() ^ file.keys())
     return not wrong, f"{len(names)} weights loaded, not of the file: {wrong[:3]}"
 
@@ -115,7 +127,9 @@ def real_shape(name: str, batch_size: int, folder: Path) -> Finding:
         encode = model.encode_image
     else:
         model = timm.create_model(model_name, pretrained=False, num_classes=0)
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        transform = timm.data.create_transform(
+            **timm.data.resolve_model_data_config(model)
+        )
         encode = model
     model.eval().cuda()
     files = loader.ImageFiles([*photographs(folder)], transform)
@@ -124,13 +138,16 @@ def real_shape(name: str, batch_size: int, folder: Path) -> Finding:
     torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-        for _, images in loader.batches(files, order, torch.device("cuda"), threads):
+        for _, images in loader.batches(
+            files, order, torch.device("cuda"), threads
+        ):
             encode(images)
     torch.cuda.synchronize()
     rate = len(files) / (time.monotonic() - started)
     of_gpu = torch.cuda.max_memory_allocated() / 2**30
     usage = (
-        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        resource.getrusage(who)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     host = max(each.ru_maxrss for each in usage) / 2**20
     return (
@@ -145,6 +162,10 @@ def photographs(folder: Path) -> Iterator[str]:
     for number in range(8):
         path = folder / f"{number}.jpg"
         if not path.exists():
-            grid = Image.fromarray(rng.integers(0, 256, (188, 250, 3), dtype=np.uint8))
-            grid.resize((4000, 3000), Image.Resampling.BICUBIC).save(path, quality=90)
+            grid = Image.fromarray(
+                rng.integers(0, 256, (188, 250, 3), dtype=np.uint8)
+            )
+            grid.resize((4000, 3000), Image.Resampling.BICUBIC).save(
+                path, quality=90
+            )
     yield from (str(folder / f"{number % 8}.jpg") for number in range(PHOTOGRAPHS))

@@ -21,7 +21,13 @@ from latteclip.core.user_tables import (
 )
 
 log = logging.getLogger(__name__)
-IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
+IMAGE = (
+    "image",
+    "image_id",
+    "path",
+    "file",
+    "filename",
+)  # names of the column of images
 # Names of the column of classes. In exported labels the first alone holds answers.
 LABEL = ("answered", "class", "label", "classname")
 # What JSON raises for bytes of another form, and for values of other types.
@@ -51,7 +57,9 @@ def read_foreign(
     names = ImageNames(image_ids)
     answers: dict[str, Answer] = {}
     missing = []
-    rows = _table_rows(path) if Path(path).suffix.lower() in READERS else _tasks(path)
+    rows = (
+        _table_rows(path) if Path(path).suffix.lower() in READERS else _tasks(path)
+    )
     for image, label in rows:
         number = class_of(label, numbers)
         kind = kind_of.get(str(label)) if number is None else CLASS
@@ -64,13 +72,20 @@ def read_foreign(
         if image_id is None:
             missing.append(image)
             continue
-        answer = Answer(image_id, kind, None if number is None else classnames[number])
+        answer = Answer(
+            image_id, kind, None if number is None else classnames[number]
+        )
         if answers.setdefault(image_id, answer) != answer:
-            raise UserError(f"{path} gives {one_line(image_id, 120)!r} two classes.")
+            raise UserError(
+                f"{path} gives {one_line(image_id, 120)!r} two classes."
+            )
     if missing:
         first = one_line(missing[0], 80)
         log.warning(
-            "%s: %d of its images are not here, such as %s.", path, len(missing), first
+            "%s: %d of its images are not here, such as %s.",
+            path,
+            len(missing),
+            first,
         )
     if not answers:
         raise UserError(f"{path} names no training image of this dataset.")
@@ -92,7 +107,10 @@ def _table_rows(path: str) -> Iterator[tuple[str, Any]]:
     for image, label in table[columns].itertuples(index=False):
         if not is_empty(label):
             is_text = isinstance(label, str)
-            yield from_csv_cell(str(image)), from_csv_cell(label) if is_text else label
+            yield (
+                from_csv_cell(str(image)),
+                from_csv_cell(label) if is_text else label,
+            )
 
 
 def _tasks(path: str) -> Iterator[tuple[str, str]]:

@@ -109,7 +109,9 @@ class AuditSession(QuestionSession):
     def score(self, answers: Mapping[str, Answer]) -> Audit:
         """Score every run in the folder by answers, or raise UserError where no run can be."""
         predicted = scoring.predictions_of(self.plan, runs_in(self.folder))
-        return scoring.score(self.folder.absolute().name, self.plan, predicted, answers)
+        return scoring.score(
+            self.folder.absolute().name, self.plan, predicted, answers
+        )
 
 
 def offered_classes(
@@ -136,19 +138,25 @@ def runs_in(folder: Path) -> list[RunFiles]:
         place = metrics.parent
         files = [str(place / name) for name in names]
         runs.append(
-            RunFiles(place.parent.name, int(place.name.removeprefix("seed")), *files)
+            RunFiles(
+                place.parent.name, int(place.name.removeprefix("seed")), *files
+            )
         )
     return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 
-def draw_plan(folder: Path, index: pa.Table, classnames: Sequence[str], split: str) -> None:
+def draw_plan(
+    folder: Path, index: pa.Table, classnames: Sequence[str], split: str
+) -> None:
     """Draw the order of the images of an index that models can be compared by, or raise UserError.
 
     All models predict them, none learned from them, and `latteclip teach` did not ask about them to
     teach.
     """
     image_ids = index["image_id"]
-    predicted = scoring.read_predictions(runs_in(folder), image_ids, classnames, split)
+    predicted = scoring.read_predictions(
+        runs_in(folder), image_ids, classnames, split
+    )
     saved = AnswerFile(folder / ANSWERS, index, classnames).read()
     taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
     known = pc.invert(pc.is_in(image_ids, pa.array(taught, pa.string()))).to_numpy()
@@ -202,7 +210,9 @@ def rename_class(results: str, old: str, new: str, /) -> None:
     replaced = SplitSection().classname_replace
     old, new = (clean_classname(name, replaced) for name in (old, new))
     entries = [one for path in files for one in read_answer_file(path).entries]
-    known = {name for one in entries for name in (one.classname, *one.offered) if name}
+    known = {
+        name for one in entries for name in (one.classname, *one.offered) if name
+    }
     if old not in known:
         raise UserError(
             f"No answer of {folder} knows the class {old!r}; {suggestion(old, known)}"

@@ -59,7 +59,9 @@ MAX_MISSING = 0.1
 class SamplingPlan:
     """The N images of an audit that are there, in the order in which they are asked about."""
 
-    split: str  # test, or train for the images of the training and validation splits
+    split: (
+        str  # test, or train for the images of the training and validation splits
+    )
     file: AnswerFile  # about these images, and the classes as they are now
     strata: Ints  # [N]
 
@@ -70,7 +72,9 @@ def of_split(index: pa.Table, split: str) -> pa.Table:
     return index.filter(is_test if split == TEST else pc.invert(is_test))
 
 
-def read_plan(path: Path, index: pa.Table, classnames: Sequence[str]) -> SamplingPlan:
+def read_plan(
+    path: Path, index: pa.Table, classnames: Sequence[str]
+) -> SamplingPlan:
     """Read what a plan says of the images that an index still has.
 
     The rest is a stratified sample as before, for no image is gone because of an answer.
@@ -79,7 +83,9 @@ def read_plan(path: Path, index: pa.Table, classnames: Sequence[str]) -> Samplin
     table = tables.read(path)
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     index = of_split(index, split)
-    rows = locate(list(zip(table["image_id"].to_pylist(), contents, strict=True)), index)
+    rows = locate(
+        list(zip(table["image_id"].to_pylist(), contents, strict=True)), index
+    )
     strata = table.filter(pc.is_valid(rows))["stratum"].to_numpy().astype(np.int_)
     images, digest = index.take(rows.drop_null()), sha256(path)[:16]
     file = AnswerFile(path.with_name(ANSWERS), images, classnames, digest)
@@ -117,7 +123,9 @@ def predictions_of(plan: SamplingPlan, runs: Sequence[RunFiles]) -> dict[Run, In
     predicted = read_predictions(runs, ids, plan.file.classnames, plan.split)
     for run in list(predicted):
         if (predicted[run] == MISSING).mean() > MAX_MISSING:
-            log.warning("%s predicts few images of the audit and is left out.", run[0])
+            log.warning(
+                "%s predicts few images of the audit and is left out.", run[0]
+            )
             del predicted[run]
     if not predicted:
         raise UserError(
@@ -139,7 +147,9 @@ def score(
     answers after the first image without one, for the sample is a prefix of the order, and images
     that a run does not predict.
     """
-    is_predicted = np.all([classes != MISSING for classes in predicted.values()], axis=0)
+    is_predicted = np.all(
+        [classes != MISSING for classes in predicted.values()], axis=0
+    )
     names = plan.file.images["image_id"].to_pylist()
     known = {
         row: answers[name]
@@ -155,9 +165,12 @@ def score(
         return Audit(dataset, plan.split, n_images, len(known), sentence, [])
     rows = np.array([*known])
     label_of = {name: label for label, name in enumerate(plan.file.classnames)}
-    labels = [label_of.get(answer.classname or "", MISSING) for answer in known.values()]
+    labels = [
+        label_of.get(answer.classname or "", MISSING) for answer in known.values()
+    ]
     hits = {
-        run: (classes[rows] == labels).astype(float) for run, classes in predicted.items()
+        run: (classes[rows] == labels).astype(float)
+        for run, classes in predicted.items()
     }
     strata = plan.strata[rows]
     # Training images stand for new ones: however many are asked about, others remain.
@@ -171,7 +184,9 @@ def score(
         differ = is_predicted & (predicted[run] != predicted[other])
         is_asked = differ[rows]
         leads = (hits[run] - hits[other])[is_asked]
-        return difference(leads, strata[is_asked], sizes(differ), differ.sum() / n_images)
+        return difference(
+            leads, strata[is_asked], sizes(differ), differ.sum() / n_images
+        )
 
     scored = [
         AuditedRun(
@@ -197,11 +212,15 @@ def verdict(audit: Audit) -> str:
         elif lead.value > 0:
             better.append(_name(run))
     start = "So far the best is" if undecided else "The best model is"
-    sentence = f"{start} {_name(best)}, right on {best.accuracy.words()} of the images."
+    sentence = (
+        f"{start} {_name(best)}, right on {best.accuracy.words()} of the images."
+    )
     if better:
         sentence += f" It is better than {', '.join(better)}."
     if undecided:
-        sentence += f" Answers do not decide yet between it and {', '.join(undecided)}."
+        sentence += (
+            f" Answers do not decide yet between it and {', '.join(undecided)}."
+        )
     return sentence
 
 
@@ -249,7 +268,9 @@ def score_audit(
         saved = plan.file.read()
         saved.warn(plan.file.path, path.parents[2])
         audit = score(dataset, plan, predictions_of(plan, runs), saved.asked)
-    except UserError as error:  # answers about other images stop no run of the workflow
+    except (
+        UserError
+    ) as error:  # answers about other images stop no run of the workflow
         log.warning("%s", error)
         audit = Audit(dataset, "", 0, 0, str(error), [])
     write_record(output, audit)

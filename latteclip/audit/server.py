@@ -26,7 +26,9 @@ MAX_BODY = 1_000_000  # bytes of a request, which has one change or a few
 TIMEOUT = 30  # seconds that a connection may wait for the rest of a request
 SCRIPT = "served.js"  # what the scripts of served pages have in common
 # Sources that the policy of a served page allows.
-SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+SERVED = (
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
 QUALITY = 90  # of WebP
 JSON = "application/json"
 HEADERS = {
@@ -88,7 +90,8 @@ class PageServer(ThreadingHTTPServer):
         """Serve the page until Ctrl-C, and open it in the browser if wanted."""
         with self, contextlib.suppress(KeyboardInterrupt):
             print(
-                f"The page: {self.address}\nIt saves everything. Ctrl-C ends.", flush=True
+                f"The page: {self.address}\nIt saves everything. Ctrl-C ends.",
+                flush=True,
             )
             if browser:
                 webbrowser.open(self.address)
@@ -122,9 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             raise
         except OSError as error:
-            message = (
-                f"This was not saved: {error.strerror}. Answer again when that is mended."
-            )
+            message = f"This was not saved: {error.strerror}. Answer again when that is mended."
             log.warning(message)
             reply = _error(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         self._send(*reply)
@@ -139,10 +140,15 @@ class Handler(BaseHTTPRequestHandler):
         ]:
             raise RefusedError(HTTPStatus.FORBIDDEN)
         page = f"http://{hosts[0]}"
-        if self.headers.get("Origin", "" if self.command == "PUT" else page) != page:
+        if (
+            self.headers.get("Origin", "" if self.command == "PUT" else page)
+            != page
+        ):
             raise RefusedError(HTTPStatus.FORBIDDEN)
         start = f"/{self.server.token}/"
-        if not hmac.compare_digest(self.path[: len(start)].encode(), start.encode()):
+        if not hmac.compare_digest(
+            self.path[: len(start)].encode(), start.encode()
+        ):
             raise RefusedError(HTTPStatus.NOT_FOUND)
         return self.path[len(start) :]
 
@@ -168,7 +174,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[0-9]{1,9}", length) or "Transfer-Encoding" in self.headers:
+        if (
+            not re.fullmatch("[0-9]{1,9}", length)
+            or "Transfer-Encoding" in self.headers
+        ):
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED)
         if int(length) > MAX_BODY:
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)

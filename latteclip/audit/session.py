@@ -25,8 +25,12 @@ from latteclip.report.gallery import picture
 from latteclip.report.render import fill
 
 log = logging.getLogger(__name__)
-ALL_OFFERED = 9  # classes: as many as there are keys for; of more classes, some are offered
-OFFERED = 6  # classes that are offered if there are many; more where runs predict more
+ALL_OFFERED = (
+    9  # classes: as many as there are keys for; of more classes, some are offered
+)
+OFFERED = (
+    6  # classes that are offered if there are many; more where runs predict more
+)
 UPCOMING = 3  # questions that the page knows beforehand
 OFFLINE = "img-src data:"  # sources that the policy of the offline page allows
 OFFLINE_SIDE = 640  # pixels of a picture
@@ -68,7 +72,11 @@ class QuestionSession:
         self, image: Mapping[str, Any], options: list[str], phase: str | None = None
     ) -> None:
         """Add a question about a row of the index."""
-        name, path, content = image["image_id"], image["path"], image["checksum"].hex()
+        name, path, content = (
+            image["image_id"],
+            image["path"],
+            image["checksum"].hex(),
+        )
         number = len(self.questions)
         self.questions.append(Question(number, name, path, content, options, phase))
 
@@ -79,7 +87,11 @@ class QuestionSession:
         self, answers: Mapping[str, Answer], *, offline: bool = False
     ) -> list[Question]:
         """Return the next questions without an answer, and offline all of them."""
-        return [question for question in self.questions if question.image_id not in answers]
+        return [
+            question
+            for question in self.questions
+            if question.image_id not in answers
+        ]
 
     def read_file(self, path: str) -> SavedAnswers:
         """Return the answers of a file that the page exported, or raise UserError."""
@@ -95,7 +107,9 @@ class QuestionSession:
 
     def state(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         """Return what the page must know when it opens and after each answer."""
-        upcoming = self.open_questions(answers)  # labels may learn, and the status follows
+        upcoming = self.open_questions(
+            answers
+        )  # labels may learn, and the status follows
         return {
             "answered": min(len(answers), self.total),
             "total": self.total,
@@ -125,11 +139,10 @@ class QuestionSession:
                 "There is no image left without an answer; a larger --budget asks about more."
             )
         asked = [
-            question.as_json(picture(question.path, OFFLINE_SIDE)) for question in questions
+            question.as_json(picture(question.path, OFFLINE_SIDE))
+            for question in questions
         ]
-        take = (
-            f"latteclip {self.name} {shlex.quote(str(self.folder))} --answers answers.json"
-        )
+        take = f"latteclip {self.name} {shlex.quote(str(self.folder))} --answers answers.json"
         return self._render(OFFLINE, {"take": take, "questions": asked})[0]
 
     def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
@@ -185,8 +198,13 @@ def import_answers(session: QuestionSession, path: str) -> None:
     exported = session.read_file(path)
     exported.warn(path, session.folder)
     saved = session.answers()
-    new = {key: answer for key, answer in exported.answers.items() if key not in saved}
+    new = {
+        key: answer for key, answer in exported.answers.items() if key not in saved
+    }
     session.file.update(new)
     log.info(
-        "Took %d of %s from %s.", len(new), counted(len(exported.answers), "answer"), path
+        "Took %d of %s from %s.",
+        len(new),
+        counted(len(exported.answers), "answer"),
+        path,
     )

@@ -48,7 +48,9 @@ from latteclip.labels.votes import Answers, Floats
 SEED = 0
 BATCH = 10  # questions between which the labels learn
 POOL = 2048  # images that are computed with
-COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
+COVERAGE = (
+    2  # images of each class to begin with, where nothing is known of the classes
+)
 ITERATIONS = 20  # iterations of k-means
 
 
@@ -203,7 +205,9 @@ class TeachingSession(QuestionSession):
         unanswered = (row for row in rows if self.ids[row] not in answers)
         chosen = [*islice(unanswered, max(0, min(BATCH, wanted)))]
         places = np.searchsorted(self.pool, chosen)
-        likely = np.argsort(-self.posterior[places], axis=1, kind="stable")[:, :OFFERED]
+        likely = np.argsort(-self.posterior[places], axis=1, kind="stable")[
+            :, :OFFERED
+        ]
         images = self.index.take(pa.array(chosen, pa.int64())).to_pylist()
         start = len(self.questions)
         for image, labels in zip(images, likely.tolist(), strict=True):
@@ -219,7 +223,9 @@ class TeachingSession(QuestionSession):
         order = np.argsort(best[:, 0] - best[:, -1], kind="stable").tolist()
         if not self.has_votes:
             features = self.inputs.features[0][: len(self.pool)]
-            wanted = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2))
+            wanted = min(
+                COVERAGE * len(self.classnames), max(1, self.n_taught // 2)
+            )
             centred = features - features.mean(axis=0)
             order = medoids(centred, min(wanted, len(centred))) + order
         rows: list[int] = self.pool[list(dict.fromkeys(order))].tolist()

@@ -32,7 +32,9 @@ CREATE = """
         (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT, n_tokens INTEGER, n_read INTEGER)
 """
 INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
-SELECT = "SELECT text, finish_reason, n_tokens, n_read FROM answers WHERE digest = ?"
+SELECT = (
+    "SELECT text, finish_reason, n_tokens, n_read FROM answers WHERE digest = ?"
+)
 
 
 def write_answers(
@@ -51,7 +53,9 @@ def write_answers(
     """
     name = f"{questions.shard.replace('/', '-of-')}{labeller and f'.{labeller}'}"
     saved = f"The answers so far are cached in {store}: rerun to go on."
-    images = Workers(questions.layout.with_pictures, threads, lambda each: each.paths[0])
+    images = Workers(
+        questions.layout.with_pictures, threads, lambda each: each.paths[0]
+    )
     with ending_in_order(saved), AnswerCache(store, name) as cache, images:
         runner = Runner(questions, captioner, threads, cache, images)
         runner.ask_all()
@@ -60,10 +64,14 @@ def write_answers(
     log.info("Asked %s in %.1f s.", counted(n, "question"), seconds, extra=FOR_RUN)
 
 
-def start(captioner: CaptionerSection, threads: int, *, scoring: bool = False) -> Engine:
+def start(
+    captioner: CaptionerSection, threads: int, *, scoring: bool = False
+) -> Engine:
     """Start an engine, whose requests have choices if `scoring`."""
     # By its name, so that its edit reruns this engine's stages alone.
-    module = importlib.import_module(f"latteclip.captions.engines.{captioner.engine}")
+    module = importlib.import_module(
+        f"latteclip.captions.engines.{captioner.engine}"
+    )
     started = time.monotonic()
     engine: Engine = module.make(captioner, threads, scoring)
     seconds = time.monotonic() - started
@@ -96,8 +104,12 @@ def _fingerprint(captioner: CaptionerSection) -> str:
     if Path(model).is_dir():
         return files.fingerprint(model)
     if ENGINES[captioner.engine].loads_model:
-        with contextlib.suppress(OSError, ValueError):  # without the file no engine starts
-            file = hf_hub_download(model, "config.json", revision=captioner.revision)
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # without the file no engine starts
+            file = hf_hub_download(
+                model, "config.json", revision=captioner.revision
+            )
             return f"{model}@{Path(file).parent.name}"
     return model
 
@@ -125,7 +137,9 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
             # A file of no bytes is that of a job that begins, or was killed when it began.
             if path.stem.partition("-")[2] != split and path.stat().st_size
         )
-        self._files = {path: files.sqlite_file(path) for path in (self.path, *others)}
+        self._files = {
+            path: files.sqlite_file(path) for path in (self.path, *others)
+        }
         with files.sqlite_errors(self.path), self._files[self.path] as file:
             file.execute(CREATE)
 
@@ -154,7 +168,13 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
     def commit(self) -> None:
         """Write the pending answers to the disk, all of them or none."""
         rows = [
-            (digest, answer.text, answer.finish_reason, answer.n_tokens, answer.n_read)
+            (
+                digest,
+                answer.text,
+                answer.finish_reason,
+                answer.n_tokens,
+                answer.n_read,
+            )
             for digest, answer in self._pending.items()
         ]
         with files.sqlite_errors(self.path), self._files[self.path] as file:
@@ -184,16 +204,24 @@ class Runner:
     # By row, the digest of its request, and of the request after an empty or cut answer.
     first: Mapping[int, str] = field(default_factory=dict)
     second: Mapping[int, str] = field(default_factory=dict)
-    failed: dict[str, Response] = field(default_factory=dict)  # by digest of the request
+    failed: dict[str, Response] = field(
+        default_factory=dict
+    )  # by digest of the request
     n_asked: int = 0
-    is_answered: bool = False  # whether there is any answer, now or of an earlier run
+    is_answered: bool = (
+        False  # whether there is any answer, now or of an earlier run
+    )
     seconds: float = 0.0  # of answering
 
     def ask_all(self) -> None:
         """Ask about all rows, and once more where the answer is empty or cut."""
         self.first = self._digests(self.questions.wanted, again=False)
         self._ask(self.first, again=False)
-        poor = [row for row, digest in self.first.items() if is_poor(self._found(digest))]
+        poor = [
+            row
+            for row, digest in self.first.items()
+            if is_poor(self._found(digest))
+        ]
         self.second = self._digests(poor, again=True)
         self._ask(self.second, again=True)
 
@@ -216,7 +244,9 @@ class Runner:
 
     def _digests(self, rows: Iterable[int], *, again: bool) -> dict[int, str]:
         request = self.questions.request
-        return {row: digest(request(row, again=again), self._identity) for row in rows}
+        return {
+            row: digest(request(row, again=again), self._identity) for row in rows
+        }
 
     @cached_property
     def _identity(self) -> str:
@@ -235,14 +265,20 @@ class Runner:
         """
         rows = [row for row in self.questions.order if row in digests]
         row_of = {digests[row]: row for row in rows}
-        new = [row for digest, row in row_of.items() if self.cache.get(digest) is None]
+        new = [
+            row for digest, row in row_of.items() if self.cache.get(digest) is None
+        ]
         self.is_answered |= len(new) < len(row_of)
         failed = self._round(new, digests, again, MAX_CONSECUTIVE_FAILURES)
         if not self._loads_model:  # a model would fail again
             self._round(failed, digests, again, math.inf)
 
     def _round(
-        self, rows: Sequence[int], digests: Mapping[int, str], again: bool, most: float
+        self,
+        rows: Sequence[int],
+        digests: Mapping[int, str],
+        again: bool,
+        most: float,
     ) -> list[int]:
         """Ask about rows, and return those without an answer, but not those that were refused.
 

@@ -102,11 +102,15 @@ def _copy_captions(
     tables.write(output, table, tables.CAPTIONS, AnswersMetadata(file))
 
 
-def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
+def gather_captions(
+    images_path: str, shard_paths: Sequence[str], output: str
+) -> None:
     """Write the rows of all shards, of captions or of class scores, in the order of the index."""
     metadata = [tables.read_metadata(path, AnswersMetadata) for path in shard_paths]
     rows = pa.concat_tables(map(tables.read, shard_paths))
-    schema = tables.CLASS_SCORES if "options" in rows.column_names else tables.CAPTIONS
+    schema = (
+        tables.CLASS_SCORES if "options" in rows.column_names else tables.CAPTIONS
+    )
     index, _ = tables.read_unlabelled(images_path, training=True)
     ids = rows[0]  # the first column of both
     rows = rows.take(pc.index_in(index["image_id"], ids))

@@ -60,7 +60,9 @@ class Request:
 class Layout:
     """How the images of a request become the pictures that the model sees."""
 
-    canvas: int | None = None  # side of the square picture of several images, pixels
+    canvas: int | None = (
+        None  # side of the square picture of several images, pixels
+    )
     max_side: int | None = None  # a larger image is scaled down to this many pixels
     # Then each picture is scaled to a square of this side, pixels.
     square: int | None = None
@@ -110,9 +112,13 @@ class Questions:
     ) -> None:
         self.prompt, self.layout, self.shard = prompt, layout, shard
         # The index of the N training images.
-        self.images, self.classnames = tables.read_unlabelled(images_path, training=True)
+        self.images, self.classnames = tables.read_unlabelled(
+            images_path, training=True
+        )
         image_ids = self.images["image_id"].to_pylist()
-        self.labels = list[int]()  # N pseudo-labels; empty where the prompt names none
+        self.labels = list[
+            int
+        ]()  # N pseudo-labels; empty where the prompt names none
         if layout.canvas or PLACE in prompt:
             if pseudo_labels_path is None:
                 raise UserError(
@@ -127,7 +133,9 @@ class Questions:
             members = draw_groups(image_ids, self.labels)
         number, of = map(int, shard.split("/"))
         # The image that a row is about or was drawn for, and those of its request: int [R, n].
-        self.rows = np.flatnonzero([shard_of(name, of) == number for name in image_ids])
+        self.rows = np.flatnonzero(
+            [shard_of(name, of) == number for name in image_ids]
+        )
         self.members = members[self.rows]
         # Rows to ask about, the first one first.
         self.order: Sequence[int] = range(len(self.rows))
@@ -138,8 +146,13 @@ class Questions:
             chosen = self._by_doubt(pseudo_labels_path, classifier_path)
             chosen = chosen[~is_answered[chosen]][:max_images]
             row_of = {image: row for row, image in enumerate(self.rows.tolist())}
-            self.order = [row_of[image] for image in chosen.tolist() if image in row_of]
-            self.wanted = {*self.order, *np.flatnonzero(is_answered[self.rows]).tolist()}
+            self.order = [
+                row_of[image] for image in chosen.tolist() if image in row_of
+            ]
+            self.wanted = {
+                *self.order,
+                *np.flatnonzero(is_answered[self.rows]).tolist(),
+            }
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,14 +173,20 @@ class Questions:
         """Return the columns of the table of answers; `answer` is None where none was wanted."""
         raise NotImplementedError
 
-    def about(self, row: int, prompt: str, choices: Choices | None = None) -> Request:
+    def about(
+        self, row: int, prompt: str, choices: Choices | None = None
+    ) -> Request:
         """Return a request about the images of a row, without its pictures."""
-        paths, checksums = (self.of_members(row, name) for name in ("path", "checksum"))
+        paths, checksums = (
+            self.of_members(row, name) for name in ("path", "checksum")
+        )
         return Request(row, (), prompt, choices, paths, checksums)
 
     def of_members(self, row: int, column: str) -> list[Any]:
         """Return a column of the index for the images of a row."""
-        return [self.images[column][int(image)].as_py() for image in self.members[row]]
+        return [
+            self.images[column][int(image)].as_py() for image in self.members[row]
+        ]
 
     def _by_doubt(
         self, pseudo_labels_path: str | None, classifier_path: str | None
@@ -191,7 +210,9 @@ class Questions:
         if answers_path is None:
             return np.zeros(len(self.images), bool)
         saved = AnswerFile(Path(answers_path), self.images, self.classnames).read()
-        known = [one.image_id for one in saved.answers.values() if one.kind != UNSURE]
+        known = [
+            one.image_id for one in saved.answers.values() if one.kind != UNSURE
+        ]
         found: np.ndarray = pc.is_in(
             self.images["image_id"], pa.array(known, pa.string())
         ).to_numpy()
@@ -223,7 +244,9 @@ def draw_groups(image_ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
 def _keys(image_id: str) -> list[int]:
     """Return four random numbers that depend on nothing but the arguments."""
     state = hashlib.sha256(f"{SEED} {image_id}".encode()).digest()
-    return [int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE)]
+    return [
+        int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE)
+    ]
 
 
 def _of_class(keys: np.ndarray) -> np.ndarray:
@@ -231,7 +254,9 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
     n = len(keys)
     if n < GROUP_SIZE:
         return keys % n
-    orders = np.argsort(keys, axis=0, kind="stable")  # [n, 4]: the image at each place
+    orders = np.argsort(
+        keys, axis=0, kind="stable"
+    )  # [n, 4]: the image at each place
     places = np.argsort(orders, axis=0)  # [n, 4]: the place of each image
     groups = np.empty((n, GROUP_SIZE), np.int64)
     for turn in range(GROUP_SIZE):

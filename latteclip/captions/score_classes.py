@@ -86,7 +86,10 @@ class ClassQuestions(Questions):
     scoring = True
 
     def offer(
-        self, pseudo_labels_path: str, class_embeddings_path: str, scores: ScoresSection
+        self,
+        pseudo_labels_path: str,
+        class_embeddings_path: str,
+        scores: ScoresSection,
     ) -> None:
         """Choose the options of each image, before its request."""
         if NONE in self.classnames:
@@ -98,7 +101,9 @@ class ClassQuestions(Questions):
         k = len(self.classnames)
         if k > (MAX_DECISIONS if scores.kind == DECISIONS else ALL_UP_TO):
             k = TOPK
-        best, _ = classify_table(pseudo_labels_path, self.images["image_id"], classifier, k)
+        best, _ = classify_table(
+            pseudo_labels_path, self.images["image_id"], classifier, k
+        )
         self.options = best[self.rows]  # int32 [R, K]
         self.settings = scores
         # Of the classes, if decisions are asked for.
@@ -109,7 +114,9 @@ class ClassQuestions(Questions):
         names = self._names(row)
         kind = str(self.settings.kind)
         if kind == LIKELIHOOD:
-            texts = tuple(fill(self.settings.answer or ANSWER, name) for name in names)
+            texts = tuple(
+                fill(self.settings.answer or ANSWER, name) for name in names
+            )
             return self.about(row, self.prompt, Choices(kind, texts))
         listed = [[names[i] for i in order] for order in self._orders(row)]
         texts, ask = letters_of(len(names)), letters_prompt
@@ -153,7 +160,10 @@ class ClassQuestions(Questions):
         [checksum] = self.of_members(row, "checksum")
         content = checksum.hex()
         return [
-            sorted(range(len(names)), key=lambda i: digest(str(number), content, names[i]))
+            sorted(
+                range(len(names)),
+                key=lambda i: digest(str(number), content, names[i]),
+            )
             for number in range(ORDERS)
         ]
 
@@ -170,7 +180,8 @@ def letters_prompt(options: Sequence[str]) -> str:
     """Return the question, with a line for each option and one for none of them."""
     letters = letters_of(len(options))
     lines = [
-        f"{letter}. {name}" for letter, name in zip(letters, [*options, NONE], strict=True)
+        f"{letter}. {name}"
+        for letter, name in zip(letters, [*options, NONE], strict=True)
     ]
     return "\n".join([QUESTION, *lines, INSTRUCTION])
 

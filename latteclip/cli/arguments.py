@@ -69,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
     parser.description, _, parser.epilog = text.partition("\n\n")
     if "\n  " in parser.epilog:  # it is laid out
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    helps = OPTIONS | dict(re.findall(r"^    (\w+): (.+(?:\n      .+)*)", about, re.M))
+    helps = OPTIONS | dict(
+        re.findall(r"^    (\w+): (.+(?:\n      .+)*)", about, re.M)
+    )
     positional = [parameter.arg for parameter in function.args.posonlyargs]
     for parameter, default in _parameters(function.args):
         dest = parameter.arg
@@ -87,12 +89,17 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
 def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
     """Return the parameters with their defaults; None: there is no default."""
     first = [*signature.posonlyargs, *signature.args]
-    defaults = [*[None] * (len(first) - len(signature.defaults)), *signature.defaults]
+    defaults = [
+        *[None] * (len(first) - len(signature.defaults)),
+        *signature.defaults,
+    ]
     keywords = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
     return [*zip(first, defaults, strict=True), *keywords]
 
 
-def _add_option(parser: argparse.ArgumentParser, option: str, **options: Any) -> None:
+def _add_option(
+    parser: argparse.ArgumentParser, option: str, **options: Any
+) -> None:
     if "action" not in options and "choices" not in options:
         options["metavar"] = option.upper()
     if "nargs" in options:
@@ -129,7 +136,9 @@ def first_line(module: str, name: str) -> str:
 def _function(module: str, name: str) -> ast.FunctionDef:
     file = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
     tree = ast.parse(file.read_bytes())
-    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    return next(
+        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name
+    )
 
 
 def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
@@ -144,7 +153,9 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     signature = inspect.signature(function)
     values = {key: getattr(arguments, key) for key in signature.parameters}
     for key, text in values.items():
-        if any(map(_is_record, (hints[key], *get_args(hints[key])))):  # or a list of some
+        if any(
+            map(_is_record, (hints[key], *get_args(hints[key])))
+        ):  # or a list of some
             values[key] = from_json(hints[key], text, key)
     bound = inspect.BoundArguments(signature, values)
     return function(*bound.args, **bound.kwargs)
@@ -154,4 +165,6 @@ def _is_record(kind: Any) -> bool:
     """Return whether a type is a dataclass, or a section of the configuration."""
     from pydantic import BaseModel  # here: --help does without
 
-    return is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+    return is_dataclass(kind) or (
+        isinstance(kind, type) and issubclass(kind, BaseModel)
+    )

@@ -82,7 +82,10 @@ def machine() -> Iterator[Finding]:
     text = f"{os.cpu_count()} cores; {total:.0f} GiB of memory"
     yield level, f"{text}, the captioner and two jobs need {MEMORY_WANTED}"
     if os.environ.get("SLURM_CONF") and not any(map(os.path.isfile, SLURM_FILES)):
-        yield "warning", "srun inside a job does not see SLURM_CONF; see docs/cluster.md"
+        yield (
+            "warning",
+            "srun inside a job does not see SLURM_CONF; see docs/cluster.md",
+        )
 
 
 def disk() -> Iterator[Finding]:
@@ -92,7 +95,10 @@ def disk() -> Iterator[Finding]:
         free = shutil.disk_usage(place).free / GIB
         is_usable = free >= DISK_NEEDED and os.access(place, os.W_OK)
         text = f"{free:.0f} GiB free in {place}, where files must be written"
-        yield "ok" if is_usable else "warning", f"{text}; a large dataset and LLaVA need 40"
+        yield (
+            "ok" if is_usable else "warning",
+            f"{text}; a large dataset and LLaVA need 40",
+        )
 
 
 def gpu() -> Iterator[Finding]:
@@ -120,12 +126,17 @@ def vllm() -> Iterator[Finding]:
     number, device = _import(VLLM)
     text = f"vLLM {number}, built for {device}"
     if device != "cuda" and devices.visible():
-        yield "warning", f"{text}, although there is a GPU; run make install KIND=cuda"
+        yield (
+            "warning",
+            f"{text}, although there is a GPU; run make install KIND=cuda",
+        )
     else:
         yield "ok", text
 
 
-def check_captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
+def check_captioner(
+    pairs: Sequence[str], files: Sequence[str]
+) -> Iterator[Finding]:
     """Report whether the captioner's server takes the key, or the cache has its model."""
     from snakemake.cli import parse_config
 
@@ -161,21 +172,30 @@ def _weights(model: str, revision: str | None) -> Finding:
     config = try_to_load_from_cache(model, "config.json", revision=revision)
     if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
         return "ok", f"{model} is in the cache of Hugging Face"
-    return "note", f"{model} is not in the cache of Hugging Face; a run downloads it"
+    return (
+        "note",
+        f"{model} is not in the cache of Hugging Face; a run downloads it",
+    )
 
 
 def hub() -> Iterator[Finding]:
     """Report whether Hugging Face can be reached."""
     if constants.HF_HUB_OFFLINE:
-        yield "note", "HF_HUB_OFFLINE is set; models must be in the cache, or folders"
+        yield (
+            "note",
+            "HF_HUB_OFFLINE is set; models must be in the cache, or folders",
+        )
         return
-    remedy = (
-        "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
+    remedy = "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
+    yield (
+        "ok",
+        f"{constants.ENDPOINT} answers ({_status(constants.ENDPOINT, remedy)})",
     )
-    yield "ok", f"{constants.ENDPOINT} answers ({_status(constants.ENDPOINT, remedy)})"
 
 
-def _status(address: str, remedy: str, headers: dict[str, str] | None = None) -> int:
+def _status(
+    address: str, remedy: str, headers: dict[str, str] | None = None
+) -> int:
     """Return the status with which a server answers, or raise UserError with the remedy."""
     try:
         return requests.get(
@@ -190,7 +210,9 @@ def _status(address: str, remedy: str, headers: dict[str, str] | None = None) ->
 def _import(code: str) -> Any:
     """Return the JSON that code prints last in a new interpreter."""
     command = (sys.executable, "-c", f"import json{code}")
-    lines = output_of(*command, remedy="run make install again", timeout=IMPORT_TIMEOUT)
+    lines = output_of(
+        *command, remedy="run make install again", timeout=IMPORT_TIMEOUT
+    )
     return json.loads(lines[-1])
 
 

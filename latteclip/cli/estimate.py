@@ -41,7 +41,9 @@ ASKING = {
 TRAINING = ("finetune", "find_learning_rate")  # grow with images and epochs
 STARTS_ONLY = "evaluate_classifier"  # a job that does little but start
 # What logs say of the seconds of work.
-WORK = re.compile(r"^(?:Asked|Encoded|Indexed|Trained) .* in ([\d.]+) s", re.MULTILINE)
+WORK = re.compile(
+    r"^(?:Asked|Encoded|Indexed|Trained) .* in ([\d.]+) s", re.MULTILINE
+)
 NOTE = """\
   Each stage grows with the images, without the time of loading. Jobs count one after another.
   Downloads, and stages that the limited run has not reached, do not count."""
@@ -128,13 +130,20 @@ def estimate(datasets: Sequence[str]) -> str:
 def _lines(name: str) -> Iterator[str]:
     limit = max(map(_limit, RESULTS.glob(f"{name}_*")), default=0) or LIMIT
     folder = RESULTS / f"{name}_{limit}"
-    noted = run_options.read_options(folder.name) or run_options.read_options(name) or {}
+    noted = (
+        run_options.read_options(folder.name)
+        or run_options.read_options(name)
+        or {}
+    )
     options = {**noted, "dataset": name}
     whole, limited = (
-        Run(layers.defaults(), {**options, "limit": n}).datasets[0] for n in (None, limit)
+        Run(layers.defaults(), {**options, "limit": n}).datasets[0]
+        for n in (None, limit)
     )
     index = folder / "images.parquet"
-    drawn_from = index.is_file() and tables.read_metadata(index, IndexMetadata).drawn_from
+    drawn_from = (
+        index.is_file() and tables.read_metadata(index, IndexMetadata).drawn_from
+    )
     before, after = counts_of(limited), counts_of(whole)
     if before and drawn_from:
         test = drawn_from.get("test", 0)
@@ -150,22 +159,32 @@ def _lines(name: str) -> Iterator[str]:
             yield f"  {_requests(captioner, after)}"
 
 
-def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> Iterator[str]:
+def _stages(
+    dataset: Dataset, folder: Path, before: Counts, after: Counts
+) -> Iterator[str]:
     """Yield the hours of each stage in the full run, and the disk."""
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
-    starting = min((s for cost, s in costs if cost.rule == STARTS_ONLY), default=0.0)
+    starting = min(
+        (s for cost, s in costs if cost.rule == STARTS_ONLY), default=0.0
+    )
     images = sum(after) / sum(before)
     hours: dict[str, float] = defaultdict(float)
     for cost, seconds in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
-        found = WORK.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
+        found = (
+            WORK.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
+        )
         work = sum(map(float, found)) if found else max(0.0, seconds - starting)
         growth = images
         if cost.rule in ASKING:
             name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-            of_labeller = (each for each in dataset.captioners if each.name == name != "")
+            of_labeller = (
+                each for each in dataset.captioners if each.name == name != ""
+            )
             captioner = next(of_labeller, dataset.captioner(ASKING[cost.rule]))
-            growth = n_requests(captioner, after) / max(1, n_requests(captioner, before))
+            growth = n_requests(captioner, after) / max(
+                1, n_requests(captioner, before)
+            )
         elif cost.rule in TRAINING:
             keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
             growth = samples(keys, after.train) / samples(keys, before.train)
@@ -173,7 +192,11 @@ def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> It
     yield f"{dataset.whole}, by {folder}: {sum(after):,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    ]
     # Models keep their size, and some files have several names.
     size = sum(
         f.stat().st_size * (1 if f.suffix == ".safetensors" else images)
@@ -186,4 +209,8 @@ def _stages(dataset: Dataset, folder: Path, before: Counts, after: Counts) -> It
 def samples(section: FinetuneSection, n: int) -> int:
     """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
     recipe = recipe_for(section, n, lr=1.0)
-    return recipe.epochs * steps_per_epoch(n, recipe.batch_size) * min(recipe.batch_size, n)
+    return (
+        recipe.epochs
+        * steps_per_epoch(n, recipe.batch_size)
+        * min(recipe.batch_size, n)
+    )

@@ -28,7 +28,9 @@ class Machine:
         self.is_module = not workflow.modifier.is_main_snakefile()
         self.provider = workflow.storage_settings.default_storage_provider
         # Resources by name, of the profile or the command line.
-        self.default_resources = dict(workflow.resource_settings._parsed_default_resources)
+        self.default_resources = dict(
+            workflow.resource_settings._parsed_default_resources
+        )
         # Where files of parameters lie, whose paths Snakemake does not change: results, also in a
         # storage, and folders that no storage holds.
         modifier = workflow.modifier.path_modifier
@@ -40,7 +42,9 @@ class Machine:
         self.prints_little = self.prints and not workflow.output_settings.verbose
         # Snakemake prints no errors then, but for those of a dry run.
         quiet = workflow.output_settings.quiet or ()
-        self.is_quiet = Quietness.ALL in quiet and not workflow.output_settings.dryrun
+        self.is_quiet = (
+            Quietness.ALL in quiet and not workflow.output_settings.dryrun
+        )
 
     def load(self, config: Mapping[str, Any]) -> Run:
         """Return the run of the configuration, given that of the command line or another workflow.
@@ -65,7 +69,9 @@ class Machine:
         try:
             yield
         except (UserError, OSError) as error:
-            sys.tracebacklimit = 0  # Snakemake prints the sentence without the stack
+            sys.tracebacklimit = (
+                0  # Snakemake prints the sentence without the stack
+            )
             sentence = refused_by_system(error) or str(error)
             if self.is_quiet:
                 print(sentence, file=sys.stderr)
@@ -75,17 +81,25 @@ class Machine:
     def is_cluster(self) -> bool:
         """Whether jobs go to other machines, also in a dry run."""
         # `use_threads` is of the executor that was asked for, `non_local_exec` of the dry run.
-        return self._workflow.execution_settings is not None and self._workflow.use_threads
+        return (
+            self._workflow.execution_settings is not None
+            and self._workflow.use_threads
+        )
 
     @property
     def runs_jobs(self) -> bool:
         """Whether jobs will run, unlike in a dry run and in `latteclip status`."""
-        return self._workflow.execution_settings is not None and not self._workflow.dryrun
+        return (
+            self._workflow.execution_settings is not None
+            and not self._workflow.dryrun
+        )
 
     @property
     def is_dry_run(self) -> bool:
         """Whether this is a dry run that came to its plan."""
-        return self._workflow.output_settings.dryrun and self._workflow.dag is not None
+        return (
+            self._workflow.output_settings.dryrun and self._workflow.dag is not None
+        )
 
     @property
     def pending(self) -> set[str]:
@@ -123,7 +137,9 @@ class Machine:
     @property
     def logs(self) -> list[str]:
         """The files of Snakemake's log."""
-        return [os.path.relpath(f) for f in self._workflow.logger_manager.get_logfile()]
+        return [
+            os.path.relpath(f) for f in self._workflow.logger_manager.get_logfile()
+        ]
 
     @property
     def cores(self) -> int:
@@ -157,7 +173,11 @@ class Machine:
         folder = dataset.keys.source.folder
         if folder is None:
             return jobs.made_folder(dataset)[0]
-        return folder if self.is_module else jobs.FOLDER_LINK.format(dataset=dataset.name)
+        return (
+            folder
+            if self.is_module
+            else jobs.FOLDER_LINK.format(dataset=dataset.name)
+        )
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
     def folder_state(self, dataset: Dataset) -> str:

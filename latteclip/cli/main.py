@@ -151,7 +151,9 @@ def add_log_file(file: str) -> None:
 def _is_for_run(record: logging.LogRecord) -> bool:
     """Return whether a message is ours, and a warning, an error, or one with FOR_RUN."""
     is_own = record.name.partition(".")[0] == "latteclip"
-    return is_own and (record.levelno >= logging.WARNING or hasattr(record, "is_for_run"))
+    return is_own and (
+        record.levelno >= logging.WARNING or hasattr(record, "is_for_run")
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -159,7 +161,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(
-            2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n"
+            2,
+            f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n",
         )
 
 
@@ -167,11 +170,18 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the command line: the commands of users, and the stage of the workflow in `given`."""
     layout = argparse.RawDescriptionHelpFormatter
     top = Parser(
-        prog="latteclip", description=DESCRIPTION, epilog=EPILOG, formatter_class=layout
+        prog="latteclip",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=layout,
     )
-    top.add_argument("--version", action="version", version=f"latteclip {__version__}")
+    top.add_argument(
+        "--version", action="version", version=f"latteclip {__version__}"
+    )
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    word = next((word for word in given if not word.startswith("-")), "").replace("-", "_")
+    word = next((word for word in given if not word.startswith("-")), "").replace(
+        "-", "_"
+    )
     stage = {word: STAGES[word]} if word in STAGES else {}
     for name, module in {**COMMANDS, **stage}.items():
         options: dict[str, Any] = {}
@@ -213,7 +223,9 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace) -> int:
-    with Signals().received(signal.SIGTERM):  # as Ctrl-C: temporary files are removed
+    with Signals().received(
+        signal.SIGTERM
+    ):  # as Ctrl-C: temporary files are removed
         if file := getattr(args, "log", None):
             add_log_file(file)
         result = args.run(args)
@@ -234,6 +246,12 @@ def workflow(arguments: Sequence[str], /) -> NoReturn:
     from latteclip.config import layers
 
     sys.stdout.flush()
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(layers.SNAKEFILE)]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(layers.SNAKEFILE),
+    ]
     # It gets all signals.
     os.execv(sys.executable, [*command, "--directory", ".", *arguments])

@@ -38,7 +38,9 @@ TRACEBACK = "Traceback (most recent call last):"
 MAX_MESSAGE = 2_000  # characters
 STREAM = "DefaultStreamHandler"  # the name of Snakemake's handler for the terminal
 NOTHING = "Nothing to be done"  # begins what Snakemake says of a run without jobs
-REFUSED = "SLURM sbatch failed"  # begins what the executor says of a job that has no log
+REFUSED = (
+    "SLURM sbatch failed"  # begins what the executor says of a job that has no log
+)
 STALE = (
     "Results of later stages, if there are any, are those of an earlier run. The next run makes "
     "them again, and `latteclip status` lists them."
@@ -47,7 +49,9 @@ OLD_PAGE = (
     "This page is older than its data: a run has begun that will write it again. If that run "
     "failed, run again:"
 )
-COMMAND = "CalledProcessError in file"  # in what Snakemake says of a job that failed
+COMMAND = (
+    "CalledProcessError in file"  # in what Snakemake says of a job that failed
+)
 REASONS = "Reasons:"  # begins a list of the jobs by their reasons
 # What the inputs and outputs of a job say too, in the reason for which it will run.
 OF_FILES = re.compile(
@@ -60,7 +64,9 @@ MAIN = '<main id="main" class="wrap">'  # begins the text of a page
 class Handlers:
     """The handlers of the Snakefile."""
 
-    def __init__(self, config: Mapping[str, Any], run: Run, machine: Machine) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], run: Run, machine: Machine
+    ) -> None:
         self._config = config
         self._run = run
         self._machine = machine
@@ -79,7 +85,9 @@ class Handlers:
         run, machine = self._run, self._machine
         with machine.errors():
             status.refuse_second_run()  # Snakemake's lock sees live runs only
-            checks.refuse_unanswered(run, machine.pending, has_gpus=machine.has_gpus)
+            checks.refuse_unanswered(
+                run, machine.pending, has_gpus=machine.has_gpus
+            )
         self._link_folders()
         command = run_options.rerun_command(self._config)
         for output in machine.mark_followers():
@@ -125,7 +133,9 @@ class Handlers:
         atexit.register(print, "", *lines, sep="\n", file=sys.stderr, flush=True)
 
     def _logs(self) -> list[str]:
-        return [f"All of Snakemake's messages are in {f}." for f in self._machine.logs]
+        return [
+            f"All of Snakemake's messages are in {f}." for f in self._machine.logs
+        ]
 
     def _print(self, lines: Iterable[str]) -> None:
         """Print to stderr as Snakemake does, but not with `--quiet all`."""
@@ -147,14 +157,21 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
         labels = f"{results}/fused_labels.parquet"
         if labels in outputs:
             yield f"{name}: the labels are in {labels}."
-            report = fusion_report.read_fusion_report(Path(results, fusion_report.NAME))
+            report = fusion_report.read_fusion_report(
+                Path(results, fusion_report.NAME)
+            )
             if right := report.labels_right:
                 yield f"{name}: {fusion_report.in_words(right)}"
             else:
                 yield f"Next, to improve and check them: latteclip teach {quoted}"
-            export = f"latteclip labels export {quoted} --format csv --output labels.csv"
+            export = (
+                f"latteclip labels export {quoted} --format csv --output labels.csv"
+            )
             yield f"Next, to use them: {export}"
-        models = f"{results}/model{run.suffix}", f"{results}/image_prototypes/seed0/model"
+        models = (
+            f"{results}/model{run.suffix}",
+            f"{results}/image_prototypes/seed0/model",
+        )
         model = next((model for model in models if model in outputs), None)
         if model:
             predict = f"latteclip predict {shlex.quote(model)} new-photos"
@@ -217,7 +234,9 @@ class JobLines(logging.Filter):
         if event == LogEvent.JOB_INFO:
             now = time.strftime("%H:%M:%S")
             words = status.in_words(dict(record.wildcards or {})) or status.SHARED
-            print(f"{now}  {record.rule_name} ({words})", file=sys.stderr, flush=True)
+            print(
+                f"{now}  {record.rule_name} ({words})", file=sys.stderr, flush=True
+            )
         if event == LogEvent.JOB_ERROR:  # jobs that failed are reported at the end
             return str(record.rule_msg).startswith(REFUSED)
         text = str(record.msg)

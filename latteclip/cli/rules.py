@@ -41,7 +41,9 @@ def part(wildcards: Any) -> str:
     """Return a parameter: the option with the shard or the labeller of a job of captions."""
     if "shard" in wildcards.keys():
         return f"--shard {wildcards.shard}/{wildcards.shards}"
-    return f"--labeller {wildcards.labeller}" if "labeller" in wildcards.keys() else ""
+    return (
+        f"--labeller {wildcards.labeller}" if "labeller" in wildcards.keys() else ""
+    )
 
 
 def file_names(*names: str) -> OfJob:
@@ -82,7 +84,9 @@ class Rules:
 
         def answer(wildcards: Any) -> Any:
             with self._machine.errors():
-                objects = [self._object(name, wildcards) for name in names or ("dataset",)]
+                objects = [
+                    self._object(name, wildcards) for name in names or ("dataset",)
+                ]
                 return function(*objects)
 
         return answer
@@ -156,28 +160,40 @@ class Rules:
             return math.ceil(threads / max(1, number(wildcards)))
 
         # SLURM gives so many cores to each task of a job, and starts one task for each GPU.
-        resources: dict[str, Any] = {"gpu": number, "cpus_per_gpu": cores, "nodes": 1}
+        resources: dict[str, Any] = {
+            "gpu": number,
+            "cpus_per_gpu": cores,
+            "nodes": 1,
+        }
         defaults = self._machine.default_resources
         for name in defaults:
             if name.startswith(GPU_JOB):
                 usual = name.removeprefix(GPU_JOB)
-                resources[usual] = _either(number, defaults[name], defaults.get(usual))
+                resources[usual] = _either(
+                    number, defaults[name], defaults.get(usual)
+                )
         return resources
 
-    def memory(self, least: int, per_million: int, loads_images: bool = False) -> OfJob:
+    def memory(
+        self, least: int, per_million: int, loads_images: bool = False
+    ) -> OfJob:
         """Return MB that grow with the images, threads that load some, and half each attempt."""
 
         def answer(wildcards: Any, input: Any, attempt: int, threads: int) -> int:
             images = self._images(wildcards, input)
             loading = PROCESS * threads if loads_images else 0
             return int(
-                (least + per_million * images / 1e6 + loading) * 1.5 ** (attempt - 1)
+                (least + per_million * images / 1e6 + loading)
+                * 1.5 ** (attempt - 1)
             )
 
         return answer
 
     def minutes(
-        self, least: int, images_per_second: float, passes: OfJob = lambda wildcards: 1
+        self,
+        least: int,
+        images_per_second: float,
+        passes: OfJob = lambda wildcards: 1,
     ) -> OfJob:
         """Return minutes that grow with the images, the passes over them, and attempts.
 
@@ -193,7 +209,10 @@ class Rules:
 
     def _images(self, wildcards: Any, input: Any) -> int:
         """Return the images of the index, or of the dataset's file if there is no index here."""
-        if "images" not in input.keys() or self._machine.provider not in (None, "fs"):
+        if "images" not in input.keys() or self._machine.provider not in (
+            None,
+            "fs",
+        ):
             stated = self._run.dataset(wildcards.dataset).keys.split.counts
             return stated.get("train", 0) + stated.get("test", 0)
         from pyarrow.parquet import read_metadata
@@ -201,5 +220,7 @@ class Rules:
         stored = self._machine.provider is not None
         index = input.images.storage_object.query if stored else str(input.images)
         if not os.path.isfile(index):  # Snakemake asks again later
-            raise FileNotFoundError(errno.ENOENT, "There is none yet", str(input.images))
+            raise FileNotFoundError(
+                errno.ENOENT, "There is none yet", str(input.images)
+            )
         return int(read_metadata(index).num_rows)

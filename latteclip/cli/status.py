@@ -76,7 +76,9 @@ def _jobs(options: Sequence[str]) -> Iterator[Job]:
     )
     if run.returncode:
         raise UserError(f"Snakemake failed: {run.stderr.strip()}")
-    return (json.loads(line) for line in run.stdout.splitlines() if line.startswith("{"))
+    return (
+        json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")
+    )
 
 
 async def summary(dag: Any, detailed: bool = False) -> AsyncIterator[str]:
@@ -110,7 +112,9 @@ async def summary(dag: Any, detailed: bool = False) -> AsyncIterator[str]:
 def in_words(wildcards: Mapping[str, str]) -> str:
     """Return the values of wildcards: flyp, seed 0."""
     numbers = ("seed", "shard")
-    return ", ".join(f"{k} {v}" if k in numbers else v for k, v in wildcards.items())
+    return ", ".join(
+        f"{k} {v}" if k in numbers else v for k, v in wildcards.items()
+    )
 
 
 def _why(reason: Any, *, exists: bool) -> str:
@@ -134,7 +138,9 @@ def _table(jobs: Sequence[Job]) -> Iterator[str]:
         n_done = sum(job["state"] == "done" for job in of_dataset)
         yield f"{for_terminal(name)}: {n_done} of {len(of_dataset)} jobs done"
         for job in of_dataset:
-            what = f"{job['state']:7}  {job['rule']:22}  {job['run']:34}  {job['why']}"
+            what = (
+                f"{job['state']:7}  {job['rule']:22}  {job['run']:34}  {job['why']}"
+            )
             yield f"  {what}".rstrip()
         yield ""
 

@@ -23,7 +23,9 @@ from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
 CLASSIFIER = "prototypes.safetensors"  # file in a model's folder
-ENCODERS = "image_encoders"  # folder in it, with a folder 0, 1, ... for each encoder
+ENCODERS = (
+    "image_encoders"  # folder in it, with a folder 0, 1, ... for each encoder
+)
 KEY = "classifier"  # names the matrix, and the one entry of the metadata
 BIAS = "classifier_bias"  # names the vector
 ROWS = 2**13  # images whose scores are held at once
@@ -101,7 +103,9 @@ def save_classifier(
     # In one entry of the metadata, for safetensors writes several entries in random order.
     tensors = {KEY: classifier.weights, BIAS: classifier.bias}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {KEY: json.dumps(described, ensure_ascii=False)})
+        save_file(
+            tensors, temporary, {KEY: json.dumps(described, ensure_ascii=False)}
+        )
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
@@ -139,7 +143,8 @@ def classify(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `best_classes` of images [N, D] under a classifier, ROWS images at a time."""
     best = [
-        best_classes(classifier.scores(features[rows]), k) for rows in parts(len(features))
+        best_classes(classifier.scores(features[rows]), k)
+        for rows in parts(len(features))
     ]
     indices, values = zip(*best, strict=True)
     return torch.cat(indices), torch.cat(values)
@@ -168,7 +173,9 @@ class UnknownDetector:
     ) -> Self:
         """Return a detector by the mean of the training images, without a threshold yet."""
         every = parts(len(features))
-        sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]
+        sums = [
+            features[rows][training[rows]].double().sum(dim=0) for rows in every
+        ]
         mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
         return cls(texts, mean, math.inf, described)
 
@@ -176,14 +183,17 @@ class UnknownDetector:
         """Return scores [N] of L2-normalised image features [N, D]."""
         centred = (features[rows] - self.mean for rows in parts(len(features)))
         nearest = [
-            (F.normalize(part, dim=1) @ self.texts.T).amax(dim=1) for part in centred
+            (F.normalize(part, dim=1) @ self.texts.T).amax(dim=1)
+            for part in centred
         ]
         return 1 - torch.cat(nearest)
 
     def save(self, path: str | Path) -> None:
         """Write the detector, whole or not at all."""
         learned = {"mean": self.mean.tolist(), "threshold": self.threshold}
-        save_classifier(path, Classifier.of(self.texts), {**self.described, **learned})
+        save_classifier(
+            path, Classifier.of(self.texts), {**self.described, **learned}
+        )
 
 
 def load_detector(path: str | Path) -> UnknownDetector:

@@ -24,7 +24,9 @@ HANDED_ON = {
     "tokenizer_kwargs": {"clean", "strip_sep_token", "language"},
 }
 CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
-TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
+TEXT_TOWER = (
+    "text_tower"  # folder in it: configuration of a text tower of transformers
+)
 WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files
 # Suffixes of weights that open_clip reads where that file is missing.
 PICKLES = (".bin", ".pth")
@@ -37,7 +39,12 @@ MAX_NUMBER = 10**8
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
 Spread = Annotated[float, Field(ge=0.001, le=1000)]
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
-NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+NOT_OF_THE_NETWORK = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "transformers_version",
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,11 @@ def files(model: str) -> list[Path]:
     """Return the files that may have the weights of a model of a folder or the hub."""
     if model.startswith(HUB):
         return [hub_file(model)]
-    return [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
+    return [
+        path
+        for path in Path(model.removeprefix(FOLDER)).iterdir()
+        if path.is_file()
+    ]
 
 
 def _refuse_code_pickles_and_pipes(folder: Path) -> None:
@@ -117,7 +128,10 @@ def check(whole: dict[str, Any]) -> None:
     """Raise UserError where a configuration has an unknown key or a dangerous value."""
     check_numbers(whole)
     model = section(whole, "model_cfg")
-    towers = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
+    towers = {
+        "vision_cfg": open_clip.CLIPVisionCfg,
+        "text_cfg": open_clip.CLIPTextCfg,
+    }
     for name, cls in towers.items():
         tower = section(model, name)
         try:
@@ -126,7 +140,9 @@ def check(whole: dict[str, Any]) -> None:
             raise UserError(f"model_cfg.{name}: {one_line(error)}.") from None
         for key, known in HANDED_ON.items():
             for unknown in section(tower, key).keys() - known:
-                raise UserError(f"model_cfg.{name}.{key}.{one_line(unknown)} is refused.")
+                raise UserError(
+                    f"model_cfg.{name}.{key}.{one_line(unknown)} is refused."
+                )
     timm_model = section(model, "vision_cfg").get("timm_model_name")
     if timm_model is not None:
         check_timm_name(timm_model)
@@ -144,7 +160,9 @@ def check_timm_name(name: object) -> None:
 
 def fields_of(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return the values that a dataclass has fields for."""
-    return {k: given[k] for k in cls.__dataclass_fields__ if given.get(k) is not None}
+    return {
+        k: given[k] for k in cls.__dataclass_fields__ if given.get(k) is not None
+    }
 
 
 def section(values: dict[str, Any], key: str) -> dict[str, Any]:
@@ -208,9 +226,14 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
 
 def tokenizer(model: str, config: dict[str, Any]) -> Any:
     """Return open_clip's tokenizer, without a stranger's code, and of a folder without network."""
-    options = {"trust_remote_code": False, "local_files_only": model.startswith(FOLDER)}
+    options = {
+        "trust_remote_code": False,
+        "local_files_only": model.startswith(FOLDER),
+    }
     of_transformers = config["text_cfg"].get("hf_tokenizer_name")
-    tokenize = open_clip.get_tokenizer(model, **(options if of_transformers else {}))
+    tokenize = open_clip.get_tokenizer(
+        model, **(options if of_transformers else {})
+    )
     try:
         tokenize(["a"])  # a broken one fails here and not after a training
     except BaseException as error:

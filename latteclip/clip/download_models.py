@@ -17,7 +17,14 @@ from latteclip.core.files import write_json
 log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
 # The files of a captioner that engines read. None runs when it is read: no pickle, no code.
-CAPTIONER_FILES = [f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+CAPTIONER_FILES = [
+    f"*{WEIGHTS}",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.jinja",
+]
 # Other formats of the same weights, and Mistral's second copy of them.
 NOT_READ = ["*/*", "consolidated*"]
 
@@ -44,7 +51,9 @@ def download_model(settings: HubModel, output: str) -> None:
         "image_encoder": _fetch_image_encoder,
     }
     try:
-        repos = {repo: _commit(repo, settings) for repo in fetch[settings.kind](settings)}
+        repos = {
+            repo: _commit(repo, settings) for repo in fetch[settings.kind](settings)
+        }
     except UserError:
         raise
     # Raised by open_clip, transformers, the hub's client or httpx.
@@ -64,7 +73,9 @@ def _fetch_image_encoder(settings: HubModel) -> list[str]:
     """Fetch weights and configuration of an image encoder beside CLIP, and return the repos."""
     encoder = settings.model
     if names := image_encoders.open_clip_names(encoder):
-        return _fetch_clip(HubModel(kind="clip", model=names[0], pretrained=names[1]))
+        return _fetch_clip(
+            HubModel(kind="clip", model=names[0], pretrained=names[1])
+        )
     image_encoders.timm_model(encoder)
     return [image_encoders.repo(encoder)]
 
@@ -104,10 +115,14 @@ def _fetch_clip(settings: HubModel) -> list[str]:
                 f"open_clip lists no model {model!r} with the tag {pretrained!r}; set clip.model "
                 "and clip.pretrained, or open_clip:<model>/<tag>, to a pair that it lists."
             )
-        weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
+        weights = tag["hf_hub"].rpartition("/")[
+            0
+        ]  # <owner>/<name>/<file or nothing>
         open_clip.download_pretrained(tag)
     clip_config.tokenizer(model, config)
-    clip_config.text_tower(model, config)  # whose weights are among those of the model
+    clip_config.text_tower(
+        model, config
+    )  # whose weights are among those of the model
     text = config["text_cfg"]
     repos = dict.fromkeys(
         [weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")]

@@ -46,7 +46,10 @@ class CausalText:
             causal = cls(tower, tower.pool_type, tower.eos_id)
         else:
             return None
-        is_exact = tower.attn_mask is not None and causal.pool_type in ("argmax", "eos")
+        is_exact = tower.attn_mask is not None and causal.pool_type in (
+            "argmax",
+            "eos",
+        )
         return causal if is_exact else None
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -65,7 +68,9 @@ class CausalText:
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         pool = open_clip.transformer.text_global_pool
         projection = tower.text_projection
-        pooled: torch.Tensor = pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)
+        pooled: torch.Tensor = pool(
+            tower.ln_final(x), tokens, self.pool_type, self.eos_id
+        )
         if isinstance(projection, torch.nn.Linear):
             return projection(pooled)  # type: ignore[no-any-return]
         return pooled if projection is None else pooled @ projection
@@ -96,10 +101,16 @@ def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> torch.Tensor:
+def _encode_by_length(
+    clip: Clip, tower: CausalText, tokens: torch.Tensor
+) -> torch.Tensor:
     lengths = tower.lengths(tokens)  # [T]
     order = lengths.argsort(stable=True)
-    size = clip.micro_batch if torch.is_grad_enabled() and clip.micro_batch else len(tokens)
+    size = (
+        clip.micro_batch
+        if torch.is_grad_enabled() and clip.micro_batch
+        else len(tokens)
+    )
     buckets = (bucket.split(size) for bucket in order.chunk(LENGTH_BUCKETS))
     features = []
     for part in itertools.chain.from_iterable(buckets):
@@ -116,7 +127,9 @@ def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
     if clip.micro_batch is None or len(rows) <= clip.micro_batch:
         return encode(rows)
     parts = rows.split(clip.micro_batch)
-    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+    return torch.cat(
+        [checkpoint(encode, part, use_reentrant=False) for part in parts]
+    )
 
 
 def fitting_micro_batch(clip: Clip) -> int:
@@ -141,13 +154,17 @@ def fitting_micro_batch(clip: Clip) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
+def _halving_on_oom(
+    clip: Clip, encode: Encoder, rows: torch.Tensor
+) -> torch.Tensor:
     """Return `encode(rows)` without gradients, in halves each time memory runs out."""
     while True:
         try:
             parts = rows.split(clip.at_once or len(rows))
             return torch.cat([encode(part) for part in parts])
-        except torch.OutOfMemoryError:  # which holds memory until the handler is left
+        except (
+            torch.OutOfMemoryError
+        ):  # which holds memory until the handler is left
             tried = min(len(rows), clip.at_once or len(rows))
         if tried == 1:
             raise UserError(
@@ -193,7 +210,10 @@ def encoded(
     order = loader.in_order(len(files), BATCH)
     batches = loader.batches(files, order, models[0].device, threads)
     for keys, batch in batches:
-        yield keys, [encode_images(clip, clip.normalise(batch)).cpu() for clip in models]
+        yield (
+            keys,
+            [encode_images(clip, clip.normalise(batch)).cpu() for clip in models],
+        )
         progress.add(len(batch))
 
 

@@ -52,7 +52,12 @@ def encode_images(
                     "out of image_encoders."
                 )
             ids = table["image_id"].slice(rows.start, ROWS)
-            add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
+            add(
+                {
+                    "image_id": ids,
+                    "image_features": tables.list_column(part.numpy()),
+                }
+            )
     if model_output:
         with replacing(model_output) as folder:
             model.save(folder)
@@ -75,11 +80,18 @@ class ExamplesSettings(Section):
 
 
 def encode_examples(
-    images_path: str, settings: ExamplesSettings, output: str, *, device: str, threads: int
+    images_path: str,
+    settings: ExamplesSettings,
+    output: str,
+    *,
+    device: str,
+    threads: int,
 ) -> None:
     """Write EXAMPLES: features by CLIP and by each image encoder, side by side."""
     _, classnames = tables.read_unlabelled(images_path, training=True)
-    examples = find_examples(settings.examples_folder, classnames, settings.replacements)
+    examples = find_examples(
+        settings.examples_folder, classnames, settings.replacements
+    )
     paths = [path for path, _ in examples]
     picked = devices.pick(device, threads)
     features = [
@@ -93,5 +105,7 @@ def encode_examples(
     }
     tables.write(output, columns, tables.EXAMPLES)
     log.info(
-        "Encoded %d examples of %d classes.", len(examples), len({*columns["classname"]})
+        "Encoded %d examples of %d classes.",
+        len(examples),
+        len({*columns["classname"]}),
     )

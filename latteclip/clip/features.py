@@ -13,14 +13,18 @@ ROWS = 2**14  # rows of the table that are in memory at once
 
 
 def read_all_features(
-    pseudo_labels_path: str, image_encoders_paths: Sequence[str], image_ids: pa.ChunkedArray
+    pseudo_labels_path: str,
+    image_encoders_paths: Sequence[str],
+    image_ids: pa.ChunkedArray,
 ) -> FeatureMemmap:
     """Return CLIP's features of images, and beside them those of other models [N, D of all]."""
     models = [read_features(pseudo_labels_path, image_ids)]
     models += [read_features(path, image_ids) for path in image_encoders_paths]
     if not image_encoders_paths:
         return models[0]
-    together = FeatureMemmap(len(image_ids), sum(model.shape[1] for model in models))
+    together = FeatureMemmap(
+        len(image_ids), sum(model.shape[1] for model in models)
+    )
     for rows in parts(len(image_ids), ROWS):
         together[rows] = torch.cat([model[rows] for model in models], dim=1)
     return together

@@ -107,7 +107,11 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> Clip:
         import timm  # not at the top: it takes a second
 
         files = timm_model(name)
-        options = {**files.arguments, "pretrained": False, "num_classes": files.outputs}
+        options = {
+            **files.arguments,
+            "pretrained": False,
+            "num_classes": files.outputs,
+        }
         build = partial(timm.create_model, files.architecture, **options)
         clips.check_size(build, [files.weights])
         network: Any = build()
@@ -202,7 +206,9 @@ def encoders_of(
     """Load the image encoders that a classifier needs, or raise UserError if some are missing."""
     folder = model.folder / ENCODERS
     numbers = range(len(model.encoder_widths))
-    encoders = [load(f"{FOLDER}{folder / str(n)}", device, precision) for n in numbers]
+    encoders = [
+        load(f"{FOLDER}{folder / str(n)}", device, precision) for n in numbers
+    ]
     if [encoder.width for encoder in encoders] != model.encoder_widths:
         raise UserError(
             f"{folder} has other image encoders than the classifier of {model.folder} needs; take "

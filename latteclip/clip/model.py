@@ -35,9 +35,15 @@ from latteclip.core.files import from_values, write_json
 log = logging.getLogger(__name__)
 MODEL = "model"  # the folder's name inside that of a run
 Transform = Callable[[Image.Image], torch.Tensor]
-AT_ONCE = 32  # images that a CPU encodes at once: more need memory and are no faster
+AT_ONCE = (
+    32  # images that a CPU encodes at once: more need memory and are no faster
+)
 # Values of clip.precision, with the type of a GPU's matrix products.
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
+PRECISIONS = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+}
 
 
 @dataclass
@@ -127,7 +133,10 @@ class Clip:
             for name, tensor in model.state_dict().items()
         }
         save_file(state, folder / clip_config.WEIGHTS)
-        config = {"model_cfg": self.config, "preprocess_cfg": model.visual.preprocess_cfg}
+        config = {
+            "model_cfg": self.config,
+            "preprocess_cfg": model.visual.preprocess_cfg,
+        }
         (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
         if self.text_tower is not None:
             write_json(folder / TEXT_TOWER / "config.json", self.text_tower)
@@ -136,7 +145,10 @@ class Clip:
 
 
 def load(
-    model: str, pretrained: str | None, device: torch.device, precision: str = "bf16"
+    model: str,
+    pretrained: str | None,
+    device: torch.device,
+    precision: str = "bf16",
 ) -> Clip:
     """Load weights in float32, in evaluation mode, without running code of a model.
 
@@ -158,9 +170,15 @@ def load(
             write_json(Path(folder) / "config.json", tower)
             local = {"hf_model_name": folder, "hf_model_pretrained": False}
             options["text_cfg"] = {**config["text_cfg"], **local}
-        if clip_config.is_foreign(model):  # its configuration may ask for more than it has
+        if clip_config.is_foreign(
+            model
+        ):  # its configuration may ask for more than it has
             build = partial(
-                open_clip.create_model, model, load_weights=False, device="meta", **options
+                open_clip.create_model,
+                model,
+                load_weights=False,
+                device="meta",
+                **options,
             )
             check_size(build, clip_config.files(model))
         with warnings.catch_warnings():
@@ -208,7 +226,9 @@ def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> N
     logging.disable(logging.WARNING)  # that there are no weights
     try:
         with torch.device("meta"):  # takes no memory
-            numbers = sum(tensor.numel() for tensor in build().state_dict().values())
+            numbers = sum(
+                tensor.numel() for tensor in build().state_dict().values()
+            )
     finally:
         logging.disable(before)
     size = sum(path.stat().st_size for path in files)
@@ -224,7 +244,9 @@ def check_finite(network: torch.nn.Module) -> None:
     for name, tensor in network.state_dict().items():
         is_number = tensor.is_floating_point() and tensor.numel()
         # Both extremes of NaN are NaN. Checking each number takes fifteen times as long.
-        if is_number and not all(extreme.isfinite() for extreme in tensor.aminmax()):
+        if is_number and not all(
+            extreme.isfinite() for extreme in tensor.aminmax()
+        ):
             raise UserError(
                 f"its weights {name} are not finite numbers; take another copy, or train again."
             )
@@ -286,7 +308,9 @@ def load_finetuned(
     width = clip.width + sum(described.encoder_widths)
     shape = (len({*described.classnames}), width)
     numbers = torch.cat([classifier.weights.flatten(), classifier.bias.flatten()])
-    has_shapes = classifier.weights.shape == shape and classifier.bias.shape == shape[:1]
+    has_shapes = (
+        classifier.weights.shape == shape and classifier.bias.shape == shape[:1]
+    )
     if not has_shapes or not numbers.isfinite().all():
         raise UserError(
             f"{path} is no classifier of finite numbers, with a name for each class, of the width "

@@ -49,7 +49,9 @@ def _problems(dataset: Dataset) -> Iterator[str]:
     for captioner in dataset.answer_tables:
         whose = f"of the labeller {captioner.name}, " if captioner.name else ""
         yield from (f"{whose}{problem}" for problem in _asked(captioner))
-    of_labellers = (model for labeller in dataset.labellers for model in labeller.models)
+    of_labellers = (
+        model for labeller in dataset.labellers for model in labeller.models
+    )
     for model in (*dataset.all_models, *of_labellers):
         if model.path and not os.path.exists(model.path):
             yield f"the folder of a model, {model.path}, is not there; correct the path."
@@ -76,7 +78,9 @@ def _source(dataset: Dataset) -> Iterator[str]:
     if not folder:
         return
     images = os.path.join(folder, split.images)
-    is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
+    is_readable = os.access(
+        images, os.R_OK | os.X_OK
+    )  # if not, index_images says why
     has_names = named in (DISCOVER, FOLDERS) or split.class_list or split.examples
     if split.kind == "folders" and not has_names and is_readable:
         yield from _class_names(folder, images)
@@ -107,7 +111,9 @@ def _labellers(dataset: Dataset) -> Iterator[str]:
     for labeller in dataset.labellers:
         if names.count(labeller.name) > 1:
             yield f"labellers has two labellers called {labeller.name}; rename one."
-        decides = labeller.captioner or labeller.keys.model_copy(update={"name": ""})
+        decides = labeller.captioner or labeller.keys.model_copy(
+            update={"name": ""}
+        )
         other = same.setdefault(decides, labeller.name)
         if other != labeller.name:
             yield (
@@ -163,7 +169,9 @@ def _asked(captioner: Captioner) -> Iterator[str]:
         yield f"captioner.{key} must be a file of your captions, not {captioner.file}."
 
 
-def refuse_unanswered(run: Run, pending: Collection[str], *, has_gpus: bool) -> None:
+def refuse_unanswered(
+    run: Run, pending: Collection[str], *, has_gpus: bool
+) -> None:
     """Raise UserError if nobody would answer the questions of a run about the pending files.
 
     A server has no address, or a captioner of the hub would take days without a GPU. An empty

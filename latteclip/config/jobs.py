@@ -28,7 +28,9 @@ IMPORT = re.compile(
 PAGES = "latteclip.report.render"  # the module that fills the templates beside it
 # Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
 # values are parameters of their own.
-WITHOUT_EFFECT = re.compile(r"latteclip\.(config\..*|core\.(devices|errors|terminal))")
+WITHOUT_EFFECT = re.compile(
+    r"latteclip\.(config\..*|core\.(devices|errors|terminal))"
+)
 CLASS_TEXTS = ("template", "class_synonyms")  # keys of the texts of the classes
 Paths = list[str]
 Settings = dict[str, Any]
@@ -79,7 +81,10 @@ def _imports(file: Path) -> set[str]:
     """Return the modules that a file imports from the package, without those of no effect."""
     names = set()
     for module, taken in IMPORT.findall(file.read_text("utf-8")):
-        names |= {module, *(f"{module}.{name}" for name in re.findall(r"\w+", taken))}
+        names |= {
+            module,
+            *(f"{module}.{name}" for name in re.findall(r"\w+", taken)),
+        }
     return {
         name
         for name in names
@@ -163,7 +168,10 @@ def write_votes(labeller: Labeller) -> Settings:
 
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
     """Return the features by image encoders beside CLIP."""
-    return [f"{dataset.results}/image_encoders/{encoder}.parquet" for encoder in encoders]
+    return [
+        f"{dataset.results}/image_encoders/{encoder}.parquet"
+        for encoder in encoders
+    ]
 
 
 # Classifiers and trainings.
@@ -171,7 +179,11 @@ def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
 
 def fold(dataset: Dataset, seed: int | str) -> Settings:
     """Return which training images a seed leaves out: another part for each seed of the run."""
-    share, seeds, number = dataset.keys.selection.share, dataset.run.keys.seeds, int(seed)
+    share, seeds, number = (
+        dataset.keys.selection.share,
+        dataset.run.keys.seeds,
+        int(seed),
+    )
     # A seed outside the run, whose model a user asks for by its path, has a part too.
     if share and number in seeds:
         number = seeds.index(number)
@@ -272,15 +284,20 @@ def report_dataset(dataset: Dataset) -> Settings:
         "dataset": dataset.name,
         "baseline": run.keys.table.baseline,
         "main": (able or dataset.methods)[-1].name,
-        "training": None if trains else [*dataset.method_names, registry.RECOMMENDED],
+        "training": None
+        if trains
+        else [*dataset.method_names, registry.RECOMMENDED],
         "suffix": run.suffix,
         "config": {
             "dataset": dataset.name,
             "limit": run.keys.limit,
             "seeds": run.keys.seeds,
-            **keys.model_dump(exclude={"size", "methods", "finetune"}, exclude_none=True),
+            **keys.model_dump(
+                exclude={"size", "methods", "finetune"}, exclude_none=True
+            ),
             "methods": {
-                m.name: m.keys.model_dump(exclude_none=True) for m in dataset.methods
+                m.name: m.keys.model_dump(exclude_none=True)
+                for m in dataset.methods
             },
         },
     }

@@ -37,7 +37,9 @@ from latteclip.config.schema import (
 class SplitSection(Section):
     """How the folder of a dataset is read."""
 
-    kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = "folders"
+    kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = (
+        "folders"
+    )
     """coop: a CoOp split JSON; folders: class folders; csv: a table; lists: a list per split;
     webdataset, parquet: shards
     """
@@ -157,7 +159,9 @@ class ClipSection(Section):
     @classmethod
     def _leave_out_tag(cls, values: Any) -> Any:
         """Leave out `pretrained` where the model's name gives its weights."""
-        if isinstance(values, dict) and str(values.get("model")).startswith(registry.WHOLE):
+        if isinstance(values, dict) and str(values.get("model")).startswith(
+            registry.WHOLE
+        ):
             return {**values, "pretrained": None}
         return values
 
@@ -260,7 +264,9 @@ class LabellerSection(Section):
     def _check_keys(self) -> "LabellerSection":
         record = registry.LABELLERS[self.kind]
         model = str(self.model)
-        names_clip = model.startswith(registry.WHOLE) or re.match("open_clip:.+/.", model)
+        names_clip = model.startswith(registry.WHOLE) or re.match(
+            "open_clip:.+/.", model
+        )
         unused = self.model_fields_set.difference(record.keys, {"name", "kind"})
         wanted = None
         if self.name in registry.RESERVED:
@@ -268,7 +274,9 @@ class LabellerSection(Section):
         elif record.needs and getattr(self, record.needs) is None:
             wanted = f"have the key {record.needs}"
         elif record.loads_clip and not names_clip:
-            wanted = "name its model as open_clip:<model>/<tag>, hf-hub: or local-dir:"
+            wanted = (
+                "name its model as open_clip:<model>/<tag>, hf-hub: or local-dir:"
+            )
         elif unused:
             wanted = f"not have {' or '.join(sorted(unused))} with this kind"
         if wanted:
@@ -303,10 +311,16 @@ class SwitchesSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_parts(self) -> "SwitchesSection":
-        described = (self.class_description, self.image_description, self.group_description)
+        described = (
+            self.class_description,
+            self.image_description,
+            self.group_description,
+        )
         if any(described) and (self.zero_shot_loss or self.finetuned_loss):
             return self
-        raise PydanticCustomError("switches", "It should have a description and a loss on")
+        raise PydanticCustomError(
+            "switches", "It should have a description and a loss on"
+        )
 
 
 class FinetuneSection(Section):
@@ -404,7 +418,9 @@ class DatasetSection(Shared, TermsSection):
 class Config(Shared):
     """The whole configuration."""
 
-    dataset: Several[Name] = Field(default="demo", validate_default=True, min_length=1)
+    dataset: Several[Name] = Field(
+        default="demo", validate_default=True, min_length=1
+    )
     """dataset keys, separated by commas, or all"""
     image_dir: Text | None = None
     """a folder of images for the one dataset that is run"""

@@ -20,7 +20,14 @@ from latteclip.config.registry import (
     Model,
 )
 from latteclip.core.class_templates import PLACE
-from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, TABLES, labeller_table
+from latteclip.core.files import (
+    GROUPS,
+    IMAGES,
+    NAMES,
+    SCORES,
+    TABLES,
+    labeller_table,
+)
 
 if TYPE_CHECKING:
     from latteclip.config.resolve import Dataset
@@ -45,7 +52,9 @@ class Captioner:
     def modules(self) -> list[str]:
         """The modules of the stage that asks, and of its engine."""
         stage = "score_classes" if self.kind == SCORES else "caption"
-        engine = [] if self.engine.reads_file else [f"engines.{self.settings.engine}"]
+        engine = (
+            [] if self.engine.reads_file else [f"engines.{self.settings.engine}"]
+        )
         return [f"latteclip.captions.{name}" for name in (stage, *engine)]
 
     @property
@@ -158,7 +167,9 @@ def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
     return Labeller(dataset, keys, of_run if captioner == of_run else captioner)
 
 
-def _captioner_of(dataset: "Dataset", keys: LabellerSection, asks: str) -> Captioner:
+def _captioner_of(
+    dataset: "Dataset", keys: LabellerSection, asks: str
+) -> Captioner:
     """Return the captioner of a labeller: its keys over those of the dataset."""
     of_run = dataset.keys
     settings = keys.model_dump(include={"model", "engine"}, exclude_none=True)
@@ -179,6 +190,8 @@ def _captioner_of(dataset: "Dataset", keys: LabellerSection, asks: str) -> Capti
         asks,
         of_run.captioner.model_copy(update=settings),
         of_run.scores.model_copy(update=scores),
-        of_run.prompts.model_copy(update={"image": keys.prompt} if keys.prompt else None),
+        of_run.prompts.model_copy(
+            update={"image": keys.prompt} if keys.prompt else None
+        ),
         keys.name,
     )

@@ -30,7 +30,9 @@ class _Loader(yaml.CSafeLoader):
         keys = [str(key.value) for key, _ in node.value]
         if len(set(keys)) < len(keys):
             problem = f"the key {max(keys, key=keys.count)} is there twice"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=problem, problem_mark=node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -70,7 +72,11 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.is_relative_to(CONFIG):
-            package = PACKAGE.relative_to(here) if PACKAGE.is_relative_to(here) else PACKAGE
+            package = (
+                PACKAGE.relative_to(here)
+                if PACKAGE.is_relative_to(here)
+                else PACKAGE
+            )
             text = text.replace("{package}", str(package))
         content = yaml.load(text, _Loader) or {}
     # Also a date of no calendar, and bytes that are not UTF-8.

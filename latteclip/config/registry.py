@@ -64,12 +64,18 @@ class ObjectiveRecord:
     # Kinds of captions that it trains on, unless switched off.
     captions: tuple[str, ...] = ()
     has_text_classifier: bool = False  # only such a classifier can be averaged
-    reads_encoders: bool = False  # whether it classifies by image encoders beside CLIP
+    reads_encoders: bool = (
+        False  # whether it classifies by image encoders beside CLIP
+    )
 
 
 OBJECTIVES = {
-    "zero_shot": ObjectiveRecord(classifier="class_embeddings.safetensors", in_paper=True),
-    "zero_shot_adapted": ObjectiveRecord(classifier="classifiers/adapted.safetensors"),
+    "zero_shot": ObjectiveRecord(
+        classifier="class_embeddings.safetensors", in_paper=True
+    ),
+    "zero_shot_adapted": ObjectiveRecord(
+        classifier="classifiers/adapted.safetensors"
+    ),
     "image_prototypes": ObjectiveRecord(
         classifier="classifiers/image_prototypes.safetensors",
         pseudo_labels=("fused",),
@@ -80,7 +86,10 @@ OBJECTIVES = {
         reads_encoders=True,
     ),
     "flyp": ObjectiveRecord(
-        module="flyp", pseudo_labels=PSEUDO_LABELS, in_paper=True, has_text_classifier=True
+        module="flyp",
+        pseudo_labels=PSEUDO_LABELS,
+        in_paper=True,
+        has_text_classifier=True,
     ),
     "flyp_supervised": ObjectiveRecord(
         module="flyp", is_supervised=True, has_text_classifier=True
@@ -101,7 +110,9 @@ RECOMMENDED = "recommended"  # the method of config.yaml for images of one's own
 class EngineRecord:
     """What writes captions and scores classes."""
 
-    loads_model: bool = False  # whether it loads the model itself, on a GPU if there is one
+    loads_model: bool = (
+        False  # whether it loads the model itself, on a GPU if there is one
+    )
     scores: tuple[str, ...] = ()  # values of scores.kind that it can give
     # The variable of the environment with the address of the server that it sends pictures to.
     address: str | None = None
@@ -116,7 +127,10 @@ ENGINES = {
     "vllm": EngineRecord(loads_model=True, scores=("likelihood", LETTERS)),
     "openai": EngineRecord(address=URL, key=KEY, scores=(LETTERS,)),
     DECISIONS: EngineRecord(
-        address=DECISIONS_URL, key=DECISIONS_KEY, scores=(DECISIONS,), writes_captions=False
+        address=DECISIONS_URL,
+        key=DECISIONS_KEY,
+        scores=(DECISIONS,),
+        writes_captions=False,
     ),
     "transformers": EngineRecord(loads_model=True, scores=("likelihood", LETTERS)),
     "file": EngineRecord(reads_file=True),
@@ -178,4 +192,6 @@ def _model(kind: str, name: str, **others: str | None) -> Model:
 
 def slug(names: Names) -> str:
     """Return names as a part of a file's name."""
-    return "@".join(re.sub(r"[^\w.-]+", "--", name) for name in names.values() if name)
+    return "@".join(
+        re.sub(r"[^\w.-]+", "--", name) for name in names.values() if name
+    )

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import registry
-from latteclip.config.keys import Config, DatasetSection, LabellerSection, MethodSection
+from latteclip.config.keys import (
+    Config,
+    DatasetSection,
+    LabellerSection,
+    MethodSection,
+)
 from latteclip.config.labellers import Captioner, Labeller, labeller_of
 from latteclip.config.layers import Layer, merge
 from latteclip.config.registry import COLUMNS, OBJECTIVES, Model
@@ -43,7 +48,8 @@ class Run:
         self.limit_suffix = "" if self.keys.limit is None else f"_{self.keys.limit}"
         # Image encoders beside CLIP, by the names of their files.
         self.image_encoders = {
-            registry.slug({"model": name}): name for name in self.keys.image_encoders
+            registry.slug({"model": name}): name
+            for name in self.keys.image_encoders
         }
         self.lineage(self.keys.table.baseline, "table.baseline")
         self.datasets = [
@@ -58,7 +64,9 @@ class Run:
     def _chosen(self) -> list[str]:
         """Return the keys of the datasets."""
         known = self.layer["datasets"]
-        names = self.downloadable if self.keys.dataset == ["all"] else self.keys.dataset
+        names = (
+            self.downloadable if self.keys.dataset == ["all"] else self.keys.dataset
+        )
         if self.keys.image_dir:
             self._take_folder(self.keys.image_dir, names, known)
         for name in names:
@@ -69,7 +77,9 @@ class Run:
                 )
         return names
 
-    def _take_folder(self, folder: str, names: list[str], known: dict[str, Any]) -> None:
+    def _take_folder(
+        self, folder: str, names: list[str], known: dict[str, Any]
+    ) -> None:
         """Make `image_dir` the source of the one dataset."""
         values = known.setdefault(names[0], {})
         file = values.get("split", {}).get("file")
@@ -91,7 +101,9 @@ class Run:
     def downloadable(self) -> list[str]:
         """Names of the datasets that can be downloaded."""
         known = self.layer["datasets"].items()
-        return sorted(key for key, each in known if "downloads" in each.get("source", {}))
+        return sorted(
+            key for key, each in known if "downloads" in each.get("source", {})
+        )
 
     def lineage(self, method: str, key: str = "Method") -> list[str]:
         """Return a method that a key names, after those that it is like, the first like no other.
@@ -105,7 +117,9 @@ class Run:
                 raise UserError(unknown(f"{key} {name!r}", name, self.keys.methods))
             if name in lineage:
                 circle = ", ".join([*lineage, name])
-                raise UserError(f"The keys `like` form a circle: {circle}; remove one.")
+                raise UserError(
+                    f"The keys `like` form a circle: {circle}; remove one."
+                )
             lineage.append(name)
             key, name = f"methods.{name}.like", self.keys.methods[name].like
         return lineage[::-1]
@@ -116,9 +130,13 @@ class Run:
         models: list[Model] = []
         for dataset in self.datasets:
             models += dataset.all_models
-            models += [model for each in dataset.captioners for model in each.models]
+            models += [
+                model for each in dataset.captioners for model in each.models
+            ]
             models += [model for each in dataset.labellers for model in each.models]
-        return {registry.slug(model.names): model for model in models if model.names}
+        return {
+            registry.slug(model.names): model for model in models if model.names
+        }
 
 
 class Dataset:
@@ -133,7 +151,9 @@ class Dataset:
         self.folder = run.place(self.results)  # where it lies
         of_dataset = run.layer["datasets"][self.whole]
         merged = merge(run.layer, of_dataset, run.given)
-        self._layer = {k: v for k, v in merged.items() if k in DatasetSection.model_fields}
+        self._layer = {
+            k: v for k, v in merged.items() if k in DatasetSection.model_fields
+        }
         self._layer["methods"] = of_dataset.get("methods", {})
         self.keys = validate(DatasetSection, self._layer)
 
@@ -183,7 +203,9 @@ class Dataset:
     def trainings(self) -> list[tuple["Method", int]]:
         """Each fine-tuning of the run, those of an average included, with its seed."""
         trained = dict.fromkeys(m.trained for m in self.methods if m.trained)
-        return [(method, seed) for method in trained for seed in self.run.keys.seeds]
+        return [
+            (method, seed) for method in trained for seed in self.run.keys.seeds
+        ]
 
     @property
     def runs(self) -> list[tuple["Method", int]]:
@@ -204,7 +226,9 @@ class Dataset:
     @property
     def models(self) -> list[Model]:
         """The CLIP model."""
-        return [registry.clip_model(self.keys.clip.model, self.keys.clip.pretrained)]
+        return [
+            registry.clip_model(self.keys.clip.model, self.keys.clip.pretrained)
+        ]
 
     @property
     def all_models(self) -> list[Model]:
@@ -218,13 +242,17 @@ class Dataset:
         """Return whom the run asks for a kind of TABLES."""
         settings = self.keys.captioner
         if kind == NAMES:
-            settings = settings.model_copy(update={"max_new_tokens": registry.NAME_TOKENS})
+            settings = settings.model_copy(
+                update={"max_new_tokens": registry.NAME_TOKENS}
+            )
         return Captioner(self, kind, settings, self.keys.scores, self.keys.prompts)
 
     @property
     def captioners(self) -> list[Captioner]:
         """All that captioners can be asked for about its images: a table of each."""
-        of_labellers = (each.captioner for each in self.labellers if not each.column)
+        of_labellers = (
+            each.captioner for each in self.labellers if not each.column
+        )
         return [*map(self.captioner, TABLES), *filter(None, of_labellers)]
 
     @property
@@ -242,7 +270,8 @@ class Dataset:
         return [
             each
             for each in self.captioners
-            if f"{self.folder}/{each.table}" in pending and not each.engine.reads_file
+            if f"{self.folder}/{each.table}" in pending
+            and not each.engine.reads_file
         ]
 
     @cached_property
@@ -267,7 +296,9 @@ class Dataset:
     @property
     def caption_kinds(self) -> set[str]:
         """Kinds of captions, "image" and "group", that a method or its labels need."""
-        kinds = {kind for m in self.methods for kind in (m.averaged or m).caption_kinds}
+        kinds = {
+            kind for m in self.methods for kind in (m.averaged or m).caption_kinds
+        }
         if self.reads_fused_labels and COLUMNS[IMAGES] in self.columns:
             kinds.add("image")
         return kinds
@@ -295,7 +326,11 @@ class Dataset:
 
         One job reads a user's file: with a part of the images it might find none of them there.
         """
-        return 1 if self.captioner(IMAGES).engine.reads_file else self.keys.compute.shards
+        return (
+            1
+            if self.captioner(IMAGES).engine.reads_file
+            else self.keys.compute.shards
+        )
 
 
 class Method:
@@ -314,7 +349,11 @@ class Method:
     @property
     def averaged(self) -> "Method | None":
         """The method whose models this one averages."""
-        return self.dataset.method(str(self.keys.of)) if self.objective.averages else None
+        return (
+            self.dataset.method(str(self.keys.of))
+            if self.objective.averages
+            else None
+        )
 
     @property
     def trained(self) -> "Method | None":
@@ -341,10 +380,16 @@ class Method:
     @property
     def encoders(self) -> dict[str, str]:
         """Image encoders beside CLIP by which it classifies."""
-        return self.dataset.run.image_encoders if self.objective.reads_encoders else {}
+        return (
+            self.dataset.run.image_encoders if self.objective.reads_encoders else {}
+        )
 
     @property
     def caption_kinds(self) -> list[str]:
         """Kinds of captions, "image" and "group", that it trains on."""
         switches = dict(self.keys.switches)
-        return [kind for kind in self.objective.captions if switches[f"{kind}_description"]]
+        return [
+            kind
+            for kind in self.objective.captions
+            if switches[f"{kind}_description"]
+        ]

@@ -93,11 +93,15 @@ def _once(values: list[Any]) -> list[Any]:
 def _seeds(value: Any) -> list[int]:
     """Return the seeds of a number, a list, or a comma-separated text."""
     try:
-        seeds = list(range(value) if isinstance(value, int) else map(int, _parts(value)))
+        seeds = list(
+            range(value) if isinstance(value, int) else map(int, _parts(value))
+        )
     except (TypeError, ValueError):
         seeds = []
     if not seeds:
-        raise PydanticCustomError("seeds", "It should be a number (3) or a list (0,1,2)")
+        raise PydanticCustomError(
+            "seeds", "It should be a number (3) or a list (0,1,2)"
+        )
     return seeds
 
 
@@ -130,7 +134,11 @@ class Section(pydantic.BaseModel):
     def _parse_null(cls, value: Any, info: ValidationInfo) -> Any:
         """Parse null, which Snakemake passes as a text where it is nested in `--config`."""
         annotation = cls.model_fields[str(info.field_name)].annotation
-        return None if value == "null" and type(None) in get_args(annotation) else value
+        return (
+            None
+            if value == "null" and type(None) in get_args(annotation)
+            else value
+        )
 
 
 Kind = TypeVar("Kind", bound=Section)
@@ -188,7 +196,9 @@ def _wanted(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"have the key {error['loc'][-1]}"
     name = error.get("ctx", {}).get("pattern", error["type"])
-    return IN_WORDS.get(name) or error["msg"].partition(" should ")[2] or error["msg"]
+    return (
+        IN_WORDS.get(name) or error["msg"].partition(" should ")[2] or error["msg"]
+    )
 
 
 def _path(error: ErrorDetails, values: Any) -> list[str]:

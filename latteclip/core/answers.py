@@ -41,8 +41,12 @@ class Answer:
     """A person's answer about an image."""
 
     image_id: Annotated[str, Field(alias="image")]
-    kind: Annotated[str, Field(alias="answer", pattern=f"^({CLASS}|{NONE}|{UNSURE})$")]
-    classname: Annotated[str | None, Field(alias="class")] = None  # where the kind is CLASS
+    kind: Annotated[
+        str, Field(alias="answer", pattern=f"^({CLASS}|{NONE}|{UNSURE})$")
+    ]
+    classname: Annotated[str | None, Field(alias="class")] = (
+        None  # where the kind is CLASS
+    )
     phase: Annotated[str | None, Field(pattern=f"^({TEACH}|{CHECK})$")] = None
     # The image's checksum in hexadecimal digits.
     content: Annotated[str | None, Field(pattern="^[0-9a-f]{32}$")] = None
@@ -58,7 +62,9 @@ class SavedAnswers:
     plan: str
     entries: Annotated[list[Answer], Field(alias="answers")]
     classes: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)  # images whose answers are taken back
+    removed: list[str] = field(
+        default_factory=list
+    )  # images whose answers are taken back
 
     @property
     def answers(self) -> dict[str, Answer]:
@@ -70,7 +76,9 @@ class SavedAnswers:
         """Return all answers about images that are there. Those without a meaning are UNSURE."""
         here = [one for one in self.entries if one.state != GONE]
         return {
-            one.image_id: one if one.state == COUNTS else Answer(one.image_id, UNSURE)
+            one.image_id: one
+            if one.state == COUNTS
+            else Answer(one.image_id, UNSURE)
             for one in here
         }
 
@@ -93,7 +101,9 @@ class SavedAnswers:
     def as_json(self) -> dict[str, Any]:
         """Return the content as JSON has it."""
         return dict(
-            SAVED.dump_python(self, mode="json", by_alias=True, exclude_defaults=True)
+            SAVED.dump_python(
+                self, mode="json", by_alias=True, exclude_defaults=True
+            )
         )
 
 
@@ -125,13 +135,17 @@ class AnswerFile:
     def _resolve(self, saved: SavedAnswers) -> SavedAnswers:
         """Return the answers with the names that their images have now, and with their states."""
         names = {*self.classnames}
-        rows = locate([(one.image_id, one.content) for one in saved.entries], self.images)
+        rows = locate(
+            [(one.image_id, one.content) for one in saved.entries], self.images
+        )
         images = self.images.select(["image_id", "checksum"]).take(rows).to_pylist()
         entries = []
         for answer, image in zip(saved.entries, images, strict=True):
             is_known = answer.classname in names
             if answer.kind == NONE:
-                answer = replace(answer, offered=answer.offered or tuple(saved.classes))
+                answer = replace(
+                    answer, offered=answer.offered or tuple(saved.classes)
+                )
                 is_known = names <= {*answer.offered}
             if image["image_id"] is None:
                 answer = replace(answer, state=GONE)

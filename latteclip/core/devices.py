@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-CLAIMED = "LATTECLIP_GPUS"  # set for the processes of a job that has claimed its GPUs
+CLAIMED = (
+    "LATTECLIP_GPUS"  # set for the processes of a job that has claimed its GPUs
+)
 PAUSE = 1.0  # seconds until a busy GPU is tried again
 TIMEOUT = 60  # seconds in which nvidia-smi answers
 NOT_FOUND = 6  # its exit status where there is no GPU
@@ -40,7 +42,9 @@ def pick(name: str, threads: int) -> "torch.device":
     import torch  # here: a dry run does without
 
     if name not in DEVICES:
-        raise UserError(f"--device {one_line(name)} is none of {', '.join(DEVICES)}.")
+        raise UserError(
+            f"--device {one_line(name)} is none of {', '.join(DEVICES)}."
+        )
     torch.set_num_threads(threads)
     if name != "cpu":
         claim()
@@ -48,7 +52,9 @@ def pick(name: str, threads: int) -> "torch.device":
             return torch.device("cuda")
         refuse_unusable(torch.__version__, torch.version.cuda)
         if name == "cuda":
-            raise UserError("--device cuda: torch sees no GPU here; give cpu or auto.")
+            raise UserError(
+                "--device cuda: torch sees no GPU here; give cpu or auto."
+            )
     if torch.version.cuda:
         log.warning(
             "This stage runs on the CPU, though torch is built for CUDA %s.",
@@ -87,7 +93,8 @@ def claim(n: int = 1) -> None:
     emptiest = sorted(usable.items(), key=lambda card: in_use.get(card[1], 0))
     if not (chosen := _lock(n, emptiest)):
         log.info(
-            "Waiting for GPUs, which other jobs use; %s=shared does not wait.", CLAIMED
+            "Waiting for GPUs, which other jobs use; %s=shared does not wait.",
+            CLAIMED,
         )
     while not chosen:
         time.sleep(PAUSE)
@@ -132,7 +139,9 @@ def visible() -> dict[str, str]:
     if given is None or not uuids:
         return {uuid: uuid for uuid in uuids}
     numbered = {str(number): uuid for number, uuid in enumerate(uuids)}
-    return {name: numbered.get(name, name) for name in map(str.strip, given.split(","))}
+    return {
+        name: numbered.get(name, name) for name in map(str.strip, given.split(","))
+    }
 
 
 def free() -> int:
@@ -144,15 +153,27 @@ def free() -> int:
 
 def _memory_in_use() -> dict[str, int]:
     """Return the MiB in use on GPUs by UUID, as far as NVIDIA's tool says."""
-    return {uuid: int(used) for uuid, used in query("uuid,memory.used") if used.isdigit()}
+    return {
+        uuid: int(used)
+        for uuid, used in query("uuid,memory.used")
+        if used.isdigit()
+    }
 
 
 def query(fields: str) -> list[list[str]]:
     """Return fields of each GPU by NVIDIA's tool. UserError: it fails."""
     if shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TIMEOUT}
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={fields}",
+        "--format=csv,noheader,nounits",
+    ]
+    options: dict[str, Any] = {
+        "capture_output": True,
+        "text": True,
+        "timeout": TIMEOUT,
+    }
     try:
         lines = subprocess.run(command, check=True, **options).stdout.splitlines()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
@@ -179,7 +200,10 @@ def refuse_unusable(torch_version: str, cuda: str | None) -> None:
 def missing_compiler() -> str | None:
     """Return a sentence where Triton lacks a C compiler or Python's headers."""
     compiler = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")
-    if compiler and Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").is_file():
+    if (
+        compiler
+        and Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").is_file()
+    ):
         return None
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return (

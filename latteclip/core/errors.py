@@ -30,7 +30,12 @@ WORKER_KILLED = (
     "--shm-size=8g; Apptainer: --bind /dev/shm)."
 )
 # As torch puts it; of a bus error, it names the one cause that it knows.
-WORKER_WORDS = ("shared memory", "Bus error", "killed by signal", "exited unexpectedly")
+WORKER_WORDS = (
+    "shared memory",
+    "Bus error",
+    "killed by signal",
+    "exited unexpectedly",
+)
 
 # Seconds that other processes have to end after a signal, before they are killed.
 GRACE = 5.0
@@ -45,7 +50,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     return (
-        f"did you mean {near[0]}?" if near else f"known are: {', '.join(names) or 'none'}."
+        f"did you mean {near[0]}?"
+        if near
+        else f"known are: {', '.join(names) or 'none'}."
     )
 
 
@@ -89,7 +96,11 @@ def worker_failure(error: BaseException) -> str | None:
     """Return the message for a full /dev/shm or a killed worker. None: it is another error."""
     text = f"{error} {error.__cause__}"
     is_worker = isinstance(error, RuntimeError) and "DataLoader worker" in text
-    return WORKER_KILLED if is_worker and any(w in text for w in WORKER_WORDS) else None
+    return (
+        WORKER_KILLED
+        if is_worker and any(w in text for w in WORKER_WORDS)
+        else None
+    )
 
 
 class Terminated(BaseException):
@@ -97,7 +108,9 @@ class Terminated(BaseException):
 
     def __init__(self, number: int, saved: str | None = None) -> None:
         super().__init__(number)
-        self.saved = saved  # what is saved of the work; None: what `ending_in_order` says
+        self.saved = (
+            saved  # what is saved of the work; None: what `ending_in_order` says
+        )
         # Exit status of a process that the signal ended, as in shells.
         self.status = 128 + number
 
@@ -119,7 +132,9 @@ class Signals:
         """Handle signals in the body, but not one that a shell ignores in the background."""
         is_main = threading.current_thread() is threading.main_thread()
         wanted = [
-            n for n in numbers if is_main and signal.getsignal(n) is not signal.SIG_IGN
+            n
+            for n in numbers
+            if is_main and signal.getsignal(n) is not signal.SIG_IGN
         ]
         before = {number: signal.signal(number, self.receive) for number in wanted}
         try:
@@ -142,7 +157,8 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
             yield signals
         except Terminated as error:
             log.info(
-                "Stopped before the end. %s", saved if error.saved is None else error.saved
+                "Stopped before the end. %s",
+                saved if error.saved is None else error.saved,
             )
             logging.shutdown()
             _end_children()
@@ -152,7 +168,9 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
 def _end_children() -> None:
     """End the processes that this one started, such as an engine with the GPU's memory."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises where a loader ends
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # torch's raises where a loader ends
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()

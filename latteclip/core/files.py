@@ -49,7 +49,9 @@ ACTIONS = "classes.json"  # a person's actions
 PROPOSAL = "discovery.json"
 T = TypeVar("T")
 LOCK_SECONDS = 30  # longest wait of a write for another one
-DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
+DAY = (
+    24 * 60 * 60
+)  # seconds after which a temporary file of another machine is left over
 # Errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 BLOCK = 64 * 2**10  # bytes of a model's file that are read at once
@@ -68,7 +70,9 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     if path.is_dir() and not overwrite:
         new_folder(path)
     # Machines that share a file system may have processes of the same number.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process was faster
@@ -156,10 +160,15 @@ def read_object(
     """Read a JSON object with the keys, and perhaps more, or raise UserError with the remedy."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also of bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
     if not isinstance(values, dict) or not values.keys() >= set(keys):
-        raise UserError(f"{path} is not an object with {', '.join(keys)}; {remedy}.")
+        raise UserError(
+            f"{path} is not an object with {', '.join(keys)}; {remedy}."
+        )
     return values
 
 
@@ -233,7 +242,9 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            raise OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)
+            ) from None
         raise UserError(
             f"The cache {path} cannot be used ({error}); see that nothing else uses it and that "
             "its disk can be written, or delete it: what it had is computed or asked for again."
@@ -274,7 +285,11 @@ def edited_classes(folder: str | Path) -> list[str] | None:
     if not path.is_file():
         return None
     names = lines_of(path)
-    proposed = read_object(proposal, remedy=DELETE)["classes"] if proposal.is_file() else []
+    proposed = (
+        read_object(proposal, remedy=DELETE)["classes"]
+        if proposal.is_file()
+        else []
+    )
     return None if names == proposed else names
 
 
@@ -309,7 +324,11 @@ def fingerprint(model: str | Path) -> str:
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
         names = path.relative_to(root).parts
         if path.is_file() and not any(name.startswith(".") for name in names):
-            parts += ["/".join(names), str(path.stat().st_size), digest_of(_blocks(path))]
+            parts += [
+                "/".join(names),
+                str(path.stat().st_size),
+                digest_of(_blocks(path)),
+            ]
     return f"sha256:{digest(*parts)}"
 
 

@@ -24,7 +24,9 @@ Mask = npt.NDArray[np.bool_]
 class Fold:
     """The part of the training images that a training leaves out. No two share an image."""
 
-    share: float = 0.0  # share of the training images; 0: no training leaves out any
+    share: float = (
+        0.0  # share of the training images; 0: no training leaves out any
+    )
     number: int = 0  # which training, from 0
 
 
@@ -64,6 +66,8 @@ def _ranks(image_ids: Sequence[str]) -> npt.NDArray[np.int_]:
     """Return the rank [N] of each image by its id's digest, at most MAX_HELD_OUT."""
     n = len(image_ids)
     ranks = np.full(n, MAX_HELD_OUT)
-    first = heapq.nsmallest(MAX_HELD_OUT, range(n), key=lambda row: digest(image_ids[row]))
+    first = heapq.nsmallest(
+        MAX_HELD_OUT, range(n), key=lambda row: digest(image_ids[row])
+    )
     ranks[first] = np.arange(len(first))
     return ranks

@@ -36,7 +36,9 @@ def noted_datasets() -> list[str]:
 
 def has_own_workflow(root: Path = Path()) -> bool:
     """Return whether snakemake finds a workflow in a folder by itself."""
-    return (root / "Snakefile").is_file() or (root / "workflow" / "Snakefile").is_file()
+    return (root / "Snakefile").is_file() or (
+        root / "workflow" / "Snakefile"
+    ).is_file()
 
 
 def pairs(config: Mapping[str, Any]) -> Iterator[str]:
@@ -70,7 +72,9 @@ def run_command(
     arguments = [] if root == Path.cwd() else ["--directory", str(root)]
     if target:
         arguments.append(target)
-    return _command(root, *arguments, "--config", f"dataset={dataset}", *pairs(options))
+    return _command(
+        root, *arguments, "--config", f"dataset={dataset}", *pairs(options)
+    )
 
 
 def rerun_command(config: Mapping[str, Any]) -> str:
@@ -88,5 +92,7 @@ def labels_path(folder: Path) -> Path:
     path = folder / "fused_labels.parquet"
     if not path.is_file():
         command = run_command(folder, "labels")
-        raise UserError(f"{path} does not exist: run the workflow first, {command}.")
+        raise UserError(
+            f"{path} does not exist: run the workflow first, {command}."
+        )
     return path

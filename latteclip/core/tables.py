@@ -37,7 +37,9 @@ IMAGES = _schema(
     split=STRING,  # train, val or test
     label=INT,  # null where unknown
     classname=STRING,  # null where the label is
-    checksum=pa.binary(16),  # checksum of the file's bytes, by which answers know the image
+    checksum=pa.binary(
+        16
+    ),  # checksum of the file's bytes, by which answers know the image
     hashes=pa.binary(96),  # perceptual hashes, see latteclip.data.find_duplicates
 )
 # Images that show the same picture as another one.
@@ -107,10 +109,12 @@ PREDICTIONS = _schema(
 # An image may have two rows: a classifier made of votes predicts a held-out image without the vote
 # of the image, and an example with it.
 TRAIN_PREDICTIONS = _schema(image_id=STRING, prediction=INT)
-PLAN = _schema(  # the images of an audit, in the order in which they are asked about
-    image_id=STRING,
-    checksum=pa.binary(16),
-    stratum=pa.int8(),
+PLAN = (
+    _schema(  # the images of an audit, in the order in which they are asked about
+        image_id=STRING,
+        checksum=pa.binary(16),
+        stratum=pa.int8(),
+    )
 )
 # Images of every split, by how likely they belong to none of the classes.
 UNKNOWN = _schema(
@@ -152,7 +156,9 @@ class IndexMetadata:
     written_names: dict[str, str] = field(default_factory=dict)
     # Files that are no images, by suffix.
     skipped: dict[str, int] = field(default_factory=dict)
-    drawn_from: dict[str, int] | None = None  # images of each whole split, of a limited run
+    drawn_from: dict[str, int] | None = (
+        None  # images of each whole split, of a limited run
+    )
 
 
 @dataclass
@@ -168,7 +174,9 @@ class VotesMetadata:
 
     classnames: list[str]
     unfit: str  # why they cannot compare classifiers; "": they can
-    is_taught: bool = False  # whether a person's answers or examples changed the labels
+    is_taught: bool = (
+        False  # whether a person's answers or examples changed the labels
+    )
 
 
 @dataclass
@@ -241,7 +249,9 @@ def read_metadata(path: str | Path, record: type[Record]) -> Record:
     with _opened(path) as file:
         stored = file.metadata.metadata or {}
         values = {
-            k.decode(): json.loads(v) for k, v in stored.items() if k != b"ARROW:schema"
+            k.decode(): json.loads(v)
+            for k, v in stored.items()
+            if k != b"ARROW:schema"
         }
     return from_values(record, values, str(path))
 
@@ -293,7 +303,9 @@ def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     return pc.list_flatten(column).to_numpy().reshape(len(column), -1)  # type: ignore[no-any-return]
 
 
-def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
+def read_unlabelled(
+    path: str | Path, *, training: bool
+) -> tuple[pa.Table, list[str]]:
     """Read an image index without its labels, for stages that must not see them.
 
     Returns the table without `label` and `classname`, and the C class names in label order. With
@@ -305,7 +317,9 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
     return table, read_metadata(path, IndexMetadata).classnames
 
 
-def lookup_column(path: str | Path, column: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+def lookup_column(
+    path: str | Path, column: str, ids: pa.ChunkedArray
+) -> pa.ChunkedArray:
     """Return a column of a table for ids in its first column, or raise UserError."""
     with _opened(path) as file:
         key = file.schema_arrow.names[0]
@@ -340,7 +354,9 @@ def csv_cell(value: object) -> object:
 
 def from_csv_cell(text: str) -> str:
     """Return a text as it was before `csv_cell`."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+    return (
+        text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+    )
 
 
 def find_rows(

@@ -17,7 +17,9 @@ MAX_LINE = 300  # characters of a text in a message
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_LOGIN = re.compile(r"(\b(?:Bearer|Basic)\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I)
+_LOGIN = re.compile(
+    r"(\b(?:Bearer|Basic)\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I
+)
 SHORTEST, LONGEST = 10.0, 300.0  # seconds between two lines of Progress
 # A variable of the environment: of what jobs of a run log, the terminal gets warnings, errors and
 # messages with FOR_RUN.

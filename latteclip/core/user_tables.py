@@ -53,7 +53,9 @@ def read_table(path: str | None, key: str, suffix: str = "") -> pd.DataFrame:
     """Read the file that a key names, by its suffix or the given one, or raise UserError."""
     reader = READERS.get(suffix or Path(str(path)).suffix.lower())
     if reader is None:
-        raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
+        raise UserError(
+            f"{key} {path} does not end in any of {', '.join(READERS)}."
+        )
     try:
         table = reader(str(path))
     except Exception as error:  # readers fail in many ways on broken files
@@ -103,7 +105,9 @@ def is_empty(cell: Any) -> bool:
 def list_of(cell: Any) -> list[Any]:
     """Return the list of a cell, which CSV and TSV write as JSON."""
     return list(
-        json.loads(cell.replace("-inf", "-Infinity")) if isinstance(cell, str) else cell
+        json.loads(cell.replace("-inf", "-Infinity"))
+        if isinstance(cell, str)
+        else cell
     )
 
 
@@ -126,7 +130,9 @@ class ImageNames:
             return name
         place = name.replace("\\", "/")
         alike = self._of_base.get(PurePosixPath(place).name, ())
-        ending = [image_id for image_id in alike if f"/{place}".endswith(f"/{image_id}")]
+        ending = [
+            image_id for image_id in alike if f"/{place}".endswith(f"/{image_id}")
+        ]
         if ending:
             return max(ending, key=len)
         return alike[0] if len(alike) == 1 and "/" not in place else None
@@ -165,5 +171,7 @@ def cells_by_image(
             f"{image_ids[0]!r}; use the image_id of images.parquet, or its end."
         )
     if n := len(image_ids) - len(rows):
-        log.warning("%s %s has no row for %d of %d images.", key, path, n, len(image_ids))
+        log.warning(
+            "%s %s has no row for %d of %d images.", key, path, n, len(image_ids)
+        )
     return rows

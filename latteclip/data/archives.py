@@ -19,13 +19,17 @@ class HeaderOrEnd(tarfile.TarInfo):
     """A header or the end mark of a tar. tarfile takes anything else for the end as well."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "HeaderOrEnd":
+    def frombuf(
+        cls, buf: bytes | bytearray, encoding: str, errors: str
+    ) -> "HeaderOrEnd":
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if bytes(buf) == bytes(tarfile.BLOCKSIZE):
                 raise
-            raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
+            raise tarfile.ReadError(
+                f"no end mark, or a damaged header: {error}"
+            ) from None
         # tarfile reads long headers whole, and the list of the parts of a sparse file.
         if not header.isreg() and header.size > MAX_HEADER:
             raise tarfile.ReadError(f"a header of {header.size} bytes")
@@ -70,7 +74,9 @@ def unpack(archive: Path, folder: Path) -> None:
             zipfile.ZipFile(archive).extractall(folder)
         else:
             _unpack_tar(archive, folder)
-    except Exception as error:  # raised by tarfile, zipfile, a compression, or the system
+    except (
+        Exception
+    ) as error:  # raised by tarfile, zipfile, a compression, or the system
         if full_disk(error):
             raise
         raise UserError(
@@ -86,6 +92,8 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             if entry.isreg():
                 tar.extract(entry, folder, filter="data")
             elif not entry.isdir():
-                log.warning("%s: left out %r, a link or device.", archive, entry.name[:80])
+                log.warning(
+                    "%s: left out %r, a link or device.", archive, entry.name[:80]
+                )
         while tar.fileobj and tar.fileobj.read(CHUNK):
             pass

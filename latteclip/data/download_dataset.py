@@ -43,7 +43,9 @@ DATA_REPO = "datasets/"  # prefix of a repo of data on the Hugging Face hub
 HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
 RETRIES = 5  # retries of one file: each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
-BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})  # HTTP states that may pass
+BUSY = frozenset(
+    {None, 408, 425, 429, 500, 502, 503, 504}
+)  # HTTP states that may pass
 CHUNK = 2**20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A URL or a path of this machine, or a file of a hub or drive.
@@ -74,7 +76,9 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
     # Two runs may want it at once.
     with ending_in_order(unfinished), FileLock(folder / ".lock"):
         downloads = settings.source.downloads
-        files = {name: fetch(name, spec, folder) for name, spec in downloads.items()}
+        files = {
+            name: fetch(name, spec, folder) for name, spec in downloads.items()
+        }
         with replacing(output, overwrite=True) as data:
             data.mkdir()
             for name, file in files.items():
@@ -90,7 +94,9 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
 def _unpack_nested(patterns: Sequence[str], folder: Path) -> None:
     """Unpack archives that an archive had inside, where they are."""
     for pattern in patterns:
-        for inner in sorted(path for path in folder.rglob(pattern) if path.is_file()):
+        for inner in sorted(
+            path for path in folder.rglob(pattern) if path.is_file()
+        ):
             unpack(inner, inner.parent)
             inner.unlink()
 
@@ -131,7 +137,9 @@ def _address(source: Source) -> str:
 
 def _fetch_from(source: Source, checksum: str | None, file: Path) -> None:
     """Fetch a file from a source and verify it. Without a checksum it is accepted."""
-    part = file.parent / ".part" / digest(_address(source))[:16]  # an unfinished file
+    part = (
+        file.parent / ".part" / digest(_address(source))[:16]
+    )  # an unfinished file
     # Nothing tells whether the halves of a continued file belong together.
     if checksum is None:
         shutil.rmtree(part, ignore_errors=True)
@@ -182,7 +190,10 @@ def _fetch_url(url: str, path: Path) -> None:
             return
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             response = getattr(error, "response", None)
-            if attempt == RETRIES or getattr(response, "status_code", None) not in BUSY:
+            if (
+                attempt == RETRIES
+                or getattr(response, "status_code", None) not in BUSY
+            ):
                 raise
             log.info("%s: trying again.", first_line(error))
             time.sleep(2.0**attempt / 2)
@@ -191,11 +202,20 @@ def _fetch_url(url: str, path: Path) -> None:
 def _continue_url(url: str, path: Path) -> None:
     """Fetch the rest of a file, or all of it where the server cannot continue."""
     done = path.stat().st_size if path.exists() else 0
-    headers = {"Accept-Encoding": "identity", "User-Agent": f"latteclip/{__version__}"}
+    headers = {
+        "Accept-Encoding": "identity",
+        "User-Agent": f"latteclip/{__version__}",
+    }
     if done:
         headers["Range"] = f"bytes={done}-"
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if done and response.status_code == requests.codes.requested_range_not_satisfiable:
+    with requests.get(
+        url, headers=headers, stream=True, timeout=TIMEOUT
+    ) as response:
+        if (
+            done
+            and response.status_code
+            == requests.codes.requested_range_not_satisfiable
+        ):
             return  # it is whole, which its checksum decides
         response.raise_for_status()
         if response.status_code != requests.codes.partial:
@@ -222,17 +242,25 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str]:
     pattern = str(source.file).lower()
     fitting = [path for path in files if fnmatch.fnmatchcase(path.lower(), pattern)]
     if len(fitting) != 1:
-        raise UserError(f"{pattern} fits {fitting} of the files of the repo: {[*files]}")
+        raise UserError(
+            f"{pattern} fits {fitting} of the files of the repo: {[*files]}"
+        )
     file = files[fitting[0]]
-    checksum = f"sha256:{file.lfs.sha256}" if file.lfs else f"git_blob:{file.blob_id}"
-    return Path(hf_hub_download(name, file.path, local_dir=folder, **repo)), checksum
+    checksum = (
+        f"sha256:{file.lfs.sha256}" if file.lfs else f"git_blob:{file.blob_id}"
+    )
+    return Path(
+        hf_hub_download(name, file.path, local_dir=folder, **repo)
+    ), checksum
 
 
 def datasets() -> str:
     """List the datasets, and the papers to cite."""
     rows = []
     cited = []
-    for key, dataset in sorted(validate(Config, layers.defaults()).datasets.items()):
+    for key, dataset in sorted(
+        validate(Config, layers.defaults()).datasets.items()
+    ):
         source = dataset.source
         folder = Path(source.folder or RESOURCES / key / "data")
         counts = dataset.split.counts

@@ -33,13 +33,20 @@ VIEWS = [
     (6, 6, 128, 128),
 ]
 BYTES = 16 * len(VIEWS)
-CONTRAST = 2.0  # standard deviation in grey levels below which a picture is of one colour
+CONTRAST = (
+    2.0  # standard deviation in grey levels below which a picture is of one colour
+)
 # Bits of 64 in which the hashes of a pair differ, at most.
-MAX_PHASH = 7  # below 2 BANDS, so that one band of the two differs in one bit at most
+MAX_PHASH = (
+    7  # below 2 BANDS, so that one band of the two differs in one bit at most
+)
 MAX_DHASH = 10
 AT_ONCE = 2**22  # pairs that are compared
 BANDS = 4  # parts of a pHash, of 16 bits each
-FLIPS = [0, *(1 << bit for bit in range(16))]  # changes of a band that are looked up
+FLIPS = [
+    0,
+    *(1 << bit for bit in range(16)),
+]  # changes of a band that are looked up
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
 
@@ -57,7 +64,9 @@ def view_hashes(picture: Image.Image) -> bytes:
         return bytes(BYTES)
     size = (HASHED, HASHED)
     # Otherwise each hash would scale the whole view, which takes most of its time.
-    views = [grey.resize(size, Image.Resampling.BILINEAR, box=view) for view in VIEWS]
+    views = [
+        grey.resize(size, Image.Resampling.BILINEAR, box=view) for view in VIEWS
+    ]
     hashes = [*map(imagehash.phash, views), *map(imagehash.dhash, views)]
     return b"".join(np.packbits(each.hash).tobytes() for each in hashes)
 
@@ -88,7 +97,9 @@ def duplicate_sets(phashes: Hashes, dhashes: Hashes) -> npt.NDArray[np.int32]:
     detailed = np.flatnonzero(phashes[:, 0])
     # Of images with equal hashes one is compared.
     both = np.concatenate([phashes, dhashes], axis=1)[detailed]
-    _, first, copy_of = np.unique(both, axis=0, return_index=True, return_inverse=True)
+    _, first, copy_of = np.unique(
+        both, axis=0, return_index=True, return_inverse=True
+    )
     first = detailed[first]
     component = np.arange(len(first))
     for pairs in _pairs(phashes[first], dhashes[first]):

@@ -13,7 +13,13 @@ from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import CLASSES, folders_in
 from latteclip.core.terminal import one_line
-from latteclip.data.images import IMAGE_SUFFIXES, image_files, stamp, suffix_of, walk
+from latteclip.data.images import (
+    IMAGE_SUFFIXES,
+    image_files,
+    stamp,
+    suffix_of,
+    walk,
+)
 
 EXAMPLES = "split.examples"  # the key of a folder with a few images of each class
 
@@ -64,7 +70,9 @@ def linked(place: str) -> str:
     """Return the folder to which a link leads, or the folder itself if it is no link."""
     if not os.path.islink(place):
         return place
-    return os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
+    return os.path.normpath(
+        os.path.join(os.path.dirname(place), os.readlink(place))
+    )
 
 
 def find_examples(
@@ -80,7 +88,9 @@ def find_examples(
         name = clean_classname(written, replacements)
         if name not in classnames:
             likely = one_line(suggestion(name, classnames))
-            raise UserError(f"{EXAMPLES}: {one_line(place)} is not a class; {likely}")
+            raise UserError(
+                f"{EXAMPLES}: {one_line(place)} is not a class; {likely}"
+            )
         examples += [(str(place / image), name) for image in image_files(place)]
     if not examples:
         raise UserError(

@@ -33,11 +33,33 @@ from latteclip.core.files import LITTER
 # HEIC, which phones write. A worker has one core, and never decodes the thumbnail instead.
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jpeg",
+        ".jpg",
+        ".png",
+        ".ppm",
+    )
 ) | {".tif", ".tiff", ".webp"}
 LINKED = 2  # levels on which links to folders are followed, as class folders may be
 # Pillow knows many more formats, and runs programs for some of them.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "PPM",
+    "TIFF",
+    "WEBP",
+    "AVIF",
+    "HEIF",
+    "JPEG2000",
+)
 MAX_PIXELS = 2**27  # pixels of one image, at most: twice 4 bytes each are 1 GiB
 # Ratio of the longer side to the shorter one, at most: a model's input makes the shorter 224.
 MAX_RATIO = 1000
@@ -50,7 +72,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _LOCK = threading.Lock()
 _MEMBER = re.compile(
-    r"(.+\.(tar|parquet))#(\d{1,18})\+(\d{1,18})", re.ASCII | re.DOTALL | re.IGNORECASE
+    r"(.+\.(tar|parquet))#(\d{1,18})\+(\d{1,18})",
+    re.ASCII | re.DOTALL | re.IGNORECASE,
 )
 
 
@@ -166,7 +189,9 @@ def _of_parquet(member: Member, state: os.stat_result) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _row_group(shard: str, group: int, _version: tuple[int, int]) -> tuple[list[Any], str]:
+def _row_group(
+    shard: str, group: int, _version: tuple[int, int]
+) -> tuple[list[Any], str]:
     """Return the images of a row group, in arrays of one row, and why there are no more of them."""
     import pyarrow.parquet as pq
 
@@ -209,7 +234,9 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
 def image_column(file: Any) -> str:
     """Return the column of a Parquet file that holds images, as `datasets` writes them."""
     names = [file.schema.column(i).path for i in range(len(file.schema.names))]
-    columns = [name for name in names if name.endswith(".bytes") and name.count(".") == 1]
+    columns = [
+        name for name in names if name.endswith(".bytes") and name.count(".") == 1
+    ]
     if len(columns) != 1:
         raise ValueError(
             f"of the columns {names}, {len(columns)} are images with bytes, not one"
@@ -263,9 +290,13 @@ def decode(
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:  # before any memory is taken
-            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+            raise ValueError(
+                f"{width} x {height} pixels are more than {MAX_PIXELS}"
+            )
         if max(width, height) > MAX_RATIO * min(width, height):
-            raise ValueError(f"{width} x {height} pixels are longer than {MAX_RATIO} to 1")
+            raise ValueError(
+                f"{width} x {height} pixels are longer than {MAX_RATIO} to 1"
+            )
         if image.mode == "F":  # nothing says which number is white
             raise ValueError(
                 "its pixels are floating-point numbers; write it with 8 or 16 bits"
@@ -276,12 +307,18 @@ def decode(
             scale = 2 * max_side / max(width, height)
         elif min_side is not None:
             scale = min_side / min(width, height)
-        if scale < 1:  # a JPEG is decoded at a half, a quarter or an eighth of its size
-            image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
+        if (
+            scale < 1
+        ):  # a JPEG is decoded at a half, a quarter or an eighth of its size
+            image.draft(
+                "RGB", (math.ceil(width * scale), math.ceil(height * scale))
+            )
         ImageOps.exif_transpose(image, in_place=True)
         upright: Image.Image = image
         if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
-            upright = image.convert("I").point(lambda value: value / 256.0).convert("L")
+            upright = (
+                image.convert("I").point(lambda value: value / 256.0).convert("L")
+            )
         picture = upright.convert("RGB")
     if max_side is not None and max(picture.size) > max_side:
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
@@ -292,7 +329,9 @@ def reason(error: Exception) -> str:
     """Return one line on why a decoder gave up."""
     if isinstance(error, MemoryError):
         return "it takes more memory than there is"
-    if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
+    if isinstance(
+        error, UnidentifiedImageError
+    ):  # its message has an address in memory
         return "it is no image of a known format"
     return next(iter(str(error).splitlines()), "") or "it is damaged"
 
@@ -326,13 +365,17 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         """Yield the result of each task in order, or raise UserError where a process died."""
         source = iter(tasks)
         chunks = iter(lambda: list(itertools.islice(source, CHUNK)), [])
-        waiting = deque[tuple[T, Future[list[R]]]]()  # with the first task of each chunk
+        waiting = deque[
+            tuple[T, Future[list[R]]]
+        ]()  # with the first task of each chunk
         near: Any = None
         try:
             while True:
                 for chunk in itertools.islice(chunks, self._room - len(waiting)):
                     near = chunk[0]
-                    waiting.append((near, self._pool.submit(_work_on, self._work, chunk)))
+                    waiting.append(
+                        (near, self._pool.submit(_work_on, self._work, chunk))
+                    )
                 if not waiting:
                     return
                 near, results = waiting.popleft()

@@ -42,7 +42,9 @@ CREATE = """
         path TEXT PRIMARY KEY, stamp TEXT, hashes BLOB, checksum BLOB
     ) WITHOUT ROWID
 """
-SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
+SELECT = (
+    "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
+)
 
 
 class Picture(NamedTuple):
@@ -79,7 +81,10 @@ def index_images(
     its form or the folder, or too many images are broken.
     """
     if classes_path is not None:
-        proposed = {"class_list": os.path.abspath(classes_path), "class_names": None}
+        proposed = {
+            "class_list": os.path.abspath(classes_path),
+            "class_names": None,
+        }
         settings = settings.model_copy(update=proposed)
     place = Path(folder).resolve()
     split = read_split(place, settings)
@@ -166,7 +171,9 @@ def _check(
 ) -> None:
     """Raise UserError where too many images are broken, or a needed split has none left."""
     if broken:
-        some = [f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]]
+        some = [
+            f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED]
+        ]
         found = (
             f"{len(broken)} of the {len(items)} images of {folder} cannot be decoded, such as "
             f"{', '.join(some)}"
@@ -214,7 +221,9 @@ def _decoded(
     return decoded | found
 
 
-def read_cache(cache: sqlite3.Connection, stamps: Mapping[str, str]) -> dict[str, Decoded]:
+def read_cache(
+    cache: sqlite3.Connection, stamps: Mapping[str, str]
+) -> dict[str, Decoded]:
     """Return the pictures of images, by path, without new and changed images."""
     return {
         path: Picture(*values)
@@ -224,7 +233,9 @@ def read_cache(cache: sqlite3.Connection, stamps: Mapping[str, str]) -> dict[str
 
 
 def write_cache(
-    cache: sqlite3.Connection, decoded: Mapping[str, Decoded], stamps: Mapping[str, str]
+    cache: sqlite3.Connection,
+    decoded: Mapping[str, Decoded],
+    stamps: Mapping[str, str],
 ) -> None:
     """Write the pictures of images that could be decoded, with earlier stamps of their files."""
     rows = [

@@ -28,7 +28,9 @@ from latteclip.core.errors import (
 from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
-PART = 4 * MIB  # bytes of the part of a batch that a process loads at once, or one image
+PART = (
+    4 * MIB
+)  # bytes of the part of a batch that a process loads at once, or one image
 AHEAD = 2  # parts that a process loads ahead
 SHARE = 1 / 4  # share of the free space in /dev/shm for the parts of a job
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -53,7 +55,10 @@ class ImageFiles(Images):
 
 def in_order(n: int, batch_size: int) -> list[range]:
     """Return all N indices once, in order, in batches of at most `batch_size`."""
-    return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+    return [
+        range(start, min(start + batch_size, n))
+        for start in range(0, n, batch_size)
+    ]
 
 
 def batches(
@@ -123,7 +128,9 @@ def _shared(samples: Sequence[tuple[Any, torch.Tensor]]) -> Batch:
 def can_fork() -> bool:
     """Return whether processes that load images may be forked, and find shared memory."""
     has_fork = "fork" in multiprocessing.get_all_start_methods()
-    is_daemon = multiprocessing.current_process().daemon  # which may have no processes
+    is_daemon = (
+        multiprocessing.current_process().daemon
+    )  # which may have no processes
     return has_fork and not is_daemon and Path(SHARED_MEMORY).is_dir()
 
 
@@ -145,7 +152,9 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
     """Yield batches, or raise UserError if a worker raised it, died or found /dev/shm full."""
     try:
         yield from batches
-    except UserError as error:  # torch puts the worker's traceback before the sentence
+    except (
+        UserError
+    ) as error:  # torch puts the worker's traceback before the sentence
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
     # The socket of a killed worker that does not count as dead.
     except (EOFError, ConnectionError):

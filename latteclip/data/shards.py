@@ -28,24 +28,32 @@ from latteclip.data.images import IMAGE_SUFFIXES, suffix_of, walk
 # Suffixes of shards, by kind of split.
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 # The word of a shard's path that names its split, such as train or validation.
-WORD = re.compile(r"(?<![a-z0-9])(train|val|test|dev)(?:ing|id|idation)?(?=[^a-z]|$)")
+WORD = re.compile(
+    r"(?<![a-z0-9])(train|val|test|dev)(?:ing|id|idation)?(?=[^a-z]|$)"
+)
 # Key and suffix of a part of a sample.
 PART = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 MAX_LABEL = 2**20  # bytes of a part that holds a label
 MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
 LABELS_AT_ONCE = 2**16
-FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
+FEATURES = (
+    b"huggingface"  # the key of metadata in which `datasets` describes columns
+)
 # Name and place of an image, as `images.shard_member` reads it after #, and a label of any type.
 Sample = tuple[str, str, Any]
 
 
-def find_shards(folder: Path, kind: str, globs: Mapping[Any, str]) -> dict[str, str]:
+def find_shards(
+    folder: Path, kind: str, globs: Mapping[Any, str]
+) -> dict[str, str]:
     """Return the split of each shard by globs, or by a word of its path, "" where it has none."""
     split_of = dict[str, str]()
     for split, pattern in globs.items():
         fitting = glob.glob(pattern, root_dir=folder, recursive=True)
         if not fitting:
-            raise UserError(f"No shard in {folder} fits {pattern!r}, split.lists.{split}.")
+            raise UserError(
+                f"No shard in {folder} fits {pattern!r}, split.lists.{split}."
+            )
         split_of |= dict.fromkeys(sorted(fitting), split)
     if split_of:
         return split_of
@@ -75,8 +83,12 @@ def read_shard(
         if kind == "webdataset":
             return list(_tar_samples(shard, label)), ()
         with pq.ParquetFile(shard) as file:
-            return list(_parquet_samples(file, label)), _described_classes(file, label)
-    except Exception as error:  # tarfile raises errors of many kinds on damaged headers
+            return list(_parquet_samples(file, label)), _described_classes(
+                file, label
+            )
+    except (
+        Exception
+    ) as error:  # tarfile raises errors of many kinds on damaged headers
         raise UserError(
             f"{shard} is neither a complete tar without compression nor a Parquet file of images "
             f"as `datasets` writes it ({first_line(error)}); download or write it again, or set "
@@ -87,14 +99,21 @@ def read_shard(
 def _tar_samples(shard: Path, label: str | None) -> Iterator[Sample]:
     """Yield the images of a tar in order."""
     suffix_of_labels, _, json_field = (label or "cls").partition(":")
-    with shard.open("rb") as file, tarfile.open(shard, "r:", tarinfo=HeaderOrEnd) as tar:
+    with (
+        shard.open("rb") as file,
+        tarfile.open(shard, "r:", tarinfo=HeaderOrEnd) as tar,
+    ):
         for key, group in itertools.groupby(_tar_parts(tar), itemgetter(0)):
             parts = {suffix: entry for _, suffix, entry in group}
             labels = parts.get(suffix_of_labels.lower())
             text = _tar_label(file, labels, json_field) if labels else None
             for suffix, image in parts.items():
                 if f".{suffix}" in IMAGE_SUFFIXES:
-                    yield f"{key}.{suffix}", f"{image.offset_data}+{image.size}", text
+                    yield (
+                        f"{key}.{suffix}",
+                        f"{image.offset_data}+{image.size}",
+                        text,
+                    )
 
 
 def _tar_parts(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -129,7 +148,9 @@ def _parquet_samples(file: pq.ParquetFile, label: str | None) -> Iterator[Sample
     """Yield the images of a Parquet file in order, with None where it has no column of labels."""
     column, schema = label or "label", file.schema_arrow
     images.image_column(file)
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    sizes = [
+        file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)
+    ]
     if sum(map(abs, sizes)) > MAX_ROWS:
         raise ValueError(f"it has more than {MAX_ROWS} rows")
     if label and label not in schema.names:
@@ -140,7 +161,9 @@ def _parquet_samples(file: pq.ParquetFile, label: str | None) -> Iterator[Sample
         if column in schema.names:
             # Numbers take little memory, however many they are. Others are read one by one.
             is_number = pa.types.is_integer(schema.field(column).type)
-            pieces = images.rows(file, group, column, LABELS_AT_ONCE if is_number else 1)
+            pieces = images.rows(
+                file, group, column, LABELS_AT_ONCE if is_number else 1
+            )
             labels = itertools.chain.from_iterable(map(pa.Array.to_pylist, pieces))
         for row, value in enumerate(labels):
             yield str(next(number)), f"{group}+{row}", value
@@ -149,7 +172,9 @@ def _parquet_samples(file: pq.ParquetFile, label: str | None) -> Iterator[Sample
 def _described_classes(file: pq.ParquetFile, label: str | None) -> tuple[str, ...]:
     """Return the class names in label order that a Parquet file describes, if any."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        features = json.loads(file.schema_arrow.metadata[FEATURES])["info"]["features"]
+        features = json.loads(file.schema_arrow.metadata[FEATURES])["info"][
+            "features"
+        ]
         names = features[label or "label"]["names"]
         return TypeAdapter(tuple[str, ...]).validate_python(names)
     return ()

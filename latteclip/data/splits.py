@@ -38,10 +38,13 @@ COLUMNS = ("path", "split", "label", "classname")  # columns of a table
 UNLABELLED = (None, "", -1, "-1")  # `datasets` marks an unlabelled image by -1
 # Split and class folder of an image, each of which it may lack.
 _IN_FOLDERS = re.compile(
-    r"(?:(train|val|test)(?:ing|id|idation)?/)?(?:([^/]+)/)?.+", re.DOTALL | re.IGNORECASE
+    r"(?:(train|val|test)(?:ing|id|idation)?/)?(?:([^/]+)/)?.+",
+    re.DOTALL | re.IGNORECASE,
 )
 # The image of a line, up to its suffix, and the class name after it.
-_LINE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\s+(.+)", re.I)
+_LINE = re.compile(
+    rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\s+(.+)", re.I
+)
 # Image, number and name of its class.
 CoopRow = tuple[str, Annotated[int, Field(ge=0)], str]
 CoopSplit = dict[Literal["train", "val", "test"], list[CoopRow]]
@@ -63,7 +66,9 @@ class Item(NamedTuple):
     image_id: str
     split: str
     label: int | None  # None where it is unknown
-    path: str  # relative to the folder of images, as `latteclip.data.images` reads it
+    path: (
+        str  # relative to the folder of images, as `latteclip.data.images` reads it
+    )
 
 
 class Split(NamedTuple):
@@ -113,8 +118,12 @@ def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Ite
         label = label_of[value]
         if not split:
             hashed = hashlib.sha256(image_id.encode()).digest()[:8]
-            drawn = int.from_bytes(hashed, "big") / 2**64  # depends on the path alone
-            split = "test" if label is not None and drawn < TEST_FRACTION else "train"
+            drawn = (
+                int.from_bytes(hashed, "big") / 2**64
+            )  # depends on the path alone
+            split = (
+                "test" if label is not None and drawn < TEST_FRACTION else "train"
+            )
         items.append(Item(image_id, split, label, path))
     return items
 
@@ -131,16 +140,23 @@ def _check_inside(name: str, root: Path) -> None:
 
 
 def _check(
-    items: Sequence[Item], names: Sequence[str], counts: Mapping[Any, int], root: Path
+    items: Sequence[Item],
+    names: Sequence[str],
+    counts: Mapping[Any, int],
+    root: Path,
 ) -> None:
     """Raise UserError for no images, repeated images, or other numbers than the expected ones."""
     times = Counter(item.image_id for item in items)
     if not times:
         formats = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"The split of {root} lists no image; formats are {formats}.")
+        raise UserError(
+            f"The split of {root} lists no image; formats are {formats}."
+        )
     [(image_id, n_times)] = times.most_common(1)
     if n_times > 1:
-        raise UserError(f"The split of {root} lists images twice, such as {image_id!r}.")
+        raise UserError(
+            f"The split of {root} lists images twice, such as {image_id!r}."
+        )
     n_tests = sum(item.split == "test" for item in items)
     found = {"train": len(items) - n_tests, "test": n_tests, "classes": len(names)}
     if not counts.items() <= found.items():
@@ -174,7 +190,11 @@ def _listed_classes(root: Path, settings: IndexSettings) -> list[str]:
         return []
     name = settings.class_list or CLASSES
     is_named = settings.class_list or settings.class_names
-    return lines_of(_existing(root, name)) if is_named or (root / name).is_file() else []
+    return (
+        lines_of(_existing(root, name))
+        if is_named or (root / name).is_file()
+        else []
+    )
 
 
 def _sorted_names(labels: Iterable[str], root: Path) -> list[str]:
@@ -192,7 +212,9 @@ def _read_table(root: Path, settings: IndexSettings) -> Listing:
     """Read a CoOp split, a table, or lists. Labels name the classes if nothing else does."""
     table = list(TABLES[settings.kind](root, settings))
     names = _listed_classes(root, settings) or _table_names(table, root)
-    return names, [(image, s, name or label, image) for image, s, label, name in table]
+    return names, [
+        (image, s, name or label, image) for image, s, label, name in table
+    ]
 
 
 def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
@@ -206,7 +228,9 @@ def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
 
 def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of a table, which has the column path and perhaps others of COLUMNS."""
-    from latteclip.core.user_tables import read_table  # here: other splits need no pandas
+    from latteclip.core.user_tables import (
+        read_table,
+    )  # here: other splits need no pandas
 
     path = str(_existing(root, settings.file or "split.csv"))
     table = read_table(path, "Split file", ".csv")
@@ -220,7 +244,9 @@ def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     for row in table.itertuples(index=False):
         image, split, label, name = map(str.strip, row)
         if split.lower() not in ("", *SPLITS):
-            raise UserError(f"{path}: {image} is of the split {split!r}, none of {SPLITS}.")
+            raise UserError(
+                f"{path}: {image} is of the split {split!r}, none of {SPLITS}."
+            )
         yield image, split.lower(), label, name
 
 
@@ -251,13 +277,17 @@ def _table_names(table: Sequence[TableRow], root: Path) -> list[str]:
     name_of = dict(pairs)
     numbers = [str(number) for number in range(len(pairs))]
     if name_of.keys() != {*numbers}:
-        raise UserError(f"{root}: labels must be numbers from 0, each with one class name.")
+        raise UserError(
+            f"{root}: labels must be numbers from 0, each with one class name."
+        )
     return [name_of[number] for number in numbers]
 
 
 def _skipped(files: Iterable[str]) -> Counter[str]:
     """Count the files that are no images, but classes.txt, by suffix."""
-    suffixes = (suffix_of(name) for name in files if os.path.basename(name) != CLASSES)
+    suffixes = (
+        suffix_of(name) for name in files if os.path.basename(name) != CLASSES
+    )
     others = (suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
     return Counter(suffix if suffix.isascii() else "other" for suffix in others)
 
@@ -300,8 +330,12 @@ def _read_class_folders(
             "class_names); rename or remove it, or move its images one folder up."
         )
     if 0 < len(others) < len(labels):
-        log.warning("Images in folders that are no classes are unlabelled: %s.", others[:3])
-    return names, [(image, split, labels.get(name), image) for split, name, image in found]
+        log.warning(
+            "Images in folders that are no classes are unlabelled: %s.", others[:3]
+        )
+    return names, [
+        (image, split, labels.get(name), image) for split, name, image in found
+    ]
 
 
 def _in_folders(files: Iterable[str]) -> list[tuple[str, str, str]]:
@@ -311,19 +345,26 @@ def _in_folders(files: Iterable[str]) -> list[tuple[str, str, str]]:
     """
     places = map(_IN_FOLDERS.fullmatch, files)
     found = [
-        ((place[1] or "").lower(), place[2] or "", place[0]) for place in places if place
+        ((place[1] or "").lower(), place[2] or "", place[0])
+        for place in places
+        if place
     ]
     named = {split for split, name, _ in found if name}
     if named == {""} and {split for split, _, _ in found} == {"", "train"}:
         # A class beside others, as of vehicles.
-        found = [("", name or os.path.dirname(image), image) for _, name, image in found]
+        found = [
+            ("", name or os.path.dirname(image), image) for _, name, image in found
+        ]
     in_splits = [row for row in found if row[0]]
     if in_splits and len(in_splits) < len(found):
         outside = next(image_id for split, _, image_id in found if not split)
         log.warning(
-            "Images outside of train, val and test are left out, such as %s.", outside
+            "Images outside of train, val and test are left out, such as %s.",
+            outside,
         )
-    return sorted(in_splits or found, key=lambda row: (("", *SPLITS).index(row[0]), row[1]))
+    return sorted(
+        in_splits or found, key=lambda row: (("", *SPLITS).index(row[0]), row[1])
+    )
 
 
 def _read_shards(root: Path, settings: IndexSettings) -> Listing:
@@ -336,14 +377,21 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
     described = set()
     split_of = shards.find_shards(folder, settings.kind, settings.lists)
     for shard, split in split_of.items():
-        samples, classes = shards.read_shard(folder / shard, settings.kind, settings.label)
+        samples, classes = shards.read_shard(
+            folder / shard, settings.kind, settings.label
+        )
         described.add(classes)
-        rows += [(name, split, label, f"{shard}#{place}") for name, place, label in samples]
+        rows += [
+            (name, split, label, f"{shard}#{place}")
+            for name, place, label in samples
+        ]
     if settings.label and all(row[2] is None for row in rows):
         raise UserError(
             f"No image in {folder} has split.label {settings.label}; correct it."
         )
-    rows.sort(key=lambda row: row[1] == "test")  # stable: others first, as in all forms
+    rows.sort(
+        key=lambda row: row[1] == "test"
+    )  # stable: others first, as in all forms
     names = _listed_classes(root, settings)
     if len(described) > 1 and not names:
         raise UserError(
@@ -354,4 +402,6 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
     names = names or [*described.pop()] or _sorted_names(texts, root)
     if settings.kind == "webdataset" and len({row[0] for row in rows}) == len(rows):
         return names, rows
-    return names, [(f"{row[3].rpartition('#')[0]}/{row[0]}", *row[1:]) for row in rows]
+    return names, [
+        (f"{row[3].rpartition('#')[0]}/{row[0]}", *row[1:]) for row in rows
+    ]

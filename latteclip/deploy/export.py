@@ -17,7 +17,11 @@ import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
 
 from latteclip.clip.classifier import CLASSIFIER, load_classifier
-from latteclip.clip.image_encoders import ImagePreprocessing, TimmEncoder, encoders_of
+from latteclip.clip.image_encoders import (
+    ImagePreprocessing,
+    TimmEncoder,
+    encoders_of,
+)
 from latteclip.clip.model import Clip, FinetunedModel, load_finetuned
 from latteclip.config import layers
 from latteclip.core import tables
@@ -71,10 +75,16 @@ def export(
     promise = ""
     metadata = {}
     if abstain is not None:
-        threshold = Predictor(opened.folder, device="cpu", abstain=abstain).threshold
+        threshold = Predictor(
+            opened.folder, device="cpu", abstain=abstain
+        ).threshold
         assert threshold is not None
         promise = guarantee(threshold, abstain)
-        described = {"max_error": abstain, "threshold": threshold, "guarantee": promise}
+        described = {
+            "max_error": abstain,
+            "threshold": threshold,
+            "guarantee": promise,
+        }
         metadata["abstain"] = described
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -86,7 +96,9 @@ def export(
         else:
             # The model folder, which open_clip also reads from the hub, without Snakemake's files.
             hidden = shutil.ignore_patterns(".*")
-            shutil.copytree(opened.folder, temporary, dirs_exist_ok=True, ignore=hidden)
+            shutil.copytree(
+                opened.folder, temporary, dirs_exist_ok=True, ignore=hidden
+            )
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         card = model_card(opened, format, promise)
         card.save(temporary / "README.md")
@@ -149,7 +161,9 @@ def of_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
         "resize": config["resize_mode"],
         "target": size,
         "size": size,
-        "interpolation": "BILINEAR" if config["interpolation"] == "bilinear" else "BICUBIC",
+        "interpolation": "BILINEAR"
+        if config["interpolation"] == "bilinear"
+        else "BICUBIC",
         "fill": [config["fill_color"]] * 3,
         "mean": list(config["mean"]),
         "std": list(config["std"]),
@@ -210,7 +224,9 @@ def inputs_of(opened: FinetunedModel, encoders: list[Clip]) -> list[dict[str, An
 
 
 @torch.no_grad()
-def write_onnx(opened: FinetunedModel, folder: Path, further: Mapping[str, Any]) -> None:
+def write_onnx(
+    opened: FinetunedModel, folder: Path, further: Mapping[str, Any]
+) -> None:
     """Write a model, image encoders included, as one ONNX graph, or raise UserError.
 
     The metadata of the graph are JSON: `classnames`, `inputs` (how an image becomes each input),

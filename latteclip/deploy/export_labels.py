@@ -40,7 +40,17 @@ LABEL_STUDIO = (
     "and if the project has a local storage (Settings, Cloud Storage) with the images' folder."
 )
 # Suffixes that `torchvision.datasets.ImageFolder` looks for. It silently ignores others.
-BY_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+BY_TORCHVISION = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 QUALITY = 95  # quality of the JPEG that an image is converted to
 # Not in a file name: separators, what Windows refuses, control characters, dots that hide or lead
 # out of the folder.
@@ -77,7 +87,9 @@ def labels(
             f"{n:,} of {len(table):,} labels are accepted. With 95 % confidence, at most "
             f"{100 * max_error:g} % of all labels are wrong and accepted."
         )
-        if format == "imagefolder":  # whose folders do not say which labels are accepted
+        if (
+            format == "imagefolder"
+        ):  # whose folders do not say which labels are accepted
             table = table.filter(table["accepted"])
     for kind in leave_out:
         if not (path := folder / f"{kind}.parquet").is_file():
@@ -86,7 +98,9 @@ def labels(
                 f"{run_command(folder, f'results/{folder.absolute().name}/{path.name}')}."
             )
         rest = table.filter(pc.invert(_is_of_kind(table, kind)))
-        notes.append(f"Left out by {kind}: {counted(len(table) - len(rest), 'image')}.")
+        notes.append(
+            f"Left out by {kind}: {counted(len(table) - len(rest), 'image')}."
+        )
         table = rest
     with replacing(place) as temporary:
         WRITERS[format](temporary, table, described)
@@ -104,7 +118,9 @@ def _is_of_kind(table: pa.Table, kind: str) -> pa.ChunkedArray:
     if kind == "duplicates":
         return pc.is_valid(table["duplicate_of"])
     by_person = pc.and_(pc.is_valid(table["answered"]), pc.is_valid(table["label"]))
-    return pc.and_not(pc.fill_null(table["is_unknown"], fill_value=False), by_person)
+    return pc.and_not(
+        pc.fill_null(table["is_unknown"], fill_value=False), by_person
+    )
 
 
 def _write_csv(path: Path, table: pa.Table, _: LabelsMetadata) -> None:
@@ -123,11 +139,15 @@ def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> No
             add(dict(zip(batch.schema.names, batch.columns, strict=True)))
 
 
-def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata) -> None:
+def _write_label_studio(
+    folder: Path, table: pa.Table, described: LabelsMetadata
+) -> None:
     """Write tasks, and the interface in which a person corrects them."""
     kind = "calibrated" if described.calibration else "uncalibrated"
     tasks = [
-        json.dumps(_task(row, f"latteclip {__version__}, {kind}"), ensure_ascii=False)
+        json.dumps(
+            _task(row, f"latteclip {__version__}, {kind}"), ensure_ascii=False
+        )
         for row in tables.rows_of(table)
     ]
     folder.mkdir()
@@ -135,7 +155,9 @@ def _write_label_studio(folder: Path, table: pa.Table, described: LabelsMetadata
     (folder / "tasks.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     view = ET.Element("View")
     ET.SubElement(view, "Image", name="image", value="$image")
-    choices = ET.SubElement(view, "Choices", name="label", toName="image", choice="single")
+    choices = ET.SubElement(
+        view, "Choices", name="label", toName="image", choice="single"
+    )
     for name in described.classnames:
         ET.SubElement(choices, "Choice", value=name)
     ET.indent(view)
@@ -163,14 +185,23 @@ def _task(row: dict[str, Any], version: str) -> dict[str, Any]:
 
 def _choice(classname: str) -> dict[str, Any]:
     value = {"choices": [classname]}
-    return {"from_name": "label", "to_name": "image", "type": "choices", "value": value}
+    return {
+        "from_name": "label",
+        "to_name": "image",
+        "type": "choices",
+        "value": value,
+    }
 
 
-def _write_image_folder(folder: Path, table: pa.Table, described: LabelsMetadata) -> None:
+def _write_image_folder(
+    folder: Path, table: pa.Table, described: LabelsMetadata
+) -> None:
     """Write a folder of links, copies or conversions for each class, and the table of labels."""
     new_folder_name = unique_filenames()
     new_folder_name(TABLE)
-    folders = {name: folder / new_folder_name(name) for name in described.classnames}
+    folders = {
+        name: folder / new_folder_name(name) for name in described.classnames
+    }
     new_name = {name: unique_filenames() for name in folders}
     folder.mkdir()
 

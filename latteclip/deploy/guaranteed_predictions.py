@@ -78,7 +78,9 @@ def abstention_threshold(
     if check is None:
         check = _check_unseen(model, report, path.parent, classify)
     threshold = threshold_of(check, max_error, path.parent)
-    log.info("%s It rests on %d answers.", guarantee(threshold, max_error), len(check))
+    log.info(
+        "%s It rests on %d answers.", guarantee(threshold, max_error), len(check)
+    )
     return threshold
 
 
@@ -110,7 +112,9 @@ def _check_by_folds(
     It learned from answers, but what checks it are classifiers without the answer, of five folds.
     """
     for name in report.checks.keys() - {LABELS}:
-        classifier, _ = load_classifier(folder / "classifiers" / f"{name}.safetensors")
+        classifier, _ = load_classifier(
+            folder / "classifiers" / f"{name}.safetensors"
+        )
         if torch.equal(classifier.weights, model.classifier.weights):
             return report.checks[name]
     return None
@@ -123,10 +127,15 @@ def _check_unseen(
     ids = _unseen(model, report.checking)
     index, wanted = folder / "images.parquet", pa.chunked_array([ids], pa.string())
     column = tables.lookup_column(index, "path", wanted)
-    class_of = dict(zip(column.to_pylist(), map(report.answers.get, ids), strict=True))
+    class_of = dict(
+        zip(column.to_pylist(), map(report.answers.get, ids), strict=True)
+    )
     predictions = classify(list(class_of))
     return [
-        (one.probability, model.classnames[one.topk_labels[0]] == class_of[one.path])
+        (
+            one.probability,
+            model.classnames[one.topk_labels[0]] == class_of[one.path],
+        )
         for one in predictions
     ]
 

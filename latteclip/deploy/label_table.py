@@ -53,7 +53,9 @@ def read_labels(results: str | Path) -> pd.DataFrame:
     return labels
 
 
-def read(folder: Path, max_error: float | None = None) -> tuple[pa.Table, LabelsMetadata]:
+def read(
+    folder: Path, max_error: float | None = None
+) -> tuple[pa.Table, LabelsMetadata]:
     """Read the labels of a dataset's results, a person's answers, and what describes the labels.
 
     Names of classes are dictionaries, which take less memory. `max_error` adds the column
@@ -82,11 +84,15 @@ def read(folder: Path, max_error: float | None = None) -> tuple[pa.Table, Labels
     rows = pc.index_in(ids, pa.array(list(answers), pa.string()))  # null: no answer
     number: dict[str | None, int] = {name: n for n, name in enumerate(classnames)}
     classes = pa.array([number.get(name) for name in answers.values()], pa.int32())
-    of_answers = pc.if_else(pc.is_valid(rows), classes.take(rows), labels["fused_label"])
+    of_answers = pc.if_else(
+        pc.is_valid(rows), classes.take(rows), labels["fused_label"]
+    )
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     probability = calibration(confidence) if calibration else confidence
 
-    def column(file: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | pa.Array:
+    def column(
+        file: str, schema: pa.Schema, name: str
+    ) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images, or nulls without the table."""
         if not (folder / file).is_file():
             return pa.nulls(len(ids), schema.field(name).type)
@@ -95,28 +101,38 @@ def read(folder: Path, max_error: float | None = None) -> tuple[pa.Table, Labels
     def named(labels: pa.ChunkedArray) -> pa.DictionaryArray:
         return pa.DictionaryArray.from_arrays(labels.combine_chunks(), names)
 
-    zero_shot = column("pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label")
+    zero_shot = column(
+        "pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label"
+    )
     columns = {
         "image_id": ids,
         "path": _places(folder, column("images.parquet", tables.IMAGES, "path")),
         "label": named(of_answers),
         "answered": pc.fill_null(names.take(classes), WORDS[NONE]).take(rows),
-        "fused_label": named(labels["fused_label"]),  # the label that the workflow chose
+        "fused_label": named(
+            labels["fused_label"]
+        ),  # the label that the workflow chose
         "probability": probability.astype(np.float32),  # of `fused_label`
         "zero_shot": named(zero_shot),
         "zero_shot_adapted": named(labels["adapted_label"]),
-        "image_prototypes": named(labels["image_label"]),  # null where they were not used
+        "image_prototypes": named(
+            labels["image_label"]
+        ),  # null where they were not used
     }
     for labeller in VOTES:  # by its votes alone; null where they name no class
         label, sure = f"{labeller}_label", f"{labeller}_confidence"
         has_vote = pc.greater(labels[sure], 0)
         columns[label] = named(pc.if_else(has_vote, labels[label], None))
         columns[sure] = pc.if_else(has_vote, labels[sure], None)
-    columns["caption"] = column("captions/images.parquet", tables.CAPTIONS, "caption")
+    columns["caption"] = column(
+        "captions/images.parquet", tables.CAPTIONS, "caption"
+    )
     columns["unknown_score"] = column("unknown.parquet", tables.UNKNOWN, "score")
     columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")
     # The image_id of another row of the same picture.
-    columns["duplicate_of"] = _duplicates(folder / "duplicates.parquet", ids, answers)
+    columns["duplicate_of"] = _duplicates(
+        folder / "duplicates.parquet", ids, answers
+    )
     if max_error is not None:
         is_sure = confidence >= threshold_of(check, max_error, folder)
         columns["accepted"] = pc.or_(pc.is_valid(rows), pa.array(is_sure))
@@ -142,7 +158,9 @@ def _duplicates(
     images["is_answered"] = images["image_id"].isin(answers)
     ordered = images.sort_values("is_answered", ascending=False, kind="stable")
     images["first"] = ordered.groupby("set")["image_id"].transform("first")
-    others = images[images["image_id"] != images["first"]].set_index("image_id")["first"]
+    others = images[images["image_id"] != images["first"]].set_index("image_id")[
+        "first"
+    ]
     return pa.array(others.reindex(ids.to_pandas()), pa.string(), from_pandas=True)
 
 
@@ -156,7 +174,9 @@ class Calibration:
 
     def __call__(self, probabilities: Floats) -> Floats:
         """Return corrected probabilities in the same order."""
-        return np.asarray(expit(self.slope * _log_odds(probabilities) + self.intercept))
+        return np.asarray(
+            expit(self.slope * _log_odds(probabilities) + self.intercept)
+        )
 
 
 def _log_odds(probabilities: Floats) -> Floats:

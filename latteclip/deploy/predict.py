@@ -26,7 +26,10 @@ from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.images import IMAGE_SUFFIXES, image_files
-from latteclip.deploy.guaranteed_predictions import abstention_threshold, result_file
+from latteclip.deploy.guaranteed_predictions import (
+    abstention_threshold,
+    result_file,
+)
 
 log = logging.getLogger(__name__)
 SKIPPED = 3  # exit status: some images could not be decoded
@@ -64,7 +67,10 @@ class Prediction:
     def cells(self) -> list[Any]:
         """Return the values of the row of a table of `columns`."""
         ranked = zip(
-            self.topk_classnames, self.topk_probabilities, self.topk_scores, strict=True
+            self.topk_classnames,
+            self.topk_probabilities,
+            self.topk_scores,
+            strict=True,
         )
         further = (self.unknown_score, self.is_unknown, self.abstained)
         known = [value for value in further if value is not None]
@@ -240,7 +246,9 @@ def predict(
     )
     topk = min(topk, len(classifier.model.classnames))
     names = columns(topk, unknown=unknown, abstain=abstain is not None)
-    rows = (prediction.cells() for prediction in classifier.predictions(files, topk))
+    rows = (
+        prediction.cells() for prediction in classifier.predictions(files, topk)
+    )
     n = write_csv(output, names, rows)
     n_skipped = len(files) - n
     log.info("Classified %s, skipped %d.", terminal.counted(n, "image"), n_skipped)
@@ -278,13 +286,21 @@ def columns(topk: int, *, unknown: bool, abstain: bool) -> list[str]:
     return names
 
 
-def write_csv(output: str | None, names: list[str], rows: Iterator[list[Any]]) -> int:
+def write_csv(
+    output: str | None, names: list[str], rows: Iterator[list[Any]]
+) -> int:
     """Write rows to a file, whole or not at all, or to stdout (None), and return their number."""
     if output is not None:
-        options: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+        options: Any = {
+            "encoding": "utf-8",
+            "errors": "surrogateescape",
+            "newline": "",
+        }
         with replacing(output) as temporary, temporary.open("w", **options) as file:
             return tables.write_csv(file, names, rows)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # it takes any path as the system gave it
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # it takes any path as the system gave it
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     if sys.stdout.isatty():  # control characters in names would steer it
         rows = (

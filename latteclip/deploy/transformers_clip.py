@@ -64,9 +64,9 @@ def write(opened: FinetunedModel, folder: Path) -> None:
             f"({first_line(error)}); use --format open_clip."
         ) from error
     model.save_pretrained(folder)
-    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(
-        folder
-    )
+    transformers.CLIPProcessor(
+        image_processor=images, tokenizer=tokenizer
+    ).save_pretrained(folder)
 
 
 def _tokenizer(opened: FinetunedModel) -> Any:
@@ -76,10 +76,14 @@ def _tokenizer(opened: FinetunedModel) -> Any:
         load = transformers.AutoTokenizer.from_pretrained
         tokenizer = load(opened.folder, trust_remote_code=False)
     else:
-        names = {given.sot_token_id: "<|startoftext|>", given.eot_token_id: "<|endoftext|>"}
+        names = {
+            given.sot_token_id: "<|startoftext|>",
+            given.eot_token_id: "<|endoftext|>",
+        }
         tokenizer = transformers.CLIPTokenizer(
             vocab={
-                names.get(number, word): number for word, number in given.encoder.items()
+                names.get(number, word): number
+                for word, number in given.encoder.items()
             },
             merges=list(given.bpe_ranks),
         )
@@ -137,7 +141,9 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
             name = name.replace(ours, theirs)
         if ".attn.in_proj_" in name:  # [3 width, width] in one
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                state[name.replace("attn.in_proj_", f"self_attn.{letter}_proj.")] = part
+                state[
+                    name.replace("attn.in_proj_", f"self_attn.{letter}_proj.")
+                ] = part
         else:
             state[name] = tensor.T if name in TRANSPOSED else tensor
     return state
@@ -159,16 +165,23 @@ def _image_processor(preprocessing: dict[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def _check_features(clip: Clip, model: Any, tokenizer: Any, texts: list[str]) -> None:
+def _check_features(
+    clip: Clip, model: Any, tokenizer: Any, texts: list[str]
+) -> None:
     """Raise ValueError if images or texts get other features, because of tokens or networks."""
     network: Any = clip.model
     image = torch.randn(
         2, 3, *network.visual.image_size, generator=torch.Generator().manual_seed(0)
     )
-    tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        texts, padding="max_length", truncation=True, return_tensors="pt"
+    )
     pairs = (
         (network.encode_image(image), model.get_image_features(image)),
-        (network.encode_text(clip.tokenizer(texts)), model.get_text_features(**tokens)),
+        (
+            network.encode_text(clip.tokenizer(texts)),
+            model.get_text_features(**tokens),
+        ),
     )
     for ours, theirs in pairs:
         if not torch.allclose(ours, theirs.pooler_output, rtol=1e-3, atol=1e-4):

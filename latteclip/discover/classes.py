@@ -70,7 +70,9 @@ class ClassesPage:
 
     def save(self, content: bytes) -> dict[str, Any]:
         """Save some actions, or take the last one back if there are none."""
-        new = from_json(list[Action], content.decode(errors="replace"), "The request")
+        new = from_json(
+            list[Action], content.decode(errors="replace"), "The request"
+        )
         about = self.proposal.about
         with locked(self.path):
             actions = read_actions(self.path, about)
@@ -89,7 +91,9 @@ class ClassesPage:
         for number, name in names.items():
             members = np.flatnonzero(labels == number)
             parts = np.flatnonzero(owner == number)
-            others = dict.fromkeys(other for part in parts for other in about.names[part])
+            others = dict.fromkeys(
+                other for part in parts for other in about.names[part]
+            )
             others.pop(name, None)
             some = members[np.linspace(0, len(members) - 1, PICTURES).astype(int)]
             rows = list(dict.fromkeys(some.tolist()))
@@ -99,7 +103,9 @@ class ClassesPage:
                     "name": name,
                     "images": len(members),
                     "others": [*others],
-                    "pictures": [[row, self.proposal.image_ids[row]] for row in rows],
+                    "pictures": [
+                        [row, self.proposal.image_ids[row]] for row in rows
+                    ],
                 }
             )
         drawn.sort(key=lambda one: -one["images"])

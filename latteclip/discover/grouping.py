@@ -98,7 +98,9 @@ def classes(evidence: Evidence, wanted: int | None) -> Ints:
         return first
     belongs = members(first)
     reliable = belongs.multiply(evidence.reliability[:, None]).tocsr()
-    costs = _costs(belongs, evidence.features) + NAMES * _costs(reliable, evidence.names)
+    costs = _costs(belongs, evidence.features) + NAMES * _costs(
+        reliable, evidence.names
+    )
     np.fill_diagonal(costs, 0)
     tree = linkage(squareform(costs, checks=False), "complete")
     number = wanted or best_number(evidence.features, first, tree)
@@ -109,7 +111,9 @@ def classes(evidence: Evidence, wanted: int | None) -> Ints:
     found = groups(evidence, k_means(x, wanted))
     if found.max() != merged.max():
         return max(merged, found, key=np.max)
-    return max(merged, found, key=lambda labels: _silhouette(*_distances(x, labels)))
+    return max(
+        merged, found, key=lambda labels: _silhouette(*_distances(x, labels))
+    )
 
 
 def k_means(features: Floats, n_groups: int) -> Ints:

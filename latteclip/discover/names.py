@@ -26,7 +26,9 @@ MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
 QUERIES = 16_384  # images whose neighbours are searched, at most
 ROWS = 256  # images that are compared with all at once
-FREQUENCY_EXPONENT = 0.5  # of the logarithm of N over a term's images, in its weight
+FREQUENCY_EXPONENT = (
+    0.5  # of the logarithm of N over a term's images, in its weight
+)
 TINY = 1e-9
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -165,7 +167,9 @@ def _nearest(unit: Floats, rows: Ints) -> Ints:
     return np.argpartition(distances, range(k), axis=1)[:, :k]
 
 
-def weighted(names: Names, weights: Floats) -> tuple[scipy.sparse.csr_matrix, Floats, Ints]:
+def weighted(
+    names: Names, weights: Floats
+) -> tuple[scipy.sparse.csr_matrix, Floats, Ints]:
     """Return the names of images by the weights of their terms [T].
 
     They are rows [N, T] of length 1, or 0 without a name, the reliability [N] of each, which is

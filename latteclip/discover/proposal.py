@@ -229,7 +229,9 @@ def replay(
 def _new_name(names: dict[int, str], action: Action, where: str) -> str:
     """Return a name on one line that no other class has."""
     name = one_line(action.name, MAX_NAME)
-    others = [clean_classname(other) for k, other in names.items() if k != action.of]
+    others = [
+        clean_classname(other) for k, other in names.items() if k != action.of
+    ]
     if not name or clean_classname(name) in others:
         raise UserError(f"{where}: the name {name!r} is empty or in use.")
     return name

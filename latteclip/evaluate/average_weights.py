@@ -55,7 +55,8 @@ def average_weights(
     """
     where = devices.pick(device, threads)
     pairs = [
-        (each, tables.read_metadata(each.history, TrainingMetadata)) for each in trainings
+        (each, tables.read_metadata(each.history, TrainingMetadata))
+        for each in trainings
     ]
     used = [pair for pair in pairs if "collapsed" not in pair[1].flags] or pairs
     ids: list[str] = []
@@ -64,7 +65,9 @@ def average_weights(
     for number, (each, _) in enumerate(used, 1):
         model = clips.load_finetuned(each.model, where, precision)
         # None left out an image of another.
-        some_ids, classes = classify_left_out(images_path, model, each.fold, threads)
+        some_ids, classes = classify_left_out(
+            images_path, model, each.fold, threads
+        )
         ids += some_ids
         predicted += classes
         for name, weights in model.clip.model.state_dict().items():
@@ -77,13 +80,21 @@ def average_weights(
     model = replace(model, classifier=Classifier.of(texts))
     with replacing(model_output) as folder:
         clips.save_finetuned(
-            model.clip, model.classifier, model.classnames, model.class_templates, folder
+            model.clip,
+            model.classifier,
+            model.classnames,
+            model.class_templates,
+            folder,
         )
-    log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
+    log.info(
+        "Averaged the weights of %d of %d trainings.", len(used), len(trainings)
+    )
     first, of_first = used[0]
     flags = sorted({*of_first.flags, "ours"})
     metadata = replace(of_first, flags=flags, averaged=len(used))
-    tables.write(history_output, tables.read(first.history), tables.HISTORY, metadata)
+    tables.write(
+        history_output, tables.read(first.history), tables.HISTORY, metadata
+    )
     classify_evaluated(
         images_path,
         model,

@@ -33,5 +33,7 @@ def classify_evaluated(
 ) -> None:
     """Classify the images of `read_evaluated_images`, and write the files of `write_run`."""
     table, names = read_evaluated_images(images_path)
-    ranked = classify_files(model, tables.Strings(table["path"]), tables.TOPK, threads)
+    ranked = classify_files(
+        model, tables.Strings(table["path"]), tables.TOPK, threads
+    )
     write_run(table, names, np.asarray(ranked), held_out, flags, run, outputs)

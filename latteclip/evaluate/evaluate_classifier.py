@@ -68,7 +68,8 @@ def evaluate_classifier(
         (predictions_output, metrics_output, train_predictions_output),
     )
     described["encoder_widths"] = [
-        tables.read_metadata(path, EncoderMetadata).width for path in image_encoders_paths
+        tables.read_metadata(path, EncoderMetadata).width
+        for path in image_encoders_paths
     ]
     with replacing(model_output) as folder:
         link_folder(clip, folder)

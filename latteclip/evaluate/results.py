@@ -62,7 +62,9 @@ def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
         return tests, classnames
     unlabelled = table.drop_columns([*tables.LABEL_COLUMNS])
     # The columns that are missing become null.
-    return pa.concat_tables([tests, unlabelled], promote_options="default"), classnames
+    return pa.concat_tables(
+        [tests, unlabelled], promote_options="default"
+    ), classnames
 
 
 def write_run(
@@ -84,7 +86,9 @@ def write_run(
     classes = ClassesMetadata(classnames)
     ids, predicted = held_out
     columns = {"image_id": ids, "prediction": np.asarray(predicted, np.int32)}
-    tables.write(train_predictions_output, columns, tables.TRAIN_PREDICTIONS, classes)
+    tables.write(
+        train_predictions_output, columns, tables.TRAIN_PREDICTIONS, classes
+    )
     columns = {
         "image_id": images["image_id"],
         "label": images["label"],
@@ -107,7 +111,9 @@ def write_run(
     write_json(metrics_output, metrics)
 
 
-def predicted_classes(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
+def predicted_classes(
+    path: str, image_ids: pa.ChunkedArray
+) -> npt.NDArray[np.int_]:
     """Return the predictions [N] of images in a file of a run, MISSING where it has none."""
     table = tables.read(path, ["image_id", "prediction"])
     rows = pc.index_in(image_ids, table["image_id"])
@@ -190,7 +196,11 @@ class Audit:
         """Return the accuracy of a run minus that of another. None: either was not scored."""
         scored = self.of(run)
         others = [each.run for each in self.runs]
-        return scored.leads[others.index(other)] if scored and other in others else None
+        return (
+            scored.leads[others.index(other)]
+            if scored and other in others
+            else None
+        )
 
     @property
     def best(self) -> AuditedRun:

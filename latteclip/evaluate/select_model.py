@@ -47,7 +47,9 @@ UNTRAINED = (
     "image_prototypes_encoders",
 )
 DEFAULT = "zero_shot_adapted"  # taken where nothing votes
-TAUGHT = "image_prototypes"  # taken there after answers or examples, which change it
+TAUGHT = (
+    "image_prototypes"  # taken there after answers or examples, which change it
+)
 AVERAGE = "average_weights"  # its trainings predict the images that they left out
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
@@ -128,7 +130,9 @@ def select_model(
     model_output: str,
 ) -> None:
     """Choose a model by votes and a person's answers, copy it, and write the reason."""
-    is_taught = votes_path and tables.read_metadata(votes_path, VotesMetadata).is_taught
+    is_taught = (
+        votes_path and tables.read_metadata(votes_path, VotesMetadata).is_taught
+    )
     default = TAUGHT if is_taught else DEFAULT
     flagged = [
         replace(
@@ -157,7 +161,9 @@ def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
         raise UserError(
             "No model can be chosen, because all of them read labels; run another method."
         )
-    return [each for each in unlabelled if "collapsed" not in each.flags] or unlabelled
+    return [
+        each for each in unlabelled if "collapsed" not in each.flags
+    ] or unlabelled
 
 
 def read_votes(
@@ -174,8 +180,12 @@ def read_votes(
     has_vote = shares.any(axis=1)
     ids = table["image_id"].filter(pa.array(has_vote))
     if len(ids) < MIN_IMAGES:
-        return f"they are of {counted(len(ids), 'image')}, and {MIN_IMAGES} are needed"
-    predictions = [predicted_classes(each.train_predictions, ids) for each in candidates]
+        return (
+            f"they are of {counted(len(ids), 'image')}, and {MIN_IMAGES} are needed"
+        )
+    predictions = [
+        predicted_classes(each.train_predictions, ids) for each in candidates
+    ]
     return HeldOutVotes(shares[has_vote], np.stack(predictions))
 
 
@@ -189,7 +199,9 @@ def choose(
     """
     if isinstance(votes, str):
         default = min(candidates, key=lambda each: each.caution)
-        choice = Choice(default, f"{default.method} is the default without votes: {votes}.")
+        choice = Choice(
+            default, f"{default.method} is the default without votes: {votes}."
+        )
     else:
         choice = _by_votes(candidates, votes)
     return _by_answers(candidates, choice, audit) if audit else choice
@@ -215,7 +227,11 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
     def rank(i: int) -> tuple[float, bool, float]:
         """Order seeds of one method by their lead, and an average before its trainings."""
         alone = votes.lead(votes.predictions[i], votes.predictions[reference])
-        return leads[i].difference, candidates[i].objective == AVERAGE, alone.difference
+        return (
+            leads[i].difference,
+            candidates[i].objective == AVERAGE,
+            alone.difference,
+        )
 
     others = [i for i in compared if candidates[i].method != method]
     trained = [i for i in others if candidates[i].is_trained]
@@ -249,18 +265,24 @@ def _reference(
         return min(range(len(candidates)), key=lambda i: candidates[i].caution)
     first = pooled[untrained[0]]
     best = max(untrained, key=lambda i: votes.lead(pooled[i], first).difference)
-    ties = [i for i in untrained if not votes.lead(pooled[best], pooled[i]).is_clear]
+    ties = [
+        i for i in untrained if not votes.lead(pooled[best], pooled[i]).is_clear
+    ]
     return min(ties, key=lambda i: candidates[i].complexity)
 
 
-def _by_answers(candidates: Sequence[Candidate], choice: Choice, audit: Audit) -> Choice:
+def _by_answers(
+    candidates: Sequence[Candidate], choice: Choice, audit: Audit
+) -> Choice:
     """Return the candidate that answers decide to be better by most, or else the same choice.
 
     One of several comparisons is often clear by chance, so each has to be clearer (Bonferroni).
     """
     chosen = choice.candidate
     leads = [
-        (audit.lead(each.run, chosen.run), each) for each in candidates if each != chosen
+        (audit.lead(each.run, chosen.run), each)
+        for each in candidates
+        if each != chosen
     ]
     known = [(lead, each) for lead, each in leads if lead]
     times = -ndtri(ALPHA / (2 * max(1, len(known)))) / NORMAL
@@ -284,5 +306,9 @@ def _row(candidate: Candidate, lead: Lead | None) -> dict[str, Any]:
     numbers: dict[str, Any] = dict.fromkeys(Lead._fields)
     if lead and lead.images:
         numbers = lead._asdict()
-    run = {"method": candidate.method, "seed": candidate.seed, "flags": candidate.flags}
+    run = {
+        "method": candidate.method,
+        "seed": candidate.seed,
+        "flags": candidate.flags,
+    }
     return {**run, **numbers}

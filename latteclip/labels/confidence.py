@@ -43,17 +43,21 @@ class Confidence:
         best, at = r.argmax(axis=1), np.arange(len(rows))
         shares = np.linspace(0, 1, 21)[:, None]
         sure = shares * r[at, best] + (1 - shares) * q[at, best]
-        fit = np.log(np.clip(np.where(best == classes, sure, 1 - sure), 1e-3, 1)).sum(
-            axis=1
+        fit = np.log(
+            np.clip(np.where(best == classes, sure, 1 - sure), 1e-3, 1)
+        ).sum(axis=1)
+        self.share = float(
+            shares[(fit - 8 * (shares[:, 0] - self.share) ** 2).argmax(), 0]
         )
-        self.share = float(shares[(fit - 8 * (shares[:, 0] - self.share) ** 2).argmax(), 0])
 
     def of(self, tables: Tables, votes: Sequence[Floats], labels: Ints) -> Floats:
         """Return the confidence [n] of labels."""
         at = np.arange(len(labels))
         by_r, by_q = tables.r[at, labels], tables.q[at, labels]
         if self.model.images and self.by_images:
-            return np.asarray(self.factor * (self.share * by_r + (1 - self.share) * by_q))
+            return np.asarray(
+                self.factor * (self.share * by_r + (1 - self.share) * by_q)
+            )
         speak = np.zeros(len(labels))
         total = np.zeros(len(labels))
         for one in votes:

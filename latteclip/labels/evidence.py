@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latteclip.labels.image_classes import TINY, ImageClasses, fit_weights, lean, pool
+from latteclip.labels.image_classes import (
+    TINY,
+    ImageClasses,
+    fit_weights,
+    lean,
+    pool,
+)
 from latteclip.labels.labellers import FEW, MIN_DRAWN, Labelled, agreements
 from latteclip.labels.votes import (
     CELLS,
@@ -27,8 +33,13 @@ from latteclip.labels.votes import (
 PRIOR = 6.0  # votes that what is known without them is worth
 SHARPNESS = 6  # of the trust in images
 ANSWERED = 2.0  # images that an answered one is worth where texts are alone
-REPEATS = 0.98  # agreement with class texts of the only labeller, if it repeats them
-MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5  # starts of the share of votes that are not random
+REPEATS = (
+    0.98  # agreement with class texts of the only labeller, if it repeats them
+)
+MEANT, LOOKS = (
+    (0.98, 0.7, 0.5, 0.3),
+    5,
+)  # starts of the share of votes that are not random
 LEAST = 0.05  # accuracy or trust in a quotient
 NEVER = -100.0  # logit of a class that no vote and no answer names
 
@@ -54,7 +65,8 @@ class Evidence:
         self.lean = lean(log(votes[0])) if has_texts else np.zeros(n_classes)
         self.given = self._without_lean(votes)
         self.labellers = [
-            Labelled(p, is_text=has_texts and k == 0) for k, p in enumerate(self.given)
+            Labelled(p, is_text=has_texts and k == 0)
+            for k, p in enumerate(self.given)
         ]
         self.texts_alone = False
         if has_texts and len(votes) == 1:
@@ -172,7 +184,9 @@ class Evidence:
         """
         if self.zero_shot is None:
             return False
-        others = [each for each in self.labellers[1:] if each.tells and each is not one]
+        others = [
+            each for each in self.labellers[1:] if each.tells and each is not one
+        ]
         agree = agreement(one.first[one.has], self.zero_shot[one.has])
         return agree > ((1 + self._judged(others)) / 2 if others else REPEATS)
 
@@ -184,7 +198,9 @@ class Evidence:
         if not seen:
             return (named + PRIOR * texts.accuracy) / (right + PRIOR)
         for one in seen:
-            named += agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
+            named += (
+                agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
+            )
             right += one.accuracy * one.has.sum()
         return float(min(0.99, named / max(right, TINY)))
 
@@ -203,7 +219,10 @@ class Evidence:
         one.tells = False
         if len(p) < 2 or blind > -TINY:
             return
-        tables, offset = [table[has] for table in self._scores(votes)], self._offset(votes)
+        tables, offset = (
+            [table[has] for table in self._scores(votes)],
+            self._offset(votes),
+        )
         found, b = self._best_share(one, p, tables, offset)
         q = softmax(pool(offset, b, tables))
         is_predicted = found - blind > FEW
@@ -211,7 +230,9 @@ class Evidence:
         one.by_images[has] = q.argmax(axis=1)
         one.named_share = float((one.by_images[has] == one.named[has]).mean())
         one.size = _size(given)
-        one.tells = is_predicted or (self.has_texts and self.labellers[0].size < FEW)
+        one.tells = is_predicted or (
+            self.has_texts and self.labellers[0].size < FEW
+        )
         halves = []
         for view in views:
             view.learn(votes)
@@ -244,7 +265,9 @@ class Evidence:
         return found, b
 
     def _offset(self, r: Floats) -> Floats:
-        table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes)).astype(np.float32)
+        table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes)).astype(
+            np.float32
+        )
         return self._of_named(table if self.texts_alone else table / 2)
 
     @property

@@ -10,7 +10,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.clip.classifier import Classifier, classify, load_classifier, save_classifier
+from latteclip.clip.classifier import (
+    Classifier,
+    classify,
+    load_classifier,
+    save_classifier,
+)
 from latteclip.core import tables
 from latteclip.core.files import write_record
 from latteclip.core.holdout import held_out_for_choice
@@ -42,7 +47,9 @@ CLASSIFIERS = ("image_prototypes", "image_prototypes_encoders")
 
 def adapt_zero_shot(files: LabelFiles, output: str) -> None:
     """Write the zero-shot classifier, adapted to the training images by `LabelModel`."""
-    known = LabelInputs.read(files, *tables.read_unlabelled(files.images, training=True))
+    known = LabelInputs.read(
+        files, *tables.read_unlabelled(files.images, training=True)
+    )
     _save(output, known, known.fit().heads_[0])
     log.info("Adapted %d classes to %d images.", len(known.classnames), known.n)
 
@@ -85,7 +92,8 @@ def fuse_labels(
 
     drawn = answers.select(answers.drawn)
     names_of_answers = [
-        classnames[shares.argmax()] if shares.any() else None for shares in answers.shares
+        classnames[shares.argmax()] if shares.any() else None
+        for shares in answers.shares
     ]
     report = FusionReport(
         classnames=classnames,
@@ -120,14 +128,19 @@ def fuse_labels(
     log.info("Labelled %d images.", known.n)
     for sentence in report.sentences():
         log.info("%s", sentence)
-    _write_votes(votes_output, known, model, _unfit(labellers_files, report), report)
+    _write_votes(
+        votes_output, known, model, _unfit(labellers_files, report), report
+    )
 
 
-def _save(output: str, known: LabelInputs, head: LinearHead, **described: Any) -> None:
+def _save(
+    output: str, known: LabelInputs, head: LinearHead, **described: Any
+) -> None:
     """Write a classifier whose scores are logits over the factor of CLIP's cosines."""
     scale = known.described["logit_scale"]
     parts = (
-        torch.from_numpy(np.array(part / scale)) for part in (head.coef, head.intercept)
+        torch.from_numpy(np.array(part / scale))
+        for part in (head.coef, head.intercept)
     )
     save_classifier(output, Classifier.of(*parts), known.described | described)
 
@@ -165,13 +178,21 @@ def _label_columns(
 
 
 def _write_votes(
-    output: str, known: LabelInputs, model: LabelModel, unfit: str, report: FusionReport
+    output: str,
+    known: LabelInputs,
+    model: LabelModel,
+    unfit: str,
+    report: FusionReport,
 ) -> None:
     """Write what the labellers say of images that compare classifiers, and what these say."""
-    rows = np.flatnonzero(held_out_for_choice(tables.Strings(known.images["image_id"])))
+    rows = np.flatnonzero(
+        held_out_for_choice(tables.Strings(known.images["image_id"]))
+    )
     columns = {
         "image_id": known.ids(rows),
-        "vote": tables.list_column(model.vote_probabilities(rows).astype(np.float32)),
+        "vote": tables.list_column(
+            model.vote_probabilities(rows).astype(np.float32)
+        ),
         "head": model.heads_[0].labels[rows],
         "joint_head": model.heads_[-1].labels[rows],
     }
@@ -202,7 +223,10 @@ def _checks(model: LabelModel, drawn: Answers) -> dict[str, Check]:
         name: check(head.held_out.argmax(axis=1), head.held_out.max(axis=1))
         for name, head in zip(CLASSIFIERS, model.heads_, strict=False)
     }
-    return {LABELS: check(model.held_out_labels_, model.held_out_confidence_), **by_heads}
+    return {
+        LABELS: check(model.held_out_labels_, model.held_out_confidence_),
+        **by_heads,
+    }
 
 
 def labels_right(n: int, answers: Answers, held_out: Ints) -> Interval:

@@ -36,7 +36,9 @@ class Interval:
 
     def words(self, unit: str = " %") -> str:
         """Return the value and the ends in percent."""
-        value, low, high = (100 * share for share in (self.value, self.low, self.high))
+        value, low, high = (
+            100 * share for share in (self.value, self.low, self.high)
+        )
         return f"{value:.1f}{unit} ({low:.1f} to {high:.1f})"
 
     @property
@@ -78,7 +80,9 @@ def share_right(
     )
 
 
-def confidence_sequence(right: int, answers: int, population: int) -> tuple[float, float]:
+def confidence_sequence(
+    right: int, answers: int, population: int
+) -> tuple[float, float]:
     """Return an interval for the share of right labels that holds at every moment.
 
     The prior-posterior-ratio martingale for draws without replacement, with a uniform prior, gives

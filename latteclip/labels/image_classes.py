@@ -49,10 +49,14 @@ class Whitener:
         covariance = shrunken(x.T @ x / n, max(SHRINKAGE, d / (d + n)))
         values, vectors = np.linalg.eigh(covariance)
         self.matrix = (vectors * values**-0.5 @ vectors.T).astype(np.float32)
-        self.matrix /= max(float(np.linalg.norm(x @ self.matrix, axis=1).mean()), 1e-6)
+        self.matrix /= max(
+            float(np.linalg.norm(x @ self.matrix, axis=1).mean()), 1e-6
+        )
 
     def __call__(self, features: Floats) -> Floats:
-        return np.asarray((np.asarray(features, np.float32) - self.mean) @ self.matrix)
+        return np.asarray(
+            (np.asarray(features, np.float32) - self.mean) @ self.matrix
+        )
 
 
 class ImageClasses:
@@ -101,7 +105,9 @@ class ImageClasses:
 
         A class with most of the images would be the mean of the images, and have no direction.
         """
-        centre = (sums / (n + 1)[:, None]).sum(axis=0) / max((n / (n + 1)).sum(), 1e-9)
+        centre = (sums / (n + 1)[:, None]).sum(axis=0) / max(
+            (n / (n + 1)).sum(), 1e-9
+        )
         return centre, sums - n[:, None] * centre
 
     def scores(self, x: Floats | None = None, folds: Ints | None = None) -> Floats:
@@ -120,7 +126,9 @@ class ImageClasses:
                 table[part] = (x[part] - centre) @ (others / size[:, None]).T
                 table[part] -= 0.5 * squares / size**2
             else:
-                table[part] = (x[part] - centre) @ (others / np.sqrt(squares)[:, None]).T
+                table[part] = (x[part] - centre) @ (
+                    others / np.sqrt(squares)[:, None]
+                ).T
         return table
 
 
@@ -152,7 +160,8 @@ def lean(scores: Floats) -> Floats:
 def pool(offset: Any, weights: Any, tables: Sequence[Floats]) -> Floats:
     """Return the log-linear pool of tables [n, C]."""
     return np.asarray(
-        offset + sum(np.float32(a) * t for a, t in zip(weights, tables, strict=True))
+        offset
+        + sum(np.float32(a) * t for a, t in zip(weights, tables, strict=True))
     )
 
 
@@ -173,12 +182,16 @@ def fit_weights(
     size = targets.sum(axis=1)
 
     def value(q: Floats, w: Floats) -> float:
-        return float((targets * log(q)).sum() - 0.5 * precision * ((w - centre) ** 2).sum())
+        return float(
+            (targets * log(q)).sum() - 0.5 * precision * ((w - centre) ** 2).sum()
+        )
 
     q = softmax(pool(offset, weights, tables))
     best = value(q, weights)
     for _ in range(steps):
-        slope = np.array([((targets - size[:, None] * q) * t).sum() for t in tables])
+        slope = np.array(
+            [((targets - size[:, None] * q) * t).sum() for t in tables]
+        )
         slope -= precision * (weights - centre)
         means = [(q * t).sum(axis=1) for t in tables]
         curve = np.array(
@@ -205,7 +218,9 @@ def fit_weights(
     return weights
 
 
-Head = tuple[Floats, Floats]  # directions [C, D] and biases [C] of a linear classifier
+Head = tuple[
+    Floats, Floats
+]  # directions [C, D] and biases [C] of a linear classifier
 
 
 class Heads:

@@ -70,7 +70,9 @@ class LabelInputs:
 
     images: pa.Table  # N rows of the index
     classnames: list[str]
-    features: list[Floats]  # [N + E, D] of CLIP, and of each image encoder beside it
+    features: list[
+        Floats
+    ]  # [N + E, D] of CLIP, and of each image encoder beside it
     texts: Floats  # [C, D], scaled as LabelModel expects them
     votes: dict[str, Votes]  # [N, K] of each labeller
     examples: Ints  # [E] their classes
@@ -96,11 +98,15 @@ class LabelInputs:
         examples = np.zeros(0, np.int64)
         if files.examples is not None:
             table = tables.read(files.examples)
-            examples = pc.index_in(table["classname"], pa.array(classnames)).to_numpy()
+            examples = pc.index_in(
+                table["classname"], pa.array(classnames)
+            ).to_numpy()
             side_by_side = tables.from_list_column(table["image_features"])
             ends = np.cumsum([one.shape[1] for one in features])
             added = np.split(side_by_side, ends[:-1], axis=1)
-            features = [np.concatenate(pair) for pair in zip(features, added, strict=True)]
+            features = [
+                np.concatenate(pair) for pair in zip(features, added, strict=True)
+            ]
         return cls(
             images=images,
             classnames=classnames,
@@ -176,7 +182,9 @@ def _groups(path: str | None, image_ids: pa.ChunkedArray, n: int) -> Ints:
     if path is None:
         return rows.to_numpy()
     sets = tables.read(path).to_pandas().set_index("image_id")["set"]
-    set_of = sets.reindex(image_ids.to_pandas()).reset_index(drop=True)  # NaN: of no set
+    set_of = sets.reindex(image_ids.to_pandas()).reset_index(
+        drop=True
+    )  # NaN: of no set
     return rows.groupby(set_of).transform("first").fillna(rows).to_numpy(np.int64)
 
 
@@ -246,7 +254,9 @@ def _class_means(options: Ints, scores: Floats) -> Floats:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def read_answers(path: str | None, images: pa.Table, classnames: Sequence[str]) -> Answers:
+def read_answers(
+    path: str | None, images: pa.Table, classnames: Sequence[str]
+) -> Answers:
     """Return the answers of `latteclip teach`, if any, about images of a table IMAGES."""
     if path is None:
         return Answers.of(None, len(classnames))
@@ -267,7 +277,9 @@ def answered_rows(
     is_drawn = given["phase"] == CHECK
     is_unsure = given["kind"] == UNSURE
     known = given[~is_unsure]
-    labels = pd.Categorical(known["classname"], [*classnames]).codes  # -1: none of them
+    labels = pd.Categorical(
+        known["classname"], [*classnames]
+    ).codes  # -1: none of them
     return Answers(
         rows=known["row"].to_numpy(np.int64),
         shares=(labels[:, None] == np.arange(len(classnames))).astype(np.float64),

@@ -79,7 +79,13 @@ from latteclip.labels.image_classes import (
     fit_weights,
     fold_of,
 )
-from latteclip.labels.labellers import FEW, Labelled, answers_needed, by_answers, by_views
+from latteclip.labels.labellers import (
+    FEW,
+    Labelled,
+    answers_needed,
+    by_answers,
+    by_views,
+)
 from latteclip.labels.posterior import Posterior
 from latteclip.labels.votes import (
     NO_VOTE,
@@ -104,9 +110,13 @@ OPTIONS = 16  # the likeliest classes of an image that are stored
 class Labeller:
     """What is known of a labeller."""
 
-    accuracy: Interval | None  # None: neither votes and images nor answers determine it
+    accuracy: (
+        Interval | None
+    )  # None: neither votes and images nor answers determine it
     weight: float  # mean exponent of its votes in the posterior
-    answers_needed: int  # about random images, to estimate the accuracy; 0 if it is known
+    answers_needed: (
+        int  # about random images, to estimate the accuracy; 0 if it is known
+    )
 
 
 class LinearHead(NamedTuple):
@@ -127,7 +137,9 @@ class LabelModel:
 
     labels_: Ints  # [N]
     confidence_: Floats  # [N] probability of the label
-    is_checked_: bool  # whether answers or a labeller's accuracy check the confidence
+    is_checked_: (
+        bool  # whether answers or a labeller's accuracy check the confidence
+    )
     posterior_: Votes  # the likeliest classes of each image, the likeliest first
     labellers_: dict[str, Labeller]
     reason_: str  # why the labels are those of a labeller; "" where they are not
@@ -158,7 +170,9 @@ class LabelModel:
         """
         self._features = feature_arrays(image_features)
         self._texts = None if text_features is None else np.asarray(text_features)
-        self._votes = {name: Votes.of(table) for name, table in (votes or {}).items()}
+        self._votes = {
+            name: Votes.of(table) for name, table in (votes or {}).items()
+        }
         c = count_classes(self._votes, self._texts, answers, n_classes)
         self.n_classes = c
         given = Answers.of(answers, c)
@@ -194,7 +208,9 @@ class LabelModel:
         if texts is not None and (
             not self._features or texts.shape != (c, self._features[0].shape[1])
         ):
-            raise ValueError(f"text_features are [{c}, D], beside image features [N, D].")
+            raise ValueError(
+                f"text_features are [{c}, D], beside image features [N, D]."
+            )
         if ((given.rows < 0) | (given.rows >= n)).any():
             raise ValueError(f"Answers are about rows from 0 to {n - 1}.")
 
@@ -230,7 +246,9 @@ class LabelModel:
         if has.mean() <= 0.5 or has.sum() < FEW * self.n_classes:
             named[:] = True
         of_texts = self._firsts.get(ZERO_SHOT, NO_VOTE)
-        self.without_evidence_ = np.setdiff1d(of_texts, [NO_VOTE, *np.flatnonzero(named)])
+        self.without_evidence_ = np.setdiff1d(
+            of_texts, [NO_VOTE, *np.flatnonzero(named)]
+        )
         return named
 
     def _dense(self, rows: Any) -> list[Floats]:
@@ -238,7 +256,9 @@ class LabelModel:
         tables = [one.dense(rows, self.n_classes) for one in self._votes.values()]
         if self._texts is not None:
             features = np.asarray(self._features[0][rows], dtype=np.float32)
-            tables.insert(0, softmax(SCALE * features @ self._texts.T.astype(np.float32)))
+            tables.insert(
+                0, softmax(SCALE * features @ self._texts.T.astype(np.float32))
+            )
         return tables
 
     def _learned(self, given: Answers) -> Posterior:
@@ -281,9 +301,9 @@ class LabelModel:
             tables = model.of(self._scores(model, rows), votes)
             asked = np.flatnonzero(place[rows] >= 0)
             r = decided(tables.r, asked, given.shares[place[rows][asked]])
-            self.labels_[rows] = np.where(r.any(axis=1, keepdims=True), r, tables.r).argmax(
-                axis=1
-            )
+            self.labels_[rows] = np.where(
+                r.any(axis=1, keepdims=True), r, tables.r
+            ).argmax(axis=1)
             sure = confidence.of(tables, votes, self.labels_[rows])
             sure[asked] = r[asked, self.labels_[rows][asked]]
             self.confidence_[rows] = sure
@@ -339,11 +359,15 @@ class LabelModel:
                 ).argmax(axis=1)
                 for rows in every
             ]
-            self.heads_.append(LinearHead(*heads[None], np.concatenate(labels), by_head))
+            self.heads_.append(
+                LinearHead(*heads[None], np.concatenate(labels), by_head)
+            )
 
     def _side_by_side(self, encoders: int, rows: Any) -> Floats:
         """Return the features [n, D] of some rows by the first encoders."""
-        some = [np.asarray(one[rows], np.float32) for one in self._features[:encoders]]
+        some = [
+            np.asarray(one[rows], np.float32) for one in self._features[:encoders]
+        ]
         return np.concatenate(some, axis=1)
 
     def _heads(
@@ -368,7 +392,10 @@ class LabelModel:
             texts[:, : self._texts.shape[1]] = SCALE * self._texts
         by_images = _by_folds(heads, x, self._folds[self._sample])
         size = max(float(np.abs(by_images).mean()), 1e-9)
-        tables: list[Floats] = [by_images / np.float32(size), x @ texts.T - model.lean]
+        tables: list[Floats] = [
+            by_images / np.float32(size),
+            x @ texts.T - model.lean,
+        ]
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
         return {
@@ -385,7 +412,9 @@ class LabelModel:
         self.held_out_labels_ = np.zeros(len(rows), dtype=np.int64)
         self.held_out_confidence_ = np.zeros(len(rows))
         numbers = sorted({1, len(self._features)}) if self._features else []
-        by_heads = {encoders: np.zeros((len(rows), self.n_classes)) for encoders in numbers}
+        by_heads = {
+            encoders: np.zeros((len(rows), self.n_classes)) for encoders in numbers
+        }
         folds = self._folds[rows] % HEAD_FOLDS
         for fold in np.unique(folds):
             part = folds == fold
@@ -395,9 +424,13 @@ class LabelModel:
             tables = model.of(self._scores(model, some), votes)
             labels = tables.r.argmax(axis=1)
             self.held_out_labels_[part] = labels
-            self.held_out_confidence_[part] = Confidence(model).of(tables, votes, labels)
+            self.held_out_confidence_[part] = Confidence(model).of(
+                tables, votes, labels
+            )
             for encoders, by_head in by_heads.items():
-                heads = self._heads(encoders, model, [(self._sample, model.r)], model.r)
+                heads = self._heads(
+                    encoders, model, [(self._sample, model.r)], model.r
+                )
                 weights, bias = heads[int(fold)]
                 x = self._side_by_side(encoders, some)
                 by_head[part] = softmax(x @ weights.T + bias)
@@ -412,7 +445,9 @@ class LabelModel:
         model, rows = self._model, np.arange(self.n)[rows]
         votes = self._dense(rows)
         terms = model.of(self._scores(model, rows), votes).terms
-        first = int(model.has_texts and len(votes) > 1)  # texts are no votes of a labeller
+        first = int(
+            model.has_texts and len(votes) > 1
+        )  # texts are no votes of a labeller
         total = np.zeros((len(rows), self.n_classes))
         has = np.zeros(len(rows), dtype=bool)
         for term, table in zip(terms[first:], votes[first:], strict=True):
@@ -431,7 +466,9 @@ class LabelModel:
     def _logits(self, features: Floats | Sequence[Floats]) -> Floats:
         some = feature_arrays(features)
         head = self.heads_[0 if len(some) == 1 else -1]
-        return np.asarray(np.concatenate(some, axis=1) @ head.coef.T + head.intercept)
+        return np.asarray(
+            np.concatenate(some, axis=1) @ head.coef.T + head.intercept
+        )
 
 
 def _by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Floats:

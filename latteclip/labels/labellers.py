@@ -23,7 +23,9 @@ from latteclip.labels.votes import (
 ENOUGH = 25.0  # votes of a class that its prior is worth, and more where it has fewer votes
 FEW = 10  # images, or votes, below which nothing is compared; probabilities of ranks alone
 MIN_DRAWN = 20  # answers that state an accuracy, and check a confidence
-MIN_ACCURACY = 0.85  # below which look-alikes are confused by images and labeller together
+MIN_ACCURACY = (
+    0.85  # below which look-alikes are confused by images and labeller together
+)
 ERROR = 0.03  # of the estimate by views on real sets, and by the number of votes at most
 WIDTH = 0.05  # half of the 95 % interval that the needed answers promise
 Z = 1.96
@@ -47,26 +49,41 @@ class Labelled:
         has_lists = not self.is_soft and np.count_nonzero(votes) > self.has.sum()
         self.lists = Lists(votes, self.named) if has_lists else None
         self.tells = True  # whether images predict the votes at all
-        self.replaced = 0.0  # share of its weight that images take if they are trusted
+        self.replaced = (
+            0.0  # share of its weight that images take if they are trusted
+        )
         self.starts = 1.0  # weight of its votes in what images learn first
-        self.by_images = np.full(len(votes), NO_VOTE)  # classes that images name for it
+        self.by_images = np.full(
+            len(votes), NO_VOTE
+        )  # classes that images name for it
         # Of images that predict the votes:
-        self.gain, self.accuracy, self.named_share, self.size = 1.0, np.nan, 0.0, 0.0
+        self.gain, self.accuracy, self.named_share, self.size = (
+            1.0,
+            np.nan,
+            0.0,
+            0.0,
+        )
         self.meant = 0.98  # share of votes that are not random
 
     def share_meant(self, q: Floats, votes: Floats) -> Floats:
         """Return the probability [n] that votes [n, C] are not random, given images [n, C]."""
         named = self.meant * (q * votes).sum(axis=1)
         random = (1 - self.meant) * (votes @ self.overall)
-        return np.asarray(named / np.maximum(named + random, TINY), dtype=np.float32)
+        return np.asarray(
+            named / np.maximum(named + random, TINY), dtype=np.float32
+        )
 
     def targets(self, q: Floats, votes: Floats) -> Floats:
         """Return the classes [n, C] that votes mean, given images [n, C]."""
-        return np.asarray(self.share_meant(q, votes)[:, None] * normalised(q * votes))
+        return np.asarray(
+            self.share_meant(q, votes)[:, None] * normalised(q * votes)
+        )
 
     def confused_targets(self, q: Floats, likelihood: Floats) -> Floats:
         """Return the same, half as the votes are and half by their log-likelihood [n, C]."""
-        confused = self.share_meant(q, self.votes)[:, None] * softmax(log(q) + likelihood)
+        confused = self.share_meant(q, self.votes)[:, None] * softmax(
+            log(q) + likelihood
+        )
         return np.asarray((self.targets(q, self.votes) + confused) / 2)
 
     def counts(self, r: Floats) -> Floats:
@@ -114,7 +131,8 @@ def shared_errors(labellers: Sequence[Labelled], r: Floats, q: Floats) -> Floats
     tables = [*(one.first for one in labellers), q]
     speaks = [*(one.has for one in labellers), np.ones(len(r), dtype=bool)]
     errors = [
-        p - r @ normalised(r[has].T @ p[has]) for p, has in zip(tables, speaks, strict=True)
+        p - r @ normalised(r[has].T @ p[has])
+        for p, has in zip(tables, speaks, strict=True)
     ]
     rho = np.eye(len(errors))
     for i, one in enumerate(errors):
@@ -140,7 +158,9 @@ class Lists:
         self.usual = []
         for listed in self._listed(votes, named):
             mean = listed.mean(axis=0)
-            share = (class_sums(named, listed, c) + ENOUGH * mean) / (counts + ENOUGH)
+            share = (class_sums(named, listed, c) + ENOUGH * mean) / (
+                counts + ENOUGH
+            )
             self.usual.append(share.astype(np.float32))
         self.shares = [0.1, 0.1]
 
@@ -158,7 +178,9 @@ class Lists:
         wrong[np.arange(len(r)), named] = 0
         total = float(wrong.sum())
         listed = self._listed(votes, named)
-        self.shares = [(float((wrong * one).sum()) + 1) / (total + FEW) for one in listed]
+        self.shares = [
+            (float((wrong * one).sum()) + 1) / (total + FEW) for one in listed
+        ]
 
     def likelihood(self, votes: Floats, named: Ints) -> Floats:
         """Return log-likelihood ratios [n, C], 0 for the first choice."""

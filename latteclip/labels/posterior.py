@@ -85,7 +85,9 @@ class Posterior(Evidence):
         self.r = self.put(self.tables.r)
 
     def _likelihoods(self, votes: Sequence[Floats]) -> list[Floats]:
-        return [one.likelihood(p) for one, p in zip(self.labellers, votes, strict=True)]
+        return [
+            one.likelihood(p) for one, p in zip(self.labellers, votes, strict=True)
+        ]
 
     def _pooled(self, tables: Sequence[Floats], votes: Sequence[Floats]) -> Floats:
         """Return log q + constant [n, C] by scores of the encoders, if there are some."""
@@ -101,7 +103,9 @@ class Posterior(Evidence):
         for k, one in enumerate(self.labellers):
             meant = one.confused_targets(q, likelihoods[k])
             targets += np.float32(one.gain * one.tells) * w[k][:, None] * meant
-        self.b = fit_weights(tables, self.put(targets), self.offset, self.b, steps=2)
+        self.b = fit_weights(
+            tables, self.put(targets), self.offset, self.b, steps=2
+        )
 
     def _learn_labellers(
         self, scores: Floats, likelihoods: Sequence[Floats], w: Floats
@@ -134,7 +138,9 @@ class Posterior(Evidence):
 
     def _tables(self, scores: Floats, votes: Sequence[Floats]) -> Tables:
         """Return the posterior of images by their scores and votes."""
-        has = np.array([p.any(axis=1) for p in votes]).reshape(len(votes), len(scores))
+        has = np.array([p.any(axis=1) for p in votes]).reshape(
+            len(votes), len(scores)
+        )
         w = self.weights(self.trust, has)
         likelihoods = self._likelihoods(votes)
         terms = [w[k][:, None] * one for k, one in enumerate(likelihoods)]
@@ -157,7 +163,9 @@ class Posterior(Evidence):
         elif self.is_bounded(k):
             accuracy = self.aim(k)
         elif one.is_text:  # they say little of their own accuracy
-            accuracy = max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
+            accuracy = (
+                max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
+            )
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
         one.theta = normalised(counts + prior * base).astype(np.float32)
         if one.lists is not None:

@@ -58,7 +58,8 @@ def score_unknown(
     by_captioner = np.full(len(table), np.nan, np.float32)
     if class_scores_path is not None:
         by_captioner[training] = _unlikeliness(
-            *read_class_scores(class_scores_path, of_training["image_id"]), len(classnames)
+            *read_class_scores(class_scores_path, of_training["image_id"]),
+            len(classnames),
         )
     scored = ~np.isnan(by_captioner)
     if scored.any():
@@ -86,7 +87,9 @@ def _unlikeliness(options: Ints, scores: Floats, n_classes: int) -> Floats:
     """
     has_all = (options >= 0).sum(axis=1) == n_classes
     values = np.full(len(scores), np.nan)
-    values[has_all] = -np.logaddexp.reduce(scores[has_all].astype(np.float64), axis=1)
+    values[has_all] = -np.logaddexp.reduce(
+        scores[has_all].astype(np.float64), axis=1
+    )
     least, most = values[has_all].min(initial=0), values[has_all].max(initial=0)
     if least < -ROUNDING or most <= ROUNDING:
         values[:] = np.nan
@@ -98,13 +101,17 @@ def nth_highest(scores: Floats, n: int) -> float:
     return float(np.sort(scores)[max(0, len(scores) - 1 - n)])
 
 
-def _threshold(scores: Floats, answered: Ints, is_none: Bools, otherwise: float) -> float:
+def _threshold(
+    scores: Floats, answered: Ints, is_none: Bools, otherwise: float
+) -> float:
     """Return the midpoint of the mean scores of answered images [A] of a class and of none.
 
     It is `otherwise` with too few of either kind, or if those of none are not clearly larger.
     """
     of_answers = scores[answered]
-    none, known = (of_answers[kind & ~np.isnan(of_answers)] for kind in (is_none, ~is_none))
+    none, known = (
+        of_answers[kind & ~np.isnan(of_answers)] for kind in (is_none, ~is_none)
+    )
     if min(len(none), len(known)) < MIN_ANSWERS:
         return otherwise
     if mannwhitneyu(none, known, alternative="greater").pvalue > MAX_P_VALUE:

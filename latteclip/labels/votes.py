@@ -47,9 +47,15 @@ class Votes:
         if isinstance(table, tuple):
             options, shares = (np.asarray(one) for one in table)
         elif (array := np.asarray(table)).ndim == 2:
-            options, shares = np.broadcast_to(np.arange(array.shape[1]), array.shape), array
+            options, shares = (
+                np.broadcast_to(np.arange(array.shape[1]), array.shape),
+                array,
+            )
         else:
-            options, shares = array[..., None], np.ones((*array.shape, 1), np.float32)
+            options, shares = (
+                array[..., None],
+                np.ones((*array.shape, 1), np.float32),
+            )
         is_table = options.shape == shares.shape and options.ndim == 2
         if (
             not is_table
@@ -84,7 +90,9 @@ class Votes:
         """Return probabilities [n, C] of some rows."""
         options = np.maximum(self.options[rows], 0)
         table = np.zeros((len(options), n_classes), dtype=np.float32)
-        np.add.at(table, (np.arange(len(options))[:, None], options), self.shares[rows])
+        np.add.at(
+            table, (np.arange(len(options))[:, None], options), self.shares[rows]
+        )
         return table
 
 
@@ -127,12 +135,17 @@ class Answers:
     def within(self, rows: Ints) -> "Answers":
         """Return the answers about some rows, sorted, by their places among these."""
         place = np.searchsorted(rows, self.rows)
-        is_in = (place < len(rows)) & (rows[np.minimum(place, len(rows) - 1)] == self.rows)
+        is_in = (place < len(rows)) & (
+            rows[np.minimum(place, len(rows) - 1)] == self.rows
+        )
         return Answers(place[is_in], self.shares[is_in], self.drawn[is_in])
 
 
 def count_classes(
-    votes: Mapping[str, Votes], texts: Floats | None, answers: Any, given: int | None
+    votes: Mapping[str, Votes],
+    texts: Floats | None,
+    answers: Any,
+    given: int | None,
 ) -> int:
     """Return the number of classes: the given one, or that of the inputs."""
     if given is not None:
@@ -141,7 +154,9 @@ def count_classes(
         return len(texts)
     if isinstance(answers, Answers):
         return int(answers.shares.shape[1])
-    return max((int(one.options.max(initial=0)) + 1 for one in votes.values()), default=0)
+    return max(
+        (int(one.options.max(initial=0)) + 1 for one in votes.values()), default=0
+    )
 
 
 def parts(n: int, n_classes: int) -> Iterator[slice]:

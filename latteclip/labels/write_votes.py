@@ -82,7 +82,9 @@ def write_votes(
     """
     index, classnames = tables.read_unlabelled(images_path, training=True)
     if settings.captions is not None:
-        captions = tables.lookup_column(str(captions_path), "caption", index["image_id"])
+        captions = tables.lookup_column(
+            str(captions_path), "caption", index["image_id"]
+        )
         classes, about = load_classifier(str(class_embeddings_path))
         weights = about["logit_scale"] * classes.weights
         clip = load_clip(settings.captions, device, threads)
@@ -96,7 +98,9 @@ def write_votes(
         options, scores = _best(features, about["logit_scale"] * classes.weights)
     else:
         of_index = tables.read_metadata(images_path, IndexMetadata)
-        options, scores = _file_votes(settings, index["image_id"].to_pylist(), of_index)
+        options, scores = _file_votes(
+            settings, index["image_id"].to_pylist(), of_index
+        )
     n = len(index) - options.null_count
     if not n:
         raise UserError(
@@ -110,7 +114,9 @@ def write_votes(
         "log_probabilities": scores,
     }
     tables.write(output, columns, tables.CLASS_SCORES, ClassesMetadata(classnames))
-    log.info("The labeller %s votes for %d of %d images.", settings.name, n, len(index))
+    log.info(
+        "The labeller %s votes for %d of %d images.", settings.name, n, len(index)
+    )
 
 
 # --- CLIP and captions ---------------------------------------------------------------------------
@@ -126,7 +132,9 @@ def _best(
         classes, best = best_classes(shares, OPTIONS)
         options.append(tables.list_column(classes.int().numpy()))
         scores.append(tables.list_column(best.numpy()))
-    return pa.chunked_array(options, tables.INTS), pa.chunked_array(scores, tables.FLOATS)
+    return pa.chunked_array(options, tables.INTS), pa.chunked_array(
+        scores, tables.FLOATS
+    )
 
 
 def _caption_votes(
@@ -140,7 +148,9 @@ def _caption_votes(
     captions = pc.utf8_trim_whitespace(captions)
     captions = pc.if_else(pc.equal(captions, ""), None, captions)
     encoded = pc.dictionary_encode(captions).combine_chunks()
-    texts = encode_captions(tables.Strings(pa.chunked_array([encoded.dictionary])), clip)
+    texts = encode_captions(
+        tables.Strings(pa.chunked_array([encoded.dictionary])), clip
+    )
     counts = np.bincount(encoded.indices.drop_null(), minlength=len(texts))
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
     for part in parts(len(texts)):
@@ -227,5 +237,7 @@ def _class(name: Any, numbers: Mapping[Any, int]) -> int:
     number = class_of(name, numbers)
     if number is None:
         hint = "; write names of classes as text" if isinstance(name, int) else ""
-        raise ValueError(f"{one_line(repr(name), 60)} is no class of this dataset{hint}")
+        raise ValueError(
+            f"{one_line(repr(name), 60)} is no class of this dataset{hint}"
+        )
     return number

@@ -60,7 +60,9 @@ def read_gallery(
         "truth": chosen["label"],
     }
     names = pa.array(classnames)
-    columns = {key: names.take(one.combine_chunks()) for key, one in columns.items()}
+    columns = {
+        key: names.take(one.combine_chunks()) for key, one in columns.items()
+    }
     columns |= {"image_id": ids, "path": chosen["path"]}
     if captions:
         table = tables.read(captions, ["id", "caption"])
@@ -99,7 +101,9 @@ def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
     paths = tables.lookup_column(images, "path", ids)
     labels = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
     items = likeliest.to_pylist()
-    for item, file, label in zip(items, paths.to_pylist(), labels.to_pylist(), strict=True):
+    for item, file, label in zip(
+        items, paths.to_pylist(), labels.to_pylist(), strict=True
+    ):
         item["picture"] = picture(file, THUMBNAIL)
         item["zero_shot"] = described.classnames[label]
     return {

@@ -33,7 +33,10 @@ def read_labellers(folder: Path) -> list[Labeller]:
     columns = ["image_id", "fused_label", "labeller_labels"]
     table = tables.read(folder / "fused_labels.parquet", columns)
     ids, n = table["image_id"], len(table)
-    pseudo_labels, images = folder / "pseudo_labels.parquet", folder / "images.parquet"
+    pseudo_labels, images = (
+        folder / "pseudo_labels.parquet",
+        folder / "images.parquet",
+    )
     zero_shot = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
     truth = tables.lookup_column(images, "label", ids)
     votes = tables.from_list_column(table["labeller_labels"]).T
@@ -53,7 +56,9 @@ def read_labellers(folder: Path) -> list[Labeller]:
     ]
 
 
-def _share_right(votes: npt.NDArray[np.int32], truth: pa.ChunkedArray) -> float | None:
+def _share_right(
+    votes: npt.NDArray[np.int32], truth: pa.ChunkedArray
+) -> float | None:
     has_vote = votes != NO_VOTE
     if truth.null_count or not has_vote.any():
         return None
@@ -64,7 +69,11 @@ def _in_words(accuracy: Interval | None, answers_needed: int) -> str:
     """Return the accuracy of a labeller, or what would determine it."""
     if accuracy is None and answers_needed:
         needed = counted(answers_needed, "answer")
-        return f"unknown; {needed} about random images would estimate it to 5 points"
+        return (
+            f"unknown; {needed} about random images would estimate it to 5 points"
+        )
     if accuracy is None:
         return "unknown without answers"
-    return f"{accuracy.words()}, by {'answers' if accuracy.n else 'votes and images'}"
+    return (
+        f"{accuracy.words()}, by {'answers' if accuracy.n else 'votes and images'}"
+    )

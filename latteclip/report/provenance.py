@@ -62,7 +62,9 @@ def job_costs(folder: Path) -> list[JobCost]:
         seconds = _number(values.get("s"))
         rule = path.stem.partition("-")[0]  # without the shard
         run = ", ".join(path.relative_to(folder).parts[:-2])
-        costs.append(JobCost(path, rule, run, seconds, _number(values.get("max_rss"))))
+        costs.append(
+            JobCost(path, rule, run, seconds, _number(values.get("max_rss")))
+        )
     return costs
 
 
@@ -74,6 +76,12 @@ def _number(value: Any) -> float | None:
 def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
     of_labellers = sorted((folder / files.LABELLERS).glob("*.parquet"))
-    for path in (*(folder / table for table in files.TABLES.values()), *of_labellers):
-        if path.is_file() and (answers := read_metadata(path, AnswersMetadata)).requests:
+    for path in (
+        *(folder / table for table in files.TABLES.values()),
+        *of_labellers,
+    ):
+        if (
+            path.is_file()
+            and (answers := read_metadata(path, AnswersMetadata)).requests
+        ):
             yield path.relative_to(folder).as_posix(), answers

@@ -97,7 +97,9 @@ def report_dataset(
     accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
     is_tested = accuracy is not None or bool(audit and audit.runs)
     model_right, asking = results.accuracy_by_answers(lead, report, audit)
-    steps = [*_next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)]
+    steps = [
+        *_next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)
+    ]
     folder = Path(output).parent
     table = summary(
         [results.read_metrics(run.metrics) for run in runs_files], settings.baseline
@@ -164,7 +166,10 @@ def _next_steps(
     """Yield what to do next as a text and a command, the most important first."""
     folder = f"results/{settings.dataset}"
     quoted = shlex.quote(folder)
-    rerun = "Then run the workflow again, which updates this page:", run_command(folder)
+    rerun = (
+        "Then run the workflow again, which updates this page:",
+        run_command(folder),
+    )
     if discovery and not discovery["actions"]:
         yield "Check the proposed classes:", f"latteclip classes {quoted}"
     if report and not report.labels_right:

@@ -8,7 +8,12 @@ import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.core.tables import FLAGS
-from latteclip.evaluate.results import FIGURES, read_audit, read_metrics, read_selection
+from latteclip.evaluate.results import (
+    FIGURES,
+    read_audit,
+    read_metrics,
+    read_selection,
+)
 from latteclip.report.provenance import asked
 
 HEADINGS = {  # of the table for people
@@ -35,7 +40,9 @@ def summarize(
     """
     table = summary([read_metrics(path) for path in metrics_paths], baseline)
     selections = [read_selection(path) for path in selections_paths]
-    chosen = {(each.dataset, each.method): f"seed {each.seed}" for each in selections}
+    chosen = {
+        (each.dataset, each.method): f"seed {each.seed}" for each in selections
+    }
     runs = zip(table["dataset"], table["method"], strict=True)
     table["chosen"] = [chosen.get(run, "") for run in runs]
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
@@ -56,7 +63,9 @@ def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
     are the sample standard deviation and the gain over a baseline on the same dataset.
     """
     table = pd.DataFrame(runs)
-    table = table.assign(**{name: pd.to_numeric(table[name]) * 100 for name in FIGURES})
+    table = table.assign(
+        **{name: pd.to_numeric(table[name]) * 100 for name in FIGURES}
+    )
     table = table.groupby(["dataset", "method"], sort=False, as_index=False).agg(
         flags=("flags", union),
         seeds=("seed", "nunique"),

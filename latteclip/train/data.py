@@ -55,7 +55,9 @@ class TrainingFiles:
     fused_labels: str | None = None  # a FUSED_LABELS table
     fusion_report: str | None = None  # its report
     adapted: str | None = None  # adapted zero-shot classifier
-    learning_rate: str | None = None  # output of find_learning_rate, if finetune.lr is auto
+    learning_rate: str | None = (
+        None  # output of find_learning_rate, if finetune.lr is auto
+    )
 
 
 @dataclass(frozen=True)
@@ -128,19 +130,27 @@ def read(
         checksums=table["checksum"],
         labels=torch.from_numpy(pseudo_labels),
         classnames=classnames,
-        texts=TrainingTexts(texts, class_ids, image_texts, group_texts, group_labels),
+        texts=TrainingTexts(
+            texts, class_ids, image_texts, group_texts, group_labels
+        ),
         n_scheduled=len(all_ids),
         digest=digest_of(itertools.chain(paths, texts.texts, content)),
-        written_names=tables.read_metadata(files.images, IndexMetadata).written_names,
+        written_names=tables.read_metadata(
+            files.images, IndexMetadata
+        ).written_names,
         drawn=drawn,
     )
 
 
-def labels_of(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> np.ndarray:
+def labels_of(
+    files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray
+) -> np.ndarray:
     """Return the class [N] that each image is taken for."""
     if kind == "zero_shot_adapted":
         classifier, _ = load_classifier(str(files.adapted))
-        best, _ = classify(read_features(files.pseudo_labels, image_ids), classifier, 1)
+        best, _ = classify(
+            read_features(files.pseudo_labels, image_ids), classifier, 1
+        )
         return np.asarray(best[:, 0])
     path, column = {
         GROUND_TRUTH: (files.images, "label"),
@@ -166,7 +176,9 @@ def _groups(
     captions = table["caption"].filter(pa.array(is_whole)).to_pylist()
     classes = []
     for members in labels[is_whole].tolist():
-        [(most_frequent, _)] = Counter(members).most_common(1)  # the first of equals
+        [(most_frequent, _)] = Counter(members).most_common(
+            1
+        )  # the first of equals
         classes.append(most_frequent)
     # A class of images without a group gets one with an empty caption.
     lacking = np.setdiff1d(label_of, [*classes, LEFT_OUT])
@@ -238,7 +250,9 @@ class TrainingImages(Images):
         self.augment = augmentation(side)
         self.seed = seed
         self.folder = None
-        size = 4 * self.shorter_side**2 * len(paths)  # if the longer side is a third longer
+        size = (
+            4 * self.shorter_side**2 * len(paths)
+        )  # if the longer side is a third longer
         if folder:
             # Where the folder exists, a training that had room wrote it.
             free = shutil.disk_usage(existing(folder)).free
@@ -247,7 +261,9 @@ class TrainingImages(Images):
 
     def __getitem__(self, key: Any) -> tuple[Any, torch.Tensor]:
         number, index = key
-        [seed] = np.random.SeedSequence((self.seed, number, index)).generate_state(1)
+        [seed] = np.random.SeedSequence((self.seed, number, index)).generate_state(
+            1
+        )
         picture = self._read(index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
@@ -262,7 +278,10 @@ class TrainingImages(Images):
         with contextlib.suppress(FileNotFoundError):
             return Image.open(file)
         decoded = self._decode(index)
-        with contextlib.suppress(OSError), replacing(file) as temporary:  # the disk is full
+        with (
+            contextlib.suppress(OSError),
+            replacing(file) as temporary,
+        ):  # the disk is full
             decoded.save(temporary, "PPM")
         return decoded
 

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 # First rate to try, between what suits ViTs and what suits small convolutional towers.
 FIRST = 3e-5
-FALLBACK = 1e-5  # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared
+FALLBACK = (
+    1e-5  # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared
+)
 # Short trainings, each of 1 / MAX_RUNS of the steps: one more training at most.
 MAX_RUNS = 5
 HELD_OUT_EVERY = 5  # one image in so many is held out
@@ -62,14 +64,18 @@ class _Search:
         short = replace(self.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
         training = self.training(short)
         order = schedule(len(self.trained), short.batch_size, total, SEED)
-        keys = ([(number, self.trained[i]) for number, i in batch] for batch in order)
+        keys = (
+            [(number, self.trained[i]) for number, i in batch] for batch in order
+        )
         batches = self.setup.batches(self.images, keys)
         progress = Progress(total, f"steps at {lr:g}")
         for _ in training.steps(batches, total, per_epoch=total):
             progress.add(1)
         log.info("Trained %d steps in %.1f s.", total, progress.seconds)
         losses = self.losses(training)
-        log.info("Learning rate %g: loss %.4f of held-out images.", lr, losses.mean())
+        log.info(
+            "Learning rate %g: loss %.4f of held-out images.", lr, losses.mean()
+        )
         return losses
 
     def training(self, recipe: Recipe) -> Training:
@@ -111,7 +117,9 @@ def find_learning_rate(
     rate step by step, the highest that is not clearly worse than the best is taken, or the lowest
     if none is better than no training. No label is read.
     """
-    with ending_in_order("Nothing was found yet: a rerun starts from the beginning."):
+    with ending_in_order(
+        "Nothing was found yet: a rerun starts from the beginning."
+    ):
         setup = Setup(files, settings, device, threads)
         n = len(setup.inputs.paths)
         recipe = recipe_for(settings.method.finetune, n, FALLBACK)
@@ -152,7 +160,9 @@ def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:
 def chosen(losses: Mapping[float, torch.Tensor]) -> float:
     """Return the highest rate that is not worse than the best, or FIRST if all diverged."""
     best = _best(losses)
-    return max((lr for lr in losses if not is_worse(losses[lr], best)), default=FIRST)
+    return max(
+        (lr for lr in losses if not is_worse(losses[lr], best)), default=FIRST
+    )
 
 
 def _best(losses: Mapping[float, torch.Tensor]) -> torch.Tensor:

@@ -15,7 +15,13 @@ from latteclip.clip.classifier import Classifier
 from latteclip.config import registry
 from latteclip.core import tables
 from latteclip.core.errors import Signals, Terminated, ending_in_order
-from latteclip.core.files import digest_of, fingerprint, new_folder, read_object, replacing
+from latteclip.core.files import (
+    digest_of,
+    fingerprint,
+    new_folder,
+    read_object,
+    replacing,
+)
 from latteclip.core.holdout import Fold
 from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, TrainingImages, schedule
@@ -29,7 +35,9 @@ from latteclip.train.settings import (
 from latteclip.train.training import Setup, Training, diverged
 
 log = logging.getLogger(__name__)
-CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
+CHECK_EVERY = (
+    20  # steps between looks at the losses: each look waits for the device
+)
 MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
 MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
 
@@ -67,7 +75,9 @@ def finetune(
         if _was_trained(model_output, history_output, identity):
             return
         training = setup.training(recipe, seed)
-        signals.are_deferred = True  # neither a step nor the writing may be interrupted
+        signals.are_deferred = (
+            True  # neither a step nor the writing may be interrupted
+        )
         images = setup.images(seed, decoded)
         saved = Checkpoint(checkpoint, identity, checkpoint_minutes)
         _train(training, setup, saved, images, signals)
@@ -89,9 +99,15 @@ def _identity(
     settings: FinetuneSettings, fold: Fold, recipe: Recipe, seed: int, inputs: str
 ) -> str:
     """Return a digest of all that decides the result, of which `inputs` is that of the data."""
-    decisive = {**settings.model_dump(), "fold": asdict(fold), "recipe": asdict(recipe)}
+    decisive = {
+        **settings.model_dump(),
+        "fold": asdict(fold),
+        "recipe": asdict(recipe),
+    }
     decisive |= {"seed": seed, "inputs": inputs}
-    if local := registry.clip_model(settings.clip.model, settings.clip.pretrained).path:
+    if local := registry.clip_model(
+        settings.clip.model, settings.clip.pretrained
+    ).path:
         decisive["model"] = fingerprint(local)
     return digest_of([json.dumps(decisive, sort_keys=True)])
 
@@ -111,7 +127,9 @@ class Checkpoint:
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         training.load_state_dict(state)
-        log.info("Resuming after step %d, from %s.", len(training.history), self.path)
+        log.info(
+            "Resuming after step %d, from %s.", len(training.history), self.path
+        )
         return len(training.history)
 
     def save(self, training: Training) -> None:
@@ -167,11 +185,15 @@ def _write(
     if _was_trained(model_output, history_output, metadata.identity):
         return
     inputs = setup.inputs
-    templates = replace(setup.settings.class_templates, written=inputs.written_names)
+    templates = replace(
+        setup.settings.class_templates, written=inputs.written_names
+    )
     setup.clip.model.eval()
     classifier = Classifier.of(training.objective.classifier())
     with replacing(model_output) as folder:
-        clips.save_finetuned(setup.clip, classifier, inputs.classnames, templates, folder)
+        clips.save_finetuned(
+            setup.clip, classifier, inputs.classnames, templates, folder
+        )
     history = pa.Table.from_pylist(training.history, tables.HISTORY)
     tables.write(history_output, history, tables.HISTORY, metadata)
 
@@ -184,7 +206,8 @@ def _was_trained(model_output: str, history_output: str, identity: str) -> bool:
     is_written = Path(model_output).is_dir() and Path(history_output).is_file()
     if (
         is_written
-        and tables.read_metadata(history_output, TrainingMetadata).identity == identity
+        and tables.read_metadata(history_output, TrainingMetadata).identity
+        == identity
     ):
         log.info("Another process of this training wrote %s.", model_output)
         return True
@@ -196,7 +219,9 @@ def _flags(settings: FinetuneSettings, training: Training) -> list[str]:
     """Return the keys of `core.tables.FLAGS` that apply to a run."""
     flags = [*settings.flags]
     last = training.history[-1]["epoch"]
-    agreements = [row["agreement"] for row in training.history if row["epoch"] == last]
+    agreements = [
+        row["agreement"] for row in training.history if row["epoch"] == last
+    ]
     agreement = sum(agreements) / len(agreements)
     predicted = int((training.predicted > 0).sum())
     n = len(training.predicted)

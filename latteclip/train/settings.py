@@ -65,7 +65,9 @@ class Recipe:
 
 def recipe_for(section: FinetuneSection, n: int, lr: float | None = None) -> Recipe:
     """Return the numbers of a training on n images, with `lr` in place of "auto"."""
-    numbers: dict[str, Any] = {key: value for key, value in section if value != AUTO}
+    numbers: dict[str, Any] = {
+        key: value for key, value in section if value != AUTO
+    }
     size = numbers.setdefault("batch_size", auto_batch_size(n))
     epochs = numbers.setdefault("epochs", auto_epochs(n))
     steps = epochs * steps_per_epoch(n, size)
@@ -80,7 +82,9 @@ class FinetuneSettings(ClassTextsSection):
     clip: ClipSection
     method: MethodSection
     module: str  # of latteclip/train/objectives
-    flags: list[str] = pydantic.Field(default_factory=list)  # keys of `core.tables.FLAGS`
+    flags: list[str] = pydantic.Field(
+        default_factory=list
+    )  # keys of `core.tables.FLAGS`
 
     @property
     def class_templates(self) -> ClassTemplates:
@@ -89,7 +93,11 @@ class FinetuneSettings(ClassTextsSection):
 
     @property
     def labels(self) -> str:
-        return GROUND_TRUTH if "supervised" in self.flags else self.method.pseudo_labels
+        return (
+            GROUND_TRUTH
+            if "supervised" in self.flags
+            else self.method.pseudo_labels
+        )
 
 
 @dataclass

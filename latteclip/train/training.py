@@ -57,7 +57,9 @@ class Setup:
         self.threads = threads
         picked = devices.pick(device, threads)
         section = settings.clip
-        self.clip = clips.load(section.model, section.pretrained, picked, section.precision)
+        self.clip = clips.load(
+            section.model, section.pretrained, picked, section.precision
+        )
         if picked.type != "cuda":  # there, a lack of memory ends the process
             self.clip.micro_batch = encode.fitting_micro_batch(self.clip)
         texts = base.TokenizedTexts(self.clip)
@@ -79,7 +81,9 @@ class Setup:
             inputs.paths, inputs.checksums, self.clip.input_size, seed, folder
         )
 
-    def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
+    def batches(
+        self, images: TrainingImages, schedule: Iterable[Keys]
+    ) -> Iterator[Batch]:
         """Yield the rows of B images, their labels, and the images on the model's device."""
         for keys, pixels in loader.batches(
             images, schedule, self.clip.device, self.threads
@@ -100,7 +104,10 @@ def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     """Apply weight decay to matrices, and none to gains, biases, norms and logit_scale."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {
+            "params": [p for p in trained if p.ndim >= 2],
+            "weight_decay": WEIGHT_DECAY,
+        },
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
 
@@ -118,7 +125,9 @@ class Training:
         groups = parameter_groups(clip.model)
         self.adamw = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
         # int64 [C] how often each class was predicted in the epoch so far
-        self.predicted = torch.zeros(n_classes, dtype=torch.long, device=clip.device)
+        self.predicted = torch.zeros(
+            n_classes, dtype=torch.long, device=clip.device
+        )
         self.history: list[dict[str, Any]] = []  # a row of numbers for each step
         self.scaler = clip.loss_scaler()
         # A pretrained scale may lie above the bound: SigLIP's does.
@@ -184,7 +193,9 @@ class Training:
             self.adamw.zero_grad()
             try:
                 return self._gradients(batch)
-            except torch.OutOfMemoryError:  # which holds memory until the handler is left
+            except (
+                torch.OutOfMemoryError
+            ):  # which holds memory until the handler is left
                 size = self.clip.micro_batch or len(batch[2])
                 if size == 1:
                     raise
@@ -214,8 +225,12 @@ class Training:
         for row in self._pending:
             numbers = {name: float(value) for name, value in row.items()}
             if not math.isfinite(numbers["loss"]):
-                raise diverged(f"The loss became {numbers['loss']} at step {row['step']}")
-            self.history.append({**numbers, "step": row["step"], "epoch": row["epoch"]})
+                raise diverged(
+                    f"The loss became {numbers['loss']} at step {row['step']}"
+                )
+            self.history.append(
+                {**numbers, "step": row["step"], "epoch": row["epoch"]}
+            )
         self._pending = []
 
     def state_dict(self) -> dict[str, Any]:

@@ -94,9 +94,9 @@ def short_captions(attributes: Attributes) -> list[str]:
         "tone": tone(attributes.foreground),
         "ground": tone(attributes.background),
     }
-    return [_words(*template.format(**values).split()) for template in SHORT_TEMPLATES] + [
-        describe(attributes)
-    ]
+    return [
+        _words(*template.format(**values).split()) for template in SHORT_TEMPLATES
+    ] + [describe(attributes)]
 
 
 def _shared(values: Iterable[str | None], least: int) -> str | None:
@@ -114,7 +114,9 @@ def _texture_phrase(classnames: Sequence[str]) -> str:
     if sorted(counts.values()) == [2, 2]:
         return " and ".join(sorted(counts))
     [(first, n_first)] = counts.most_common(1)
-    return {4: first, 3: f"mostly {first}", 2: f"partly {first}", 1: "various"}[n_first]
+    return {4: first, 3: f"mostly {first}", 2: f"partly {first}", 1: "various"}[
+        n_first
+    ]
 
 
 def describe_group(group: Sequence[Attributes]) -> str:

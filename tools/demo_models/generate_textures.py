@@ -22,7 +22,9 @@ from PIL import Image
 TRAIN, TEST, GAP, SEED = 1500, 2100, 0.85, 0  # the demo's
 QUALITY = 60  # of JPEG, from 1 to 100
 SIDE = 64
-BANDS = 64  # bands and strokes of an image whose tone is drawn, after which they repeat
+BANDS = (
+    64  # bands and strokes of an image whose tone is drawn, after which they repeat
+)
 # Images of one class drawn at once; bounds memory, and is part of what a seed means.
 CHUNK = 128
 COLOURS = {
@@ -84,7 +86,10 @@ MEASURES = {
     "blotches": ((0.0, 0.02), (0.05, 0.18)),  # strength of uneven ground
 }
 CAST = 0.0, 0.08  # standard deviation of the colour cast
-ROTATION = 0.08, 0.2  # standard deviation of the angle around its orientation, radians
+ROTATION = (
+    0.08,
+    0.2,
+)  # standard deviation of the angle around its orientation, radians
 INVERTED = 0.1, 0.5  # probability that a pattern may be lighter than its ground
 EARTHINESS = 0.0, 0.75  # probability that a colour comes from EARTHY
 
@@ -101,7 +106,9 @@ class Plane:
     x: np.ndarray  # [N, 64, 64]
     y: np.ndarray  # [N, 64, 64]
     turned: tuple[np.ndarray, np.ndarray]  # x and y, turned by the pattern's angle
-    along: np.ndarray  # [N, 64, 64], position in the pattern's direction, in periods
+    along: (
+        np.ndarray
+    )  # [N, 64, 64], position in the pattern's direction, in periods
     across: np.ndarray  # [N, 64, 64], position across it
     frequency: np.ndarray  # [N, 1, 1], periods across the image
     phase: np.ndarray  # [2, N, 1, 1], periods
@@ -121,7 +128,9 @@ class Plane:
 
     def by_image(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Look `index` [N, 64, 64] up in each image's row of `table` [N, K]."""
-        return np.take_along_axis(table, index.reshape(self.n, -1), 1).reshape(index.shape)
+        return np.take_along_axis(table, index.reshape(self.n, -1), 1).reshape(
+            index.shape
+        )
 
 
 class Relief(NamedTuple):
@@ -294,7 +303,9 @@ def _bubbly(p: Plane) -> Relief:
     wanted = np.clip(wanted, 5, most)
     is_unwanted = np.arange(most)[None] >= wanted
     radii[is_unwanted] = 1e-3
-    heights = radii[..., None, None] ** 2 - _distances(p.x, p.y, centres)  # [N, K, 64, 64]
+    heights = radii[..., None, None] ** 2 - _distances(
+        p.x, p.y, centres
+    )  # [N, K, 64, 64]
     front = heights.argmax(1)
     height = np.take_along_axis(heights, front[:, None], 1)
     height = height[:, 0]
@@ -484,7 +495,9 @@ def _colours(
     return np.where(swap, back, front), np.where(swap, front, back)
 
 
-def _draw_attributes(rng: np.random.Generator, n: int, gap: float, classname: str) -> _Draw:
+def _draw_attributes(
+    rng: np.random.Generator, n: int, gap: float, classname: str
+) -> _Draw:
     measures = {}
     for name, (source, target) in MEASURES.items():
         low = _between(gap, source[0], target[0])
@@ -574,7 +587,9 @@ def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return _weighted_shifts(down, weights, axis=2)
 
 
-def _weighted_shifts(image: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+def _weighted_shifts(
+    image: np.ndarray, weights: np.ndarray, axis: int
+) -> np.ndarray:
     """Return the sum of images shifted by -3 to 3 pixels along an axis, with weights [N, 7]."""
     margins = [(0, 0)] * image.ndim
     margins[axis] = (3, 3)
@@ -592,7 +607,9 @@ def _photograph(
 ) -> np.ndarray:
     """Return painted images [N, 64, 64, 3] with the flaws of their domain, as uint8."""
     n = len(image)
-    measure = {name: value[:, None, None, None] for name, value in draw.measures.items()}
+    measure = {
+        name: value[:, None, None, None] for name, value in draw.measures.items()
+    }
     mean = image.mean((1, 2), keepdims=True)
     differences = (image - mean) * measure["contrast"]
     image = mean + differences
@@ -619,7 +636,9 @@ def _name(draw: _Draw, classname: str) -> list[Attributes]:
     is_grainy = draw.measures["noise"] > 0.055
     is_faded = draw.measures["contrast"] < 0.5
     is_soft = draw.measures["blur"] > 0.6
-    finish = np.select([is_grainy, is_faded, is_soft], ["grainy", "faded", "soft"], "crisp")
+    finish = np.select(
+        [is_grainy, is_faded, is_soft], ["grainy", "faded", "soft"], "crisp"
+    )
     attributes = []
     for i in range(len(draw.foreground)):
         orientation = None
@@ -655,12 +674,18 @@ def generate(
             draw = _draw_attributes(rng, len(chunk), gap, classname)
             relief = PATTERNS[classname](_bend(rng, draw))
             images[chunk] = _photograph(rng, _paint(rng, draw, relief), draw, gap)
-            attributes.update(zip(chunk.tolist(), _name(draw, classname), strict=True))
+            attributes.update(
+                zip(chunk.tolist(), _name(draw, classname), strict=True)
+            )
     return images, [attributes[i] for i in range(n)]
 
 
 def write_shards(
-    folder: Path, train: int = TRAIN, test: int = TEST, gap: float = GAP, seed: int = SEED
+    folder: Path,
+    train: int = TRAIN,
+    test: int = TEST,
+    gap: float = GAP,
+    seed: int = SEED,
 ) -> None:
     """Write `train.tar` and `test.tar` as WebDataset has them, of JPEGs and class names.
 
@@ -670,7 +695,9 @@ def write_shards(
     first = 0
     for stream, (name, n) in enumerate({"train": train, "test": test}.items()):
         images, attributes = generate(n, gap, seed, stream=stream)
-        with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(
+            folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT
+        ) as tar:
             for number, (image, named) in enumerate(
                 zip(images, attributes, strict=True), first
             ):

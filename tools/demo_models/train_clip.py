@@ -120,7 +120,9 @@ def build(config: dict[str, Any]) -> open_clip.CLIP:
     return open_clip.CLIP(
         embed_dim=config["embed_dim"],
         vision_cfg=config["vision_cfg"],
-        text_cfg={k: v for k, v in config["text_cfg"].items() if k != "hf_tokenizer_name"},
+        text_cfg={
+            k: v for k, v in config["text_cfg"].items() if k != "hf_tokenizer_name"
+        },
     )
 
 
@@ -145,12 +147,18 @@ class Pool:
         self.captions = [short_captions(a) for a in attributes]
         self.targets = attribute_targets(attributes)
 
-    def draw(self, n: int) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor]]:
+    def draw(
+        self, n: int
+    ) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor]]:
         """Draw pixels [n, 3, 64, 64], a caption of each image, and its attributes by index [n]."""
         batch = self.rng.integers(len(self.images), size=n)
         texts = [self.rng.choice(self.captions[i]) for i in batch]
         targets = {name: target[batch] for name, target in self.targets.items()}
-        return normalise(to_channels(flip(self.images[batch], self.rng))), texts, targets
+        return (
+            normalise(to_channels(flip(self.images[batch], self.rng))),
+            texts,
+            targets,
+        )
 
 
 def losses(
@@ -169,11 +177,15 @@ def losses(
         yield loss + ATTRIBUTE_WEIGHT * attribute_loss(heads, seen, targets)
 
 
-def train(steps: int) -> tuple[open_clip.CLIP, PreTrainedTokenizerFast, dict[str, Any]]:
+def train(
+    steps: int,
+) -> tuple[open_clip.CLIP, PreTrainedTokenizerFast, dict[str, Any]]:
     """Return the trained model, its tokenizer and its model_cfg."""
     torch.manual_seed(0)
     pool = Pool(POOL, LARGEST_GAP, POOL_SEED)
-    tokenizer = train_tokenizer([text for texts in pool.captions[::8] for text in texts])
+    tokenizer = train_tokenizer(
+        [text for texts in pool.captions[::8] for text in texts]
+    )
     config = model_config(tokenizer)
     model = build(config)
     heads = attribute_heads(WIDTH)
@@ -199,7 +211,8 @@ def save(
     with replacing(folder, overwrite=True) as new:
         tokenizer.save_pretrained(new)
         state = {
-            name: tensor.half().contiguous() for name, tensor in model.state_dict().items()
+            name: tensor.half().contiguous()
+            for name, tensor in model.state_dict().items()
         }
         save_file(state, new / "open_clip_model.safetensors")
         preprocessing = {

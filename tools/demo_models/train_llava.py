@@ -81,7 +81,9 @@ def to_cells(images: np.ndarray) -> np.ndarray:
     return np.stack(
         [
             np.asarray(
-                Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS)
+                Image.fromarray(image).resize(
+                    (CELL, CELL), Image.Resampling.LANCZOS
+                )
             )
             for image in images
         ]
@@ -130,7 +132,9 @@ class Pool:
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Draw pictures uint8 [n_images + n_groups, 3, 128, 128], with the images on them."""
         singles = self.rng.integers(len(self.images), size=n_images)
-        groups = np.stack([self.draw_group() for _ in range(n_groups)])  # [n_groups, 4]
+        groups = np.stack(
+            [self.draw_group() for _ in range(n_groups)]
+        )  # [n_groups, 4]
         single_pictures = enlarge(training.flip(self.images[singles], self.rng))
         cells = training.flip(self.cells[groups.reshape(-1)], self.rng).reshape(
             n_groups, 4, CELL, CELL, 3
@@ -182,7 +186,9 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast,
+) -> LlavaForConditionalGeneration:
     """Return a new model. LLaVA reads the last vision layer but one, so nothing reads the fifth."""
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -213,7 +219,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         vision_feature_select_strategy="default",
         image_seq_length=(SIDE // PATCH) ** 2,
     )
-    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(config).float()
+    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(
+        config
+    ).float()
     return model
 
 
@@ -268,12 +276,16 @@ def attribute_losses(
     """Train the first stage: each quadrant predicts its attributes from half of its patches."""
     while True:
         pictures, singles, groups = pool.draw(48, 24)
-        visible = torch.cat([quadrant[torch.randperm(16)[:8]] for quadrant in QUADRANTS])
+        visible = torch.cat(
+            [quadrant[torch.randperm(16)[:8]] for quadrant in QUADRANTS]
+        )
         features = patch_features(tower, training.normalise(pictures), visible)
         features = features.reshape(-1, 8, WIDTH).mean(1)  # [B * 4, WIDTH]
         owners = np.concatenate([singles.repeat(4), groups.reshape(-1)])
         targets = {name: target[owners] for name, target in pool.targets.items()}
-        yield training.attribute_loss(heads, F.layer_norm(features, (WIDTH,)), targets)
+        yield training.attribute_loss(
+            heads, F.layer_norm(features, (WIDTH,)), targets
+        )
 
 
 def prompt_tokens(processor: LlavaProcessor, prompt: str) -> list[int]:
@@ -281,7 +293,9 @@ def prompt_tokens(processor: LlavaProcessor, prompt: str) -> list[int]:
     content: Any = [{"type": "image"}, {"type": "text", "text": prompt}]
     text = processor.apply_chat_template([{"role": "user", "content": content}])
     image_tokens = "<image>" * (SIDE // PATCH) ** 2
-    tokens: list[int] = processor.tokenizer(text.replace("<image>", image_tokens)).input_ids
+    tokens: list[int] = processor.tokenizer(
+        text.replace("<image>", image_tokens)
+    ).input_ids
     return tokens
 
 
@@ -314,7 +328,9 @@ def caption_loss(
         patch_features(model.model.vision_tower, pixels)
     )
     embedded = model.get_input_embeddings()(tokens)
-    is_image = (tokens == model.config.image_token_index)[..., None].expand_as(embedded)
+    is_image = (tokens == model.config.image_token_index)[..., None].expand_as(
+        embedded
+    )
     embedded = embedded.masked_scatter(is_image, images)
     hidden = model.model.language_model(
         inputs_embeds=embedded, use_cache=False
@@ -367,7 +383,10 @@ def train(
     ]
     for modules, losses, steps in stages:
         for _ in training.optimise(
-            training.optimiser(modules, weight_decay=0.05), losses, steps, LEARNING_RATE
+            training.optimiser(modules, weight_decay=0.05),
+            losses,
+            steps,
+            LEARNING_RATE,
         ):
             pass
     return model.eval(), processor
@@ -380,7 +399,10 @@ def name_for_both(weights: Path) -> None:
     """Rename the vision weights: transformers 5 reads the names of version 4, vLLM only those."""
     new = "vision_tower."
     old = "vision_tower.vision_model."
-    state = {name.replace(new, old): tensor for name, tensor in load_file(weights).items()}
+    state = {
+        name.replace(new, old): tensor
+        for name, tensor in load_file(weights).items()
+    }
     save_file(state, weights, metadata={"format": "pt"})
 
 

@@ -58,7 +58,9 @@ def flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return images
 
 
-def attribute_targets(attributes: list[textures.Attributes]) -> dict[str, torch.Tensor]:
+def attribute_targets(
+    attributes: list[textures.Attributes],
+) -> dict[str, torch.Tensor]:
     """Return index [N] of each image's value among those of HEADS."""
     return {
         name: torch.tensor([values.index(getattr(a, name)) for a in attributes])
@@ -69,21 +71,29 @@ def attribute_targets(attributes: list[textures.Attributes]) -> dict[str, torch.
 def attribute_heads(width: int) -> torch.nn.ModuleDict:
     """Return a linear classifier for each attribute, on features [..., width]."""
     return torch.nn.ModuleDict(
-        {name: torch.nn.Linear(width, len(values)) for name, values in HEADS.items()}
+        {
+            name: torch.nn.Linear(width, len(values))
+            for name, values in HEADS.items()
+        }
     )
 
 
 def attribute_loss(
-    heads: torch.nn.ModuleDict, features: torch.Tensor, targets: dict[str, torch.Tensor]
+    heads: torch.nn.ModuleDict,
+    features: torch.Tensor,
+    targets: dict[str, torch.Tensor],
 ) -> torch.Tensor:
     """Sum over the attributes of the cross-entropy. Features [B, width], targets [B] each."""
     losses = [
-        F.cross_entropy(head(features), targets[name]) for name, head in heads.items()
+        F.cross_entropy(head(features), targets[name])
+        for name, head in heads.items()
     ]
     return torch.stack(losses).sum()
 
 
-def optimiser(modules: list[torch.nn.Module], weight_decay: float) -> torch.optim.AdamW:
+def optimiser(
+    modules: list[torch.nn.Module], weight_decay: float
+) -> torch.optim.AdamW:
     """Return AdamW with weight decay on matrices alone."""
     parameters = [p for module in modules for p in module.parameters()]
     return torch.optim.AdamW(

@@ -70,12 +70,18 @@ class DecisionsEngine(ServerEngine):
         try:
             reply = Reply.model_validate_json(await self._post(body))
         except ValidationError as error:
-            raise ValueError(f"it answers otherwise: {error.errors()[0]['msg']}") from None
+            raise ValueError(
+                f"it answers otherwise: {error.errors()[0]['msg']}"
+            ) from None
         if reply.answers.keys() != questions.keys():
-            raise ValueError(f"it answers {[*reply.answers]} in place of {[*questions]}")
+            raise ValueError(
+                f"it answers {[*reply.answers]} in place of {[*questions]}"
+            )
         rows = []
         for name, question in questions.items():
-            rows.append(log_probabilities(reply.answers[name], question["criteria"]))
+            rows.append(
+                log_probabilities(reply.answers[name], question["criteria"])
+            )
         usage = reply.usage
         n_written, n_read = usage.output_tokens, usage.input_tokens
         return scored(request.choices, rows, n_tokens=n_written, n_read=n_read)
@@ -103,7 +109,9 @@ def log_probabilities(answer: Answer, options: Collection[str]) -> list[float]:
     ValueError: they do not sum to 1, or are of other options.
     """
     if unknown := {answer.choice, *answer.probabilities} - {*options}:
-        raise ValueError(f"it names options that were not given: {sorted(unknown)[:3]}")
+        raise ValueError(
+            f"it names options that were not given: {sorted(unknown)[:3]}"
+        )
     total = sum(answer.probabilities.values())
     if abs(total - 1) > TOLERANCE:
         raise ValueError(f"its probabilities sum to {total:.3g}")

@@ -80,7 +80,9 @@ class ServerEngine:
             ),
         )
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
+    def answer(
+        self, requests: Iterable[Request]
+    ) -> Iterator[tuple[Request, Response]]:
         """Yield each request with its answer.
 
         Where the server refuses all requests, answers that are under way are yielded before the
@@ -113,7 +115,9 @@ class ServerEngine:
             if self.prices:
                 price = sum(self.prices)
                 self.prices.clear()  # requests that are asked again are answered later
-                log.info("The server says that this cost %.4g.", price, extra=FOR_RUN)
+                log.info(
+                    "The server says that this cost %.4g.", price, extra=FOR_RUN
+                )
         if refusal:
             raise refusal
 
@@ -130,7 +134,9 @@ class ServerEngine:
                     "go on."
                 ) from None
             return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
-        except Exception as error:  # of the connection, or of a reply that is no answer
+        except (
+            Exception
+        ) as error:  # of the connection, or of a reply that is no answer
             return failed(f"{self._where} gives no usable answer: {why(error)}")
 
     async def _reply(self, request: Request, pictures: Parts) -> Response:
@@ -141,7 +147,9 @@ class ServerEngine:
 class Client(openai.DefaultAsyncHttpxClient):
     """Ends an exchange after TIMEOUT seconds: the timeouts of HTTPX are of each part."""
 
-    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+    async def send(
+        self, request: httpx2.Request, **options: Any
+    ) -> httpx2.Response:
         try:
             async with asyncio.timeout(TIMEOUT):
                 return await super().send(request, **options)
@@ -173,7 +181,9 @@ def picture_parts(request: Request) -> Parts:
     for picture in request.pictures:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", compress_level=1, icc_profile=None)
-        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        url = (
+            f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        )
         parts.append({"type": "image_url", "image_url": {"url": url}})
     return parts
 
@@ -246,9 +256,13 @@ class OpenaiEngine(ServerEngine):
         n_read = 0
         for prompt in choices.prompts:
             turns = messages(pictures, prompt)
-            reply = await self._complete(turns, 1, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            reply = await self._complete(
+                turns, 1, logprobs=True, top_logprobs=TOP_LOGPROBS
+            )
             logprobs = reply.choices[0].logprobs
-            if not (logprobs and logprobs.content and logprobs.content[0].top_logprobs):
+            if not (
+                logprobs and logprobs.content and logprobs.content[0].top_logprobs
+            ):
                 raise ValueError(
                     "it has no log-probabilities (top_logprobs), which letters need; use another "
                     "server, or captioner.engine vllm or transformers"
@@ -256,10 +270,15 @@ class OpenaiEngine(ServerEngine):
             token = logprobs.content[0]
             named = {letter: list[float]() for letter in choices.texts}
             for each in token.top_logprobs:
-                named.get(each.token.removeprefix(" "), []).append(float(each.logprob))
+                named.get(each.token.removeprefix(" "), []).append(
+                    float(each.logprob)
+                )
             smallest = min(float(each.logprob) for each in token.top_logprobs)
             rows.append(
-                [float(np.logaddexp.reduce(each or [smallest])) for each in named.values()]
+                [
+                    float(np.logaddexp.reduce(each or [smallest]))
+                    for each in named.values()
+                ]
             )
             first.append(token.token)
             n_read += reply.usage.prompt_tokens if reply.usage else 0

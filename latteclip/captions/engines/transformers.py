@@ -66,7 +66,9 @@ class SplitTokens:
     start: int  # so many of its tokens begin every choice's text
     tails: list[list[int]]  # K: the tokens after these
 
-    def answer(self, choices: Choices, values: Sequence[float], n_read: int) -> Response:
+    def answer(
+        self, choices: Choices, values: Sequence[float], n_read: int
+    ) -> Response:
         """Return the answer by the log-probabilities [K] of the tails."""
         n_tokens = sum(map(len, self.tails))
         rows = [exclusive(values, self.tails)]
@@ -88,7 +90,9 @@ class Tokens:
         """
         orders = request.choices.prompts if request.choices else ()
         placeholders = [{"type": "image"}] * len(request.pictures)
-        turns = (messages(placeholders, prompt) for prompt in orders or [request.prompt])
+        turns = (
+            messages(placeholders, prompt) for prompt in orders or [request.prompt]
+        )
         template = self._processor.apply_chat_template
         return [template(turn, add_generation_prompt=True) for turn in turns]
 
@@ -104,7 +108,9 @@ class Tokens:
         alone = self.ids(prompt)
         whole = [self.ids(prompt + text) for text in texts]
         columns = zip(alone, *whole, strict=False)
-        start = len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
+        start = len(
+            [*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
+        )
         return SplitTokens(alone, start, [ids[start:] for ids in whole])
 
     def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
@@ -121,7 +127,9 @@ class Tokens:
         return str(self._tokenizer.decode([token]))
 
 
-def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[float]:
+def exclusive(
+    values: Sequence[float], tails: Sequence[Sequence[int]]
+) -> list[float]:
     """Return log-probabilities of K choices, each without those that go on where it ends.
 
     The probability of tokens is that of all texts that begin with them: "dot" has that of "dotted"
@@ -143,7 +151,9 @@ def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[f
 class TransformersEngine:
     """Answers in batches, each padded to its longest prompt."""
 
-    def __init__(self, settings: CaptionerSection, threads: int, *_: object) -> None:
+    def __init__(
+        self, settings: CaptionerSection, threads: int, *_: object
+    ) -> None:
         if settings.quantization is not None:
             raise UserError(
                 "captioner.quantization is vLLM's; with engine transformers set it to null."
@@ -154,12 +164,14 @@ class TransformersEngine:
         self._max_new_tokens = settings.max_new_tokens
         self._processor = load_processor(settings)
         try:
-            self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                settings.model,
-                revision=settings.revision,
-                dtype=settings.dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
+            self._model: Any = (
+                transformers.AutoModelForImageTextToText.from_pretrained(
+                    settings.model,
+                    revision=settings.revision,
+                    dtype=settings.dtype,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                )
             )
         except (OSError, ValueError) as error:
             raise UserError(
@@ -168,14 +180,18 @@ class TransformersEngine:
         self._model.eval().to(self._device)
         self._tokens = Tokens(self._processor)
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
+    def answer(
+        self, requests: Iterable[Request]
+    ) -> Iterator[tuple[Request, Response]]:
         source = iter(requests)
         waiting = list[Request]()
         while waiting := waiting or list(itertools.islice(source, self._at_once)):
             batch = waiting[: self._at_once]
             try:
                 answers = self._answers(batch)
-            except torch.OutOfMemoryError:  # which holds memory until the handler is left
+            except (
+                torch.OutOfMemoryError
+            ):  # which holds memory until the handler is left
                 answers = []
             if not answers:
                 self._halve(len(batch))
@@ -191,7 +207,8 @@ class TransformersEngine:
             )
         self._at_once = tried // 2
         log.warning(
-            "%d requests do not fit into the GPU's memory: asking fewer at once.", tried
+            "%d requests do not fit into the GPU's memory: asking fewer at once.",
+            tried,
         )
 
     @torch.inference_mode()
@@ -210,12 +227,16 @@ class TransformersEngine:
         )
         written = whole[:, inputs["input_ids"].shape[1] :]
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
-        ends = torch.tensor(self._model.generation_config.eos_token_id, device=self._device)
+        ends = torch.tensor(
+            self._model.generation_config.eos_token_id, device=self._device
+        )
         is_end = torch.isin(written, ends)
         # The first end counts, and padding after it does not.
         n_written = (is_end.cumsum(1) - is_end.long() == 0).sum(1)
         n_read = inputs["attention_mask"].sum(1)
-        rows = zip(texts, is_end.any(1), n_written.tolist(), n_read.tolist(), strict=True)
+        rows = zip(
+            texts, is_end.any(1), n_written.tolist(), n_read.tolist(), strict=True
+        )
         return [
             Response(text, "stop" if has_end else "length", written, read)
             for text, has_end, written, read in rows
@@ -228,7 +249,9 @@ class TransformersEngine:
             text=list(prompts),
             padding=True,
             return_tensors="pt",
-            add_special_tokens=adds_special_tokens(self._processor.tokenizer, prompts[0]),
+            add_special_tokens=adds_special_tokens(
+                self._processor.tokenizer, prompts[0]
+            ),
         )
         return inputs.to(self._device, self._model.dtype)
 
@@ -253,7 +276,9 @@ class TransformersEngine:
         logits = self._logits(inputs, split)
         values = []
         for row, tail in zip(logits, split.tails, strict=True):
-            logprobs = row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
+            logprobs = (
+                row[: len(tail)].float().log_softmax(1)[range(len(tail)), tail]
+            )
             values.append(logprobs.double().sum().item())
         return split.answer(choices, values, inputs["input_ids"].numel())
 
@@ -265,7 +290,9 @@ class TransformersEngine:
         """
         shape = inputs["input_ids"].shape
         shared = shape[1] - len(split.prompt) + split.start
-        begin = {k: v[:, :shared] if v.shape == shape else v for k, v in inputs.items()}
+        begin = {
+            k: v[:, :shared] if v.shape == shape else v for k, v in inputs.items()
+        }
         prefix = self._model(**begin, use_cache=True, logits_to_keep=1)
         # The logits of each tail's first token.
         logits: torch.Tensor = prefix.logits.expand(len(split.tails), -1, -1)

@@ -21,7 +21,11 @@ import numpy as np
 import torch  # does not touch CUDA by itself
 
 from latteclip.captions.engine import Response, at_once, failed, scored
-from latteclip.captions.engines.transformers import SplitTokens, Tokens, load_processor
+from latteclip.captions.engines.transformers import (
+    SplitTokens,
+    Tokens,
+    load_processor,
+)
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.core import devices, files
@@ -33,9 +37,13 @@ AT_ONCE = 512  # requests, at most
 # Requests for each GiB of a GPU: as many as a model of 7 billion weights finds room for, so that no
 # memory goes to CUDA graphs of larger batches.
 AT_ONCE_PER_GIB = 4
-QUEUED = 2  # prompts inside the engine for each one that it works on: rendered ahead
+QUEUED = (
+    2  # prompts inside the engine for each one that it works on: rendered ahead
+)
 MAX_WAITING = 2 * GIB  # bytes of the pictures inside the engine
-BYTES_OF_PIXEL = 20  # in RGB, and as a model reads it: two frames or an overview and tiles
+BYTES_OF_PIXEL = (
+    20  # in RGB, and as a model reads it: two frames or an overview and tiles
+)
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -67,7 +75,11 @@ REMEDY = (
 def _is_for_cpu() -> bool:
     """Return whether vLLM computes on the CPU here: it asks the driver and does not touch CUDA."""
     # Workers are not forked, in case a library has touched CUDA in this process nevertheless.
-    os.environ |= {**DEFAULTS, **os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    os.environ |= {
+        **DEFAULTS,
+        **os.environ,
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
     if torch.version.cuda is None:
         devices.refuse_unusable(torch.__version__, None)
     from vllm.platforms import current_platform
@@ -89,7 +101,9 @@ def _separate_cache(model: str) -> None:
 
 def _fitting(n_gpus: int) -> int:
     """Return how many requests this machine's GPUs have memory for, AT_ONCE without a GPU."""
-    sizes = [int(size) for [size] in devices.query("memory.total") if size.isdigit()]  # MiB
+    sizes = [
+        int(size) for [size] in devices.query("memory.total") if size.isdigit()
+    ]  # MiB
     if not sizes:
         return AT_ONCE
     return max(1, min(AT_ONCE, AT_ONCE_PER_GIB * n_gpus * min(sizes) // 1024))
@@ -103,7 +117,9 @@ class _Asked:
     split: SplitTokens | None  # the tokens of prompt and choices, for likelihoods
     numbers: list[str]  # names of the prompts inside vLLM
     size: int  # bytes of its pictures inside vLLM
-    outputs: dict[str, Any] = field(default_factory=dict)  # the keys are these numbers
+    outputs: dict[str, Any] = field(
+        default_factory=dict
+    )  # the keys are these numbers
 
 
 class VllmEngine:
@@ -169,7 +185,9 @@ class VllmEngine:
         self._sampling = self._sampling_of(max_tokens=settings.max_new_tokens)
         self._max_queued = QUEUED * n_at_once
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
+    def answer(
+        self, requests: Iterable[Request]
+    ) -> Iterator[tuple[Request, Response]]:
         source = iter(requests)
         waiting: dict[str, _Asked] = {}
         size = 0
@@ -211,11 +229,18 @@ class VllmEngine:
             else:
                 split = self._tokens.split(prompts[0], choices.texts)
                 nexts = next_tokens(split.tails)
-                texts = [[*split.prompt[: split.start], *beginning] for beginning in nexts]
-                sampling = [self._sampling_among(tokens) for tokens in nexts.values()]
+                texts = [
+                    [*split.prompt[: split.start], *beginning]
+                    for beginning in nexts
+                ]
+                sampling = [
+                    self._sampling_among(tokens) for tokens in nexts.values()
+                ]
         asked: Any = [{"prompt_token_ids": ids, **data} for ids in texts]
         names = self._llm.enqueue(asked, sampling, use_tqdm=False)
-        numbers = [name.partition("-")[0] for name in names]  # vLLM appends characters
+        numbers = [
+            name.partition("-")[0] for name in names
+        ]  # vLLM appends characters
         pixels = sum(math.prod(picture.size) for picture in images)
         return _Asked(request, split, numbers, BYTES_OF_PIXEL * pixels)
 
@@ -240,14 +265,18 @@ class VllmEngine:
         choices = asked.request.choices
         if choices is None:
             [each] = completions
-            return Response(each.text, each.finish_reason, len(each.token_ids), lengths[0])
+            return Response(
+                each.text, each.finish_reason, len(each.token_ids), lengths[0]
+            )
         if asked.split:
             values = of_tails(asked.split.tails, completions)
             # All begin with the prompt, which is read once.
             return asked.split.answer(choices, values, max(lengths))
         letters = self._tokens.ids_of_letters(choices.texts)
         rows = [_of_letters(completion, letters) for completion in completions]
-        first = [self._tokens.text(completion.token_ids[0]) for completion in completions]
+        first = [
+            self._tokens.text(completion.token_ids[0]) for completion in completions
+        ]
         return scored(choices, rows, first, len(outputs), sum(lengths))
 
 
@@ -273,13 +302,17 @@ def next_tokens(tails: Sequence[Sequence[int]]) -> dict[tuple[int, ...], set[int
     return nexts
 
 
-def of_tails(tails: Sequence[Sequence[int]], completions: Sequence[Any]) -> list[float]:
+def of_tails(
+    tails: Sequence[Sequence[int]], completions: Sequence[Any]
+) -> list[float]:
     """Return the log-probabilities of K tails by the completions of their `next_tokens`."""
     after = {}
     for beginning, completion in zip(next_tokens(tails), completions, strict=True):
         [after[beginning]] = completion.logprobs
     sums = []
     for tail in tails:
-        values = [after[tuple(tail[:n])][token].logprob for n, token in enumerate(tail)]
+        values = [
+            after[tuple(tail[:n])][token].logprob for n, token in enumerate(tail)
+        ]
         sums.append(float(sum(values)))
     return sums

@@ -16,14 +16,20 @@ class Model:
         about = self.session.get_modelmeta().custom_metadata_map
         self.classnames = json.loads(about.get("classnames", "[]"))
         self.inputs = json.loads(about.get("inputs", "[]"))
-        self.threshold = json.loads(about.get("abstain", "{}")).get("threshold", 0.0)
+        self.threshold = json.loads(about.get("abstain", "{}")).get(
+            "threshold", 0.0
+        )
         if self.session.get_outputs()[0].shape[1] != len(self.classnames):
-            sys.exit(f"{path} scores other classes than it names; export the model again.")
+            sys.exit(
+                f"{path} scores other classes than it names; export the model again."
+            )
 
     def __call__(self, path):  # scores [C] and probabilities [C]
         image = ImageOps.exif_transpose(Image.open(path))
         if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip
-            image = image.convert("I").point(lambda value: value / 256.0).convert("L")
+            image = (
+                image.convert("I").point(lambda value: value / 256.0).convert("L")
+            )
         image = image.convert("RGB")
         pixels = {each["name"]: prepare(image, **each) for each in self.inputs}
         return [x[0] for x in self.session.run(["scores", "probabilities"], pixels)]
@@ -62,4 +68,6 @@ if __name__ == "__main__":
             print(f"skipped: {path}: {error}", file=sys.stderr)
             continue
         abstained = " (abstained)" if shares.max() < model.threshold else ""
-        print(f"{path}\t{model.classnames[shares.argmax()]}{abstained}\t{shares.max():.4f}")
+        print(
+            f"{path}\t{model.classnames[shares.argmax()]}{abstained}\t{shares.max():.4f}"
+        )

@@ -33,7 +33,9 @@ class TokenizedTexts:
     def tokens(self) -> torch.Tensor:
         """int32 [U, L] of all texts, of which none is added any more."""
         texts = list(self.texts)
-        tokens = [self.clip.tokenizer(texts[rows]).int() for rows in parts(len(texts))]
+        tokens = [
+            self.clip.tokenizer(texts[rows]).int() for rows in parts(len(texts))
+        ]
         return torch.cat(tokens)
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
@@ -51,7 +53,9 @@ class TrainingTexts:
     classes: torch.Tensor  # [C] class descriptions T(c)
     images: torch.Tensor  # [N] image descriptions; empty if the method has none
     groups: torch.Tensor  # [G] group descriptions; empty if the method has none
-    group_labels: torch.Tensor  # [G] the pseudo-label that each group was drawn from
+    group_labels: (
+        torch.Tensor
+    )  # [G] the pseudo-label that each group was drawn from
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class TrainingBatch:
     """The images of a step."""
 
     index: torch.Tensor  # [B] rows of the training images, on the CPU
-    pseudo_labels: torch.Tensor  # [B] frozen labels: zero-shot ones by default, on the CPU
+    pseudo_labels: (
+        torch.Tensor
+    )  # [B] frozen labels: zero-shot ones by default, on the CPU
     features: torch.Tensor  # [B, D] image features, with gradient
     scale: torch.Tensor  # exp(logit_scale), with gradient
 
@@ -71,7 +77,9 @@ Outcome = tuple[torch.Tensor, torch.Tensor]
 class Objective:
     """One method, with its state besides the model."""
 
-    STATE: tuple[str, ...] = ()  # attributes with the tensors that change from step to step
+    STATE: tuple[
+        str, ...
+    ] = ()  # attributes with the tensors that change from step to step
 
     def __init__(self, texts: TrainingTexts) -> None:
         self.texts = texts

@@ -26,7 +26,11 @@ class Flyp(base.Objective):
 
     def loss(self, batch: base.TrainingBatch) -> base.Outcome:
         # [B, D]
-        targets = self.texts.tokenized.encode(self.texts.classes[batch.pseudo_labels])
+        targets = self.texts.tokenized.encode(
+            self.texts.classes[batch.pseudo_labels]
+        )
         loss = base.contrastive(batch.features, targets, batch.scale)
-        scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T  # [B, C]
+        scores: torch.Tensor = (
+            batch.features.detach() @ self.epoch_classifier.T
+        )  # [B, C]
         return loss, scores

@@ -14,7 +14,9 @@ from latteclip.train.objectives import base
 MARGIN_FLOOR = 1e-6
 
 
-def make(texts: base.TrainingTexts, switches: SwitchesSection, seed: int) -> "LatteClip":
+def make(
+    texts: base.TrainingTexts, switches: SwitchesSection, seed: int
+) -> "LatteClip":
     """Return LatteCLIP with the given switches."""
     return LatteClip(texts, switches, seed)
 
@@ -30,7 +32,9 @@ class GroupSampler:
 
     def draw(self, labels: torch.Tensor) -> torch.Tensor:
         """Return a group index [B] for each class in `labels` [B], which all have groups."""
-        uniform = torch.rand(len(labels), generator=self.generator, dtype=torch.float64)
+        uniform = torch.rand(
+            len(labels), generator=self.generator, dtype=torch.float64
+        )
         places = (uniform * self.counts[labels]).long()
         return self.order[self.starts[labels] + places]
 
@@ -129,7 +133,10 @@ def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def targets(
-    prototypes: torch.Tensor, labels: torch.Tensor, mixed: torch.Tensor, alpha: float
+    prototypes: torch.Tensor,
+    labels: torch.Tensor,
+    mixed: torch.Tensor,
+    alpha: float,
 ) -> torch.Tensor:
     """Return z_i(y) = P_y + alpha (m_i(y) - P_y) [B, D], with gradient through m [B, D] alone."""
     start = prototypes.detach()[labels]  # [B, D]
@@ -141,7 +148,14 @@ def update(
     prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
     """Return prototypes [C, D], of classes among the labels [M] the normalised mean value [D]."""
-    sums = torch.zeros_like(prototypes).index_add_(0, labels, values.detach().float())
-    counts = prototypes.new_zeros(len(prototypes))  # [C]; `bincount` would wait for a GPU
-    seen = counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype)) > 0
+    sums = torch.zeros_like(prototypes).index_add_(
+        0, labels, values.detach().float()
+    )
+    counts = prototypes.new_zeros(
+        len(prototypes)
+    )  # [C]; `bincount` would wait for a GPU
+    seen = (
+        counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype))
+        > 0
+    )
     return torch.where(seen[:, None], F.normalize(sums, dim=-1), prototypes)
