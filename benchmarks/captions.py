@@ -219,12 +219,14 @@ def compare(ways: Ways, rounds: int, bare: bool) -> None:
         "one at a time, transformers": ways.one_at_a_time_transformers,
         "one at a time, vLLM": ways.one_at_a_time_vllm,
     }
-    fast: dict[str, Way] = {"bare LLM.generate": ways.bare, "the stage": ways.stage}
+    fast: dict[str, Way] = {
+        "bare LLM.generate": ways.bare,
+        "the stage": ways.stage,
+    }
     named = fast if bare else slow | fast
     rates: dict[str, list[float]] = {name: [] for name in named}
-    seconds: dict[str, list[float]] = {
-        name: [] for name in named
-    }  # of this process's CPU
+    # Of this process's CPU.
+    seconds: dict[str, list[float]] = {name: [] for name in named}
     ways.bare()  # warm-up
     for number in range(rounds):
         texts = {}
@@ -245,7 +247,9 @@ def compare(ways: Ways, rounds: int, bare: bool) -> None:
         line = ", ".join(
             f"{name} {values[-1]:.1f}/s" for name, values in rates.items()
         )
-        print(f"round {number + 1}: {line}; {agree:.0%} equal captions", flush=True)
+        print(
+            f"round {number + 1}: {line}; {agree:.0%} equal captions", flush=True
+        )
     for name, values in rates.items():
         print(
             f"{name}: {statistics.median(values):.1f} captions/s ({_spread(values)})"
@@ -306,7 +310,9 @@ def main() -> None:
         return
     settings = settings_for(args.model)
     device = (
-        "GPU" if shutil.which("nvidia-smi") else f"no GPU, {args.threads} thread(s)"
+        "GPU"
+        if shutil.which("nvidia-smi")
+        else f"no GPU, {args.threads} thread(s)"
     )
     print(f"{settings.model}, {args.images} images, {device}")
     with tempfile.TemporaryDirectory() as name:

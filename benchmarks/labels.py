@@ -41,7 +41,9 @@ class Data:
     def __init__(self, folder: Path) -> None:
         index = tables.read(folder / "images.parquet")
         is_test = pc.equal(index["split"], "test")
-        train, test = (index.filter(rows) for rows in (pc.invert(is_test), is_test))
+        train, test = (
+            index.filter(rows) for rows in (pc.invert(is_test), is_test)
+        )
         report = read_fusion_report(folder / NAME)
         without_encoders = replace(report, image_encoders=[], examples=0)
         self.inputs = LabelInputs.of_report(without_encoders, folder, train)

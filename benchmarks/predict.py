@@ -18,9 +18,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # torch reads it when it is imported
+# Torch reads it when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import open_clip
@@ -141,7 +140,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--encoder", default="ViT-B-32")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(500, 375), metavar=("WIDTH", "HEIGHT")
+        "--size",
+        type=int,
+        nargs=2,
+        default=(500, 375),
+        metavar=("WIDTH", "HEIGHT"),
     )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--images", type=int, default=500)

@@ -67,7 +67,9 @@ class Set:
         """Return the set of some of the images."""
         votes = {name: one[rows] for name, one in self.votes.items()}
         features = tuple(one[rows] for one in self.features)
-        return replace(self, truth=self.truth[rows], features=features, votes=votes)
+        return replace(
+            self, truth=self.truth[rows], features=features, votes=votes
+        )
 
     def with_votes(self, name: str, votes: Mapping[str, Ints]) -> "Set":
         """Return the set with other votes."""
@@ -151,7 +153,10 @@ def of_rows(name: str, rows: Sequence[dict[str, Any]], features: Floats) -> Set:
     """Return a set by its rows and their features."""
     names = {plain(row["class"]): int(row["label"]) for row in rows}
     lists = {
-        key for row in rows for key, value in row.items() if isinstance(value, list)
+        key
+        for row in rows
+        for key, value in row.items()
+        if isinstance(value, list)
     }
     pool = [i for i, row in enumerate(rows) if any(row.get(key) for key in lists)]
     pool = pool or [i for i, row in enumerate(rows) if row["split"] != "val"]
@@ -211,13 +216,16 @@ def _of_answers(path: Path, rows: Sequence[dict[str, Any]]) -> Set:
     for table in path.parent.glob("*.npz"):
         content = np.load(table)
         place = {
-            int(number): k for k, number in enumerate(content["cifar10_test_index"])
+            int(number): k
+            for k, number in enumerate(content["cifar10_test_index"])
         }
         rows = [row for row in rows if row.get("cifar10_test_index") in place]
         known = [place[row["cifar10_test_index"]] for row in rows]
         features = (normalised(content["features"][known]),)
     truth = np.array([names[plain(row["class"])] for row in rows])
-    return Set(path.stem, truth, len(names), features, None, labellers(rows, names))
+    return Set(
+        path.stem, truth, len(names), features, None, labellers(rows, names)
+    )
 
 
 def _classes(answer: Any, names: Mapping[str, int]) -> Any:

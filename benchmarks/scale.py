@@ -90,9 +90,9 @@ def make_images(place: Place) -> Work:
         rng = np.random.default_rng(0)
         distinct = [place.folder / f"{number}.jpg" for number in range(DISTINCT)]
         for path in distinct:
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
-                path
-            )
+            Image.fromarray(
+                rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            ).save(path)
         folders = [
             place.images / name.replace(" ", "_") for name in place.classnames
         ]
@@ -119,7 +119,12 @@ def plan_jobs(place: Place) -> Work:
         "all",
         "--cores=2",
     ]
-    command += ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
+    command += [
+        "--config",
+        "dataset=scale",
+        f"image_dir={place.images}",
+        "seeds=3",
+    ]
     command += ["class_names=folders", f"compute={{'shards': {SHARDS}}}"]
     options: Any = {
         "cwd": place.checkout,
@@ -173,7 +178,11 @@ def write_pseudo_labels(place: Place) -> Work:
     """Write pseudo-labels by random features around a direction of each class."""
     import torch
 
-    from latteclip.clip.classifier import Classifier, FeatureMemmap, save_classifier
+    from latteclip.clip.classifier import (
+        Classifier,
+        FeatureMemmap,
+        save_classifier,
+    )
     from latteclip.core import tables
     from latteclip.labels import pseudo_label_images as stage
 
@@ -459,9 +468,8 @@ def _done(found: bool) -> None:
         raise RuntimeError("The step did not do what it is timed for.")
 
 
-STEPS: list[
-    tuple[Callable[[Place], Work], str | None]
-] = [  # None: not in the table
+# None: not in the table.
+STEPS: list[tuple[Callable[[Place], Work], str | None]] = [
     (make_images, None),
     (plan_jobs, "`snakemake -n`, nothing there"),
     (index_images, "index_images, two processes"),
@@ -490,7 +498,9 @@ def measure(number: int, place: Place) -> None:
         "cpu": sum(os.times()[:4]) - before,
     }
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    found["memory"] = max(resource.getrusage(who).ru_maxrss for who in whose) / 1024
+    found["memory"] = (
+        max(resource.getrusage(who).ru_maxrss for who in whose) / 1024
+    )
     print(json.dumps(found))
 
 

@@ -102,7 +102,9 @@ def learning(data: Data) -> None:
             found = []
             for seed in range(SEEDS if how == "random" else 1):
                 order = np.random.default_rng(seed).permutation(n)
-                rows = np.array((order if how == "random" else data.asked)[:k], int)
+                rows = np.array(
+                    (order if how == "random" else data.asked)[:k], int
+                )
                 model, _ = data.fit(rows)
                 right = model.labels_ == data.classes
                 filled = before.copy()
@@ -121,7 +123,9 @@ def guarantee(data: Data, drawings: int) -> None:
     taught = np.array(data.asked[:TAUGHT], int)
     rest = np.setdiff1d(np.arange(n), taught)
     holds = []
-    labels: dict[float, list[tuple[float, float]]] = {error: [] for error in ERRORS}
+    labels: dict[float, list[tuple[float, float]]] = {
+        error: [] for error in ERRORS
+    }
     heads: dict[float, list[tuple[float, float]]] = {error: [] for error in ERRORS}
     for seed in range(drawings):
         drawn = np.sort(np.random.default_rng(seed).permutation(rest)[:CHECKED])

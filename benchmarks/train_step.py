@@ -209,9 +209,8 @@ def main() -> None:
     clip = make_clip(device)
     setting = Setting(clip, batch)
     adamw = torch.optim.AdamW(parameter_groups(clip.model), lr=LR, fused=True)
-    timed(
-        setting.package, setting, adamw
-    )  # warm-up: first allocations, optimiser state
+    # Warm-up: first allocations, optimiser state.
+    timed(setting.package, setting, adamw)
     times: list[tuple[float, float]] = []
     for pair in range(args.pairs):
         authors, expected = timed(setting.authors, setting, adamw)

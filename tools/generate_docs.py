@@ -141,7 +141,9 @@ def _bounds(metadata: Sequence[Any]) -> str:
         return ""
     if limits.keys() == {bounds.Ge, bounds.Le}:
         return f"{limits[bounds.Ge]} to {limits[bounds.Le]}"
-    return ", ".join(f"{BOUNDS[kind][0]} {limit}" for kind, limit in limits.items())
+    return ", ".join(
+        f"{BOUNDS[kind][0]} {limit}" for kind, limit in limits.items()
+    )
 
 
 def _escaped(text: str) -> str:

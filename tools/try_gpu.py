@@ -288,14 +288,15 @@ class Demo:
         """End an engine at work by SIGTERM, and let the next run go on."""
         log = self.results / "logs" / "caption_images.log"
         target = self.results / "captions" / "images.parquet"
-        shutil.rmtree(
-            self.folder / "resources" / "demo" / "captions"
-        )  # its answers
+        # Its answers.
+        shutil.rmtree(self.folder / "resources" / "demo" / "captions")
 
         def is_at_work() -> bool:
             return log.exists() and " started in " in log.read_text("utf-8")
 
-        return self.interrupted(target, log, "caption-images", is_at_work, "Asked ")
+        return self.interrupted(
+            target, log, "caption-images", is_at_work, "Asked "
+        )
 
     def interrupted(
         self,

@@ -62,7 +62,9 @@ def siglip_texts() -> Finding:
 
 
 @torch.inference_mode()
-def same_texts(model: str, pretrained: str | None, of_transformers: str) -> Finding:
+def same_texts(
+    model: str, pretrained: str | None, of_transformers: str
+) -> Finding:
     """Compare a SigLIP of open_clip with the same of transformers."""
     clip = clips.load(model, pretrained, torch.device("cpu"), "float32")
     tokens = clip.tokenizer(list(TEXTS))

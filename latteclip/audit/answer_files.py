@@ -21,13 +21,8 @@ from latteclip.core.user_tables import (
 )
 
 log = logging.getLogger(__name__)
-IMAGE = (
-    "image",
-    "image_id",
-    "path",
-    "file",
-    "filename",
-)  # names of the column of images
+# Names of the column of images.
+IMAGE = ("image", "image_id", "path", "file", "filename")
 # Names of the column of classes. In exported labels the first alone holds answers.
 LABEL = ("answered", "class", "label", "classname")
 # What JSON raises for bytes of another form, and for values of other types.

@@ -61,7 +61,9 @@ def audit(
         score: print the estimate from the answers so far
     """
     make_session = partial(AuditSession, results, budget)
-    run_session(make_session, offline, answers, score, port, browser=not no_browser)
+    run_session(
+        make_session, offline, answers, score, port, browser=not no_browser
+    )
 
 
 class AuditSession(QuestionSession):
@@ -159,7 +161,9 @@ def draw_plan(
     )
     saved = AnswerFile(folder / ANSWERS, index, classnames).read()
     taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
-    known = pc.invert(pc.is_in(image_ids, pa.array(taught, pa.string()))).to_numpy()
+    known = pc.invert(
+        pc.is_in(image_ids, pa.array(taught, pa.string()))
+    ).to_numpy()
     for one in predicted.values():
         known = known & (one != MISSING)
     if not (predicted and known.any()):

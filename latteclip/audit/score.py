@@ -59,9 +59,8 @@ MAX_MISSING = 0.1
 class SamplingPlan:
     """The N images of an audit that are there, in the order in which they are asked about."""
 
-    split: (
-        str  # test, or train for the images of the training and validation splits
-    )
+    # Test, or train for the images of the training and validation splits.
+    split: str
     file: AnswerFile  # about these images, and the classes as they are now
     strata: Ints  # [N]
 
@@ -117,7 +116,9 @@ def read_predictions(
     return {run: row for run, row in predicted.items() if (row != MISSING).any()}
 
 
-def predictions_of(plan: SamplingPlan, runs: Sequence[RunFiles]) -> dict[Run, Ints]:
+def predictions_of(
+    plan: SamplingPlan, runs: Sequence[RunFiles]
+) -> dict[Run, Ints]:
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
     ids = plan.file.images["image_id"]
     predicted = read_predictions(runs, ids, plan.file.classnames, plan.split)
@@ -264,13 +265,14 @@ def score_audit(
     """Write an `Audit` as JSON. Without enough answers, `sentence` gives the reason."""
     path = Path(plan_path)
     try:
-        plan = read_plan(path, *tables.read_unlabelled(images_path, training=False))
+        plan = read_plan(
+            path, *tables.read_unlabelled(images_path, training=False)
+        )
         saved = plan.file.read()
         saved.warn(plan.file.path, path.parents[2])
         audit = score(dataset, plan, predictions_of(plan, runs), saved.asked)
-    except (
-        UserError
-    ) as error:  # answers about other images stop no run of the workflow
+    # Answers about other images stop no run of the workflow.
+    except UserError as error:
         log.warning("%s", error)
         audit = Audit(dataset, "", 0, 0, str(error), [])
     write_record(output, audit)

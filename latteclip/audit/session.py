@@ -25,12 +25,10 @@ from latteclip.report.gallery import picture
 from latteclip.report.render import fill
 
 log = logging.getLogger(__name__)
-ALL_OFFERED = (
-    9  # classes: as many as there are keys for; of more classes, some are offered
-)
-OFFERED = (
-    6  # classes that are offered if there are many; more where runs predict more
-)
+# Classes: as many as there are keys for; of more classes, some are offered.
+ALL_OFFERED = 9
+# Classes that are offered if there are many; more where runs predict more.
+OFFERED = 6
 UPCOMING = 3  # questions that the page knows beforehand
 OFFLINE = "img-src data:"  # sources that the policy of the offline page allows
 OFFLINE_SIDE = 640  # pixels of a picture
@@ -69,7 +67,10 @@ class QuestionSession:
     picture_side = 1024
 
     def ask(
-        self, image: Mapping[str, Any], options: list[str], phase: str | None = None
+        self,
+        image: Mapping[str, Any],
+        options: list[str],
+        phase: str | None = None,
     ) -> None:
         """Add a question about a row of the index."""
         name, path, content = (
@@ -78,7 +79,9 @@ class QuestionSession:
             image["checksum"].hex(),
         )
         number = len(self.questions)
-        self.questions.append(Question(number, name, path, content, options, phase))
+        self.questions.append(
+            Question(number, name, path, content, options, phase)
+        )
 
     def answers(self) -> dict[str, Answer]:
         return self.file.read().answers
@@ -107,9 +110,8 @@ class QuestionSession:
 
     def state(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         """Return what the page must know when it opens and after each answer."""
-        upcoming = self.open_questions(
-            answers
-        )  # labels may learn, and the status follows
+        # Labels may learn, and the status follows.
+        upcoming = self.open_questions(answers)
         return {
             "answered": min(len(answers), self.total),
             "total": self.total,
@@ -121,7 +123,9 @@ class QuestionSession:
         }
 
     def picture(self, number: int) -> str | None:
-        return self.questions[number].path if number < len(self.questions) else None
+        return (
+            self.questions[number].path if number < len(self.questions) else None
+        )
 
     def save(self, content: bytes) -> dict[str, Any]:
         """Save new answers, and take others back."""

@@ -48,9 +48,8 @@ from latteclip.labels.votes import Answers, Floats
 SEED = 0
 BATCH = 10  # questions between which the labels learn
 POOL = 2048  # images that are computed with
-COVERAGE = (
-    2  # images of each class to begin with, where nothing is known of the classes
-)
+# Images of each class to begin with, where nothing is known of the classes.
+COVERAGE = 2
 ITERATIONS = 20  # iterations of k-means
 
 
@@ -78,7 +77,9 @@ def teach(
         score: print the accuracy of the labels by the answers so far
     """
     make_session = partial(TeachingSession, results, budget)
-    run_session(make_session, offline, answers, score, port, browser=not no_browser)
+    run_session(
+        make_session, offline, answers, score, port, browser=not no_browser
+    )
 
 
 class TeachingSession(QuestionSession):
@@ -199,7 +200,11 @@ class TeachingSession(QuestionSession):
         self._learn(answers)
         n_checked = sum(answer.phase == CHECK for answer in answers.values())
         n_taught = len(answers) - n_checked
-        rows, phase, wanted = self._order.tolist(), CHECK, self.total - len(answers)
+        rows, phase, wanted = (
+            self._order.tolist(),
+            CHECK,
+            self.total - len(answers),
+        )
         if not n_checked and n_taught < self.n_taught:
             rows, phase, wanted = self._doubtful(), TEACH, self.n_taught - n_taught
         unanswered = (row for row in rows if self.ids[row] not in answers)

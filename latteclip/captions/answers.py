@@ -104,9 +104,8 @@ def _fingerprint(captioner: CaptionerSection) -> str:
     if Path(model).is_dir():
         return files.fingerprint(model)
     if ENGINES[captioner.engine].loads_model:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # without the file no engine starts
+        # Without the file no engine starts.
+        with contextlib.suppress(OSError, ValueError):
             file = hf_hub_download(
                 model, "config.json", revision=captioner.revision
             )
@@ -204,13 +203,11 @@ class Runner:
     # By row, the digest of its request, and of the request after an empty or cut answer.
     first: Mapping[int, str] = field(default_factory=dict)
     second: Mapping[int, str] = field(default_factory=dict)
-    failed: dict[str, Response] = field(
-        default_factory=dict
-    )  # by digest of the request
+    # By digest of the request.
+    failed: dict[str, Response] = field(default_factory=dict)
     n_asked: int = 0
-    is_answered: bool = (
-        False  # whether there is any answer, now or of an earlier run
-    )
+    # Whether there is any answer, now or of an earlier run.
+    is_answered: bool = False
     seconds: float = 0.0  # of answering
 
     def ask_all(self) -> None:
@@ -251,7 +248,9 @@ class Runner:
     @cached_property
     def _identity(self) -> str:
         questions = self.questions
-        return identity(self.captioner, questions.layout, scoring=questions.scoring)
+        return identity(
+            self.captioner, questions.layout, scoring=questions.scoring
+        )
 
     @cached_property
     def _engine(self) -> Engine:

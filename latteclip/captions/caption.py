@@ -106,7 +106,9 @@ def gather_captions(
     images_path: str, shard_paths: Sequence[str], output: str
 ) -> None:
     """Write the rows of all shards, of captions or of class scores, in the order of the index."""
-    metadata = [tables.read_metadata(path, AnswersMetadata) for path in shard_paths]
+    metadata = [
+        tables.read_metadata(path, AnswersMetadata) for path in shard_paths
+    ]
     rows = pa.concat_tables(map(tables.read, shard_paths))
     schema = (
         tables.CLASS_SCORES if "options" in rows.column_names else tables.CAPTIONS

@@ -44,15 +44,13 @@ class Response:
     """An answer to a request. ValueError: a model or server cannot have written it."""
 
     text: Text
-    finish_reason: (
-        Text  # "stop", "length" where max_new_tokens cut it, "scores" or "error"
-    )
+    # "stop", "length" where max_new_tokens cut it, "scores" or "error".
+    finish_reason: Text
     n_tokens: Tokens | None
     n_read: Tokens | None = None  # tokens of the request, pictures included
     error: str | None = None  # why there is no text; such an answer is not cached
-    is_refused: bool = (
-        False  # whether a server refuses this request, which is no failure
-    )
+    # Whether a server refuses this request, which is no failure.
+    is_refused: bool = False
 
 
 def failed(reason: object, *, is_refused: bool = False) -> Response:
@@ -79,7 +77,9 @@ def scored(
             return failed(
                 f"the answer begins with {token!r}, which is none of the letters"
             )
-    if np.isnan(rows).any() or (choices.by_letters and not np.isfinite(rows).all()):
+    if np.isnan(rows).any() or (
+        choices.by_letters and not np.isfinite(rows).all()
+    ):
         return failed(
             "the model's log-probabilities are not numbers; set captioner.dtype to bfloat16 or "
             "float32"

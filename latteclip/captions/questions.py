@@ -60,10 +60,10 @@ class Request:
 class Layout:
     """How the images of a request become the pictures that the model sees."""
 
-    canvas: int | None = (
-        None  # side of the square picture of several images, pixels
-    )
-    max_side: int | None = None  # a larger image is scaled down to this many pixels
+    # Side of the square picture of several images, pixels.
+    canvas: int | None = None
+    # A larger image is scaled down to this many pixels.
+    max_side: int | None = None
     # Then each picture is scaled to a square of this side, pixels.
     square: int | None = None
 
@@ -116,9 +116,8 @@ class Questions:
             images_path, training=True
         )
         image_ids = self.images["image_id"].to_pylist()
-        self.labels = list[
-            int
-        ]()  # N pseudo-labels; empty where the prompt names none
+        # N pseudo-labels; empty where the prompt names none.
+        self.labels = list[int]()
         if layout.canvas or PLACE in prompt:
             if pseudo_labels_path is None:
                 raise UserError(
@@ -245,7 +244,8 @@ def _keys(image_id: str) -> list[int]:
     """Return four random numbers that depend on nothing but the arguments."""
     state = hashlib.sha256(f"{SEED} {image_id}".encode()).digest()
     return [
-        int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE)
+        int.from_bytes(state[6 * turn : 6 * turn + 6])
+        for turn in range(GROUP_SIZE)
     ]
 
 
@@ -254,9 +254,8 @@ def _of_class(keys: np.ndarray) -> np.ndarray:
     n = len(keys)
     if n < GROUP_SIZE:
         return keys % n
-    orders = np.argsort(
-        keys, axis=0, kind="stable"
-    )  # [n, 4]: the image at each place
+    # [n, 4]: the image at each place.
+    orders = np.argsort(keys, axis=0, kind="stable")
     places = np.argsort(orders, axis=0)  # [n, 4]: the place of each image
     groups = np.empty((n, GROUP_SIZE), np.int64)
     for turn in range(GROUP_SIZE):

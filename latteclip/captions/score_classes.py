@@ -150,7 +150,9 @@ class ClassQuestions(Questions):
         """Return scores of the options, and perhaps of none of them."""
         if self.settings.kind == LIKELIHOOD:
             return rows[0]
-        combine = mean_decision if self.settings.kind == DECISIONS else mean_letters
+        combine = (
+            mean_decision if self.settings.kind == DECISIONS else mean_letters
+        )
         values: list[float] = combine(_by_option(rows, self._orders(row))).tolist()
         return values
 

@@ -134,7 +134,9 @@ def first_line(module: str, name: str) -> str:
 
 @cache
 def _function(module: str, name: str) -> ast.FunctionDef:
-    file = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    file = (
+        Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    )
     tree = ast.parse(file.read_bytes())
     return next(
         n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name
@@ -145,7 +147,9 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     """Import the function of a command, and call it with the values of its arguments."""
     # Read when torch first uses the GPU: texts of several lengths leave no gaps in its memory.
     if name == "finetune" and "PYTORCH_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        os.environ.setdefault(
+            "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
+        )
     if "no_browser" in arguments:
         print("Preparing the page ...", flush=True)  # imports take seconds
     function = getattr(import_module(module), name)
@@ -153,9 +157,8 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
     signature = inspect.signature(function)
     values = {key: getattr(arguments, key) for key in signature.parameters}
     for key, text in values.items():
-        if any(
-            map(_is_record, (hints[key], *get_args(hints[key])))
-        ):  # or a list of some
+        # Or a list of some.
+        if any(map(_is_record, (hints[key], *get_args(hints[key])))):
             values[key] = from_json(hints[key], text, key)
     bound = inspect.BoundArguments(signature, values)
     return function(*bound.args, **bound.kwargs)

@@ -107,7 +107,10 @@ def gpu() -> Iterator[Finding]:
     for name, megabytes, driver in cards:
         yield "ok", f"{name}, {megabytes} MiB, driver {driver}"
     if not cards:
-        yield "note", "nvidia-smi is missing or shows no GPU; LLaVA would take days"
+        yield (
+            "note",
+            "nvidia-smi is missing or shows no GPU; LLaVA would take days",
+        )
     elif sentence := devices.missing_compiler():
         yield "warning", sentence
 

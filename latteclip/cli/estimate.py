@@ -172,7 +172,9 @@ def _stages(
     for cost, seconds in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
         found = (
-            WORK.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
+            WORK.findall(log.read_text("utf-8", "replace"))
+            if log.is_file()
+            else []
         )
         work = sum(map(float, found)) if found else max(0.0, seconds - starting)
         growth = images

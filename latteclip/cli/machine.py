@@ -69,9 +69,8 @@ class Machine:
         try:
             yield
         except (UserError, OSError) as error:
-            sys.tracebacklimit = (
-                0  # Snakemake prints the sentence without the stack
-            )
+            # Snakemake prints the sentence without the stack.
+            sys.tracebacklimit = 0
             sentence = refused_by_system(error) or str(error)
             if self.is_quiet:
                 print(sentence, file=sys.stderr)
@@ -98,7 +97,8 @@ class Machine:
     def is_dry_run(self) -> bool:
         """Whether this is a dry run that came to its plan."""
         return (
-            self._workflow.output_settings.dryrun and self._workflow.dag is not None
+            self._workflow.output_settings.dryrun
+            and self._workflow.dag is not None
         )
 
     @property

@@ -26,7 +26,8 @@ from latteclip.core.errors import (
 )
 from latteclip.core.terminal import SHORT, for_terminal
 
-COMMANDS = {  # users' commands: the modules of their functions, in the order of the help
+# Users' commands: the modules of their functions, in the order of the help.
+COMMANDS = {
     "workflow": __name__,
     "datasets": "latteclip.data.download_dataset",
     "labels": "latteclip.deploy.export_labels",
@@ -223,9 +224,8 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace) -> int:
-    with Signals().received(
-        signal.SIGTERM
-    ):  # as Ctrl-C: temporary files are removed
+    # As Ctrl-C: temporary files are removed.
+    with Signals().received(signal.SIGTERM):
         if file := getattr(args, "log", None):
             add_log_file(file)
         result = args.run(args)

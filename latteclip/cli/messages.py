@@ -38,9 +38,8 @@ TRACEBACK = "Traceback (most recent call last):"
 MAX_MESSAGE = 2_000  # characters
 STREAM = "DefaultStreamHandler"  # the name of Snakemake's handler for the terminal
 NOTHING = "Nothing to be done"  # begins what Snakemake says of a run without jobs
-REFUSED = (
-    "SLURM sbatch failed"  # begins what the executor says of a job that has no log
-)
+# Begins what the executor says of a job that has no log.
+REFUSED = "SLURM sbatch failed"
 STALE = (
     "Results of later stages, if there are any, are those of an earlier run. The next run makes "
     "them again, and `latteclip status` lists them."
@@ -49,9 +48,8 @@ OLD_PAGE = (
     "This page is older than its data: a run has begun that will write it again. If that run "
     "failed, run again:"
 )
-COMMAND = (
-    "CalledProcessError in file"  # in what Snakemake says of a job that failed
-)
+# In what Snakemake says of a job that failed.
+COMMAND = "CalledProcessError in file"
 REASONS = "Reasons:"  # begins a list of the jobs by their reasons
 # What the inputs and outputs of a job say too, in the reason for which it will run.
 OF_FILES = re.compile(
@@ -112,7 +110,8 @@ class Handlers:
         if not self._machine.is_dry_run:
             return
         pending = self._machine.pending
-        with contextlib.suppress(UserError):  # a damaged table, which a run reports
+        # A damaged table, which a run reports.
+        with contextlib.suppress(UserError):
             for dataset in self._run.datasets:
                 self._print(estimate.lines(dataset, pending))
 
@@ -164,9 +163,7 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
                 yield f"{name}: {fusion_report.in_words(right)}"
             else:
                 yield f"Next, to improve and check them: latteclip teach {quoted}"
-            export = (
-                f"latteclip labels export {quoted} --format csv --output labels.csv"
-            )
+            export = f"latteclip labels export {quoted} --format csv --output labels.csv"
             yield f"Next, to use them: {export}"
         models = (
             f"{results}/model{run.suffix}",
@@ -187,7 +184,9 @@ def mark_stale(page: Path, command: str) -> None:
         return
     note = f"\n<p><strong>{OLD_PAGE} <code>{html.escape(command)}</code></strong></p>\n\n"
     is_html = page.suffix == ".html"
-    write_text(page, text.replace(MAIN, MAIN + note, 1) if is_html else note + text)
+    write_text(
+        page, text.replace(MAIN, MAIN + note, 1) if is_html else note + text
+    )
 
 
 def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:

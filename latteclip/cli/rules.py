@@ -16,7 +16,8 @@ from latteclip.core.files import TABLES
 # MB of a process with its photographs and the parts of batches that it loads ahead.
 PROCESS = 240
 GPU_JOB = "gpu_job_"  # begins the name of a default resource
-OfJob = Callable[..., Any]  # a function of a job's wildcards, as Snakemake takes it
+# A function of a job's wildcards, as Snakemake takes it.
+OfJob = Callable[..., Any]
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -42,7 +43,9 @@ def part(wildcards: Any) -> str:
     if "shard" in wildcards.keys():
         return f"--shard {wildcards.shard}/{wildcards.shards}"
     return (
-        f"--labeller {wildcards.labeller}" if "labeller" in wildcards.keys() else ""
+        f"--labeller {wildcards.labeller}"
+        if "labeller" in wildcards.keys()
+        else ""
     )
 
 

@@ -72,12 +72,17 @@ def _jobs(options: Sequence[str]) -> Iterator[Job]:
     program = [sys.executable, "-m", "latteclip.cli.status", "--nocolor"]
     program += ["--rerun-incomplete"]
     run = subprocess.run(
-        [*program, *workflow, *options], capture_output=True, text=True, check=False
+        [*program, *workflow, *options],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if run.returncode:
         raise UserError(f"Snakemake failed: {run.stderr.strip()}")
     return (
-        json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")
+        json.loads(line)
+        for line in run.stdout.splitlines()
+        if line.startswith("{")
     )
 
 
@@ -138,9 +143,7 @@ def _table(jobs: Sequence[Job]) -> Iterator[str]:
         n_done = sum(job["state"] == "done" for job in of_dataset)
         yield f"{for_terminal(name)}: {n_done} of {len(of_dataset)} jobs done"
         for job in of_dataset:
-            what = (
-                f"{job['state']:7}  {job['rule']:22}  {job['run']:34}  {job['why']}"
-            )
+            what = f"{job['state']:7}  {job['rule']:22}  {job['run']:34}  {job['why']}"
             yield f"  {what}".rstrip()
         yield ""
 

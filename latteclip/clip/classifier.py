@@ -23,9 +23,8 @@ from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
 CLASSIFIER = "prototypes.safetensors"  # file in a model's folder
-ENCODERS = (
-    "image_encoders"  # folder in it, with a folder 0, 1, ... for each encoder
-)
+# Folder in it, with a folder 0, 1, ... for each encoder.
+ENCODERS = "image_encoders"
 KEY = "classifier"  # names the matrix, and the one entry of the metadata
 BIAS = "classifier_bias"  # names the vector
 ROWS = 2**13  # images whose scores are held at once
@@ -55,7 +54,9 @@ class FeatureMemmap:
     def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.array(self._mapped()[rows]))
 
-    def __setitem__(self, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
+    def __setitem__(
+        self, rows: slice | torch.Tensor, values: torch.Tensor
+    ) -> None:
         self._mapped()[rows] = values.numpy()
 
     def _mapped(self) -> np.ndarray:
@@ -131,7 +132,9 @@ def load_classifier(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
     return classifier, described
 
 
-def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def best_classes(
+    scores: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the min(k, C) best classes of rows [N, C], best first (ties by class), and scores."""
     ordered = scores.sort(dim=1, descending=True, stable=True)
     # Copies: a view would keep all C columns in memory.

@@ -24,9 +24,8 @@ HANDED_ON = {
     "tokenizer_kwargs": {"clean", "strip_sep_token", "language"},
 }
 CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
-TEXT_TOWER = (
-    "text_tower"  # folder in it: configuration of a text tower of transformers
-)
+# Folder in it: configuration of a text tower of transformers.
+TEXT_TOWER = "text_tower"
 WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files
 # Suffixes of weights that open_clip reads where that file is missing.
 PICKLES = (".bin", ".pth")

@@ -52,7 +52,8 @@ def download_model(settings: HubModel, output: str) -> None:
     }
     try:
         repos = {
-            repo: _commit(repo, settings) for repo in fetch[settings.kind](settings)
+            repo: _commit(repo, settings)
+            for repo in fetch[settings.kind](settings)
         }
     except UserError:
         raise
@@ -115,14 +116,12 @@ def _fetch_clip(settings: HubModel) -> list[str]:
                 f"open_clip lists no model {model!r} with the tag {pretrained!r}; set clip.model "
                 "and clip.pretrained, or open_clip:<model>/<tag>, to a pair that it lists."
             )
-        weights = tag["hf_hub"].rpartition("/")[
-            0
-        ]  # <owner>/<name>/<file or nothing>
+        # <owner>/<name>/<file or nothing>.
+        weights = tag["hf_hub"].rpartition("/")[0]
         open_clip.download_pretrained(tag)
     clip_config.tokenizer(model, config)
-    clip_config.text_tower(
-        model, config
-    )  # whose weights are among those of the model
+    # Whose weights are among those of the model.
+    clip_config.text_tower(model, config)
     text = config["text_cfg"]
     repos = dict.fromkeys(
         [weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")]
@@ -135,7 +134,10 @@ def _commit(repo: str, settings: HubModel) -> str:
     from huggingface_hub import snapshot_download
 
     snapshot = snapshot_download(
-        repo, revision=settings.revision, ignore_patterns="*", local_files_only=True
+        repo,
+        revision=settings.revision,
+        ignore_patterns="*",
+        local_files_only=True,
     )
     log.info("%s is in %s.", repo, snapshot)
     return Path(snapshot).name

@@ -162,9 +162,8 @@ def _halving_on_oom(
         try:
             parts = rows.split(clip.at_once or len(rows))
             return torch.cat([encode(part) for part in parts])
-        except (
-            torch.OutOfMemoryError
-        ):  # which holds memory until the handler is left
+        # Which holds memory until the handler is left.
+        except torch.OutOfMemoryError:
             tried = min(len(rows), clip.at_once or len(rows))
         if tried == 1:
             raise UserError(

@@ -196,7 +196,9 @@ def repo(name: str) -> str:
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if cfg is None or not cfg.hf_hub_id:
         near = suggestion(name, timm.list_models(pretrained=True))
-        raise UserError(f"timm has no weights of an image encoder {name!r}; {near}")
+        raise UserError(
+            f"timm has no weights of an image encoder {name!r}; {near}"
+        )
     return str(cfg.hf_hub_id)
 
 

@@ -35,9 +35,8 @@ from latteclip.core.files import from_values, write_json
 log = logging.getLogger(__name__)
 MODEL = "model"  # the folder's name inside that of a run
 Transform = Callable[[Image.Image], torch.Tensor]
-AT_ONCE = (
-    32  # images that a CPU encodes at once: more need memory and are no faster
-)
+# Images that a CPU encodes at once: more need memory and are no faster.
+AT_ONCE = 32
 # Values of clip.precision, with the type of a GPU's matrix products.
 PRECISIONS = {
     "bf16": torch.bfloat16,
@@ -56,9 +55,11 @@ class Clip:
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
     precision: str = "bf16"  # precision of both towers on CUDA, one of PRECISIONS
-    micro_batch: int | None = None  # images or texts encoded at once with gradients
+    # Images or texts encoded at once with gradients.
+    micro_batch: int | None = None
     at_once: int | None = None  # the same without gradients, None: all of a batch
-    text_tower: dict[str, Any] | None = None  # configuration of one of transformers
+    # Configuration of one of transformers.
+    text_tower: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError for bf16 on a card that only emulates it."""
@@ -162,7 +163,10 @@ def load(
     if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     what = f"CLIP model {model!r} with pretrained {pretrained!r}"
-    with loading(what, clip_config.REMEDY), tempfile.TemporaryDirectory() as folder:
+    with (
+        loading(what, clip_config.REMEDY),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         config = clip_config.read(model)
         tower = clip_config.text_tower(model, config)
         options: dict[str, Any] = {"pretrained_text": False}
@@ -170,9 +174,8 @@ def load(
             write_json(Path(folder) / "config.json", tower)
             local = {"hf_model_name": folder, "hf_model_pretrained": False}
             options["text_cfg"] = {**config["text_cfg"], **local}
-        if clip_config.is_foreign(
-            model
-        ):  # its configuration may ask for more than it has
+        # Its configuration may ask for more than it has.
+        if clip_config.is_foreign(model):
             build = partial(
                 open_clip.create_model,
                 model,
@@ -217,10 +220,14 @@ def loading(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be loaded: {error}") from error
     except Exception as error:
         reason = first_line(error).rstrip(".")
-        raise UserError(f"{what} cannot be loaded ({reason}); {remedy}.") from error
+        raise UserError(
+            f"{what} cannot be loaded ({reason}); {remedy}."
+        ) from error
 
 
-def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> None:
+def check_size(
+    build: Callable[[], torch.nn.Module], files: Sequence[Path]
+) -> None:
     """Raise UserError if an untrusted network has more numbers than its files have bytes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that there are no weights
@@ -288,7 +295,10 @@ def save_finetuned(
 ) -> None:
     """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier."""
     clip.save(folder)
-    described = {"classnames": classnames, "class_templates": vars(class_templates)}
+    described = {
+        "classnames": classnames,
+        "class_templates": vars(class_templates),
+    }
     save_classifier(folder / CLASSIFIER, classifier, described)
 
 

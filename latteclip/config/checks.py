@@ -78,9 +78,8 @@ def _source(dataset: Dataset) -> Iterator[str]:
     if not folder:
         return
     images = os.path.join(folder, split.images)
-    is_readable = os.access(
-        images, os.R_OK | os.X_OK
-    )  # if not, index_images says why
+    # If not, index_images says why.
+    is_readable = os.access(images, os.R_OK | os.X_OK)
     has_names = named in (DISCOVER, FOLDERS) or split.class_list or split.examples
     if split.kind == "folders" and not has_names and is_readable:
         yield from _class_names(folder, images)
@@ -93,7 +92,9 @@ def _class_names(folder: str, images: str) -> Iterator[str]:
         return
     folders = sorted(folders_in(images))
     # Folders below train, val and test can be nothing else.
-    if any(folders_in(f"{images}/{split}") for split in SPLITS if split in folders):
+    if any(
+        folders_in(f"{images}/{split}") for split in SPLITS if split in folders
+    ):
         return
     found = ", ".join(map(one_line, folders[:NAMED])) or "none"
     yield (

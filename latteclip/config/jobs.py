@@ -101,7 +101,9 @@ def _file(name: str) -> Path:
 
 def made_folder(dataset: Dataset) -> Paths:
     """Return the folder of images, shared by all runs, if a rule makes it."""
-    return [] if dataset.keys.source.folder else [f"resources/{dataset.whole}/data"]
+    return (
+        [] if dataset.keys.source.folder else [f"resources/{dataset.whole}/data"]
+    )
 
 
 def notes(models: Iterable[Model]) -> Paths:
@@ -261,7 +263,9 @@ def asked(run: Run) -> Paths:
     Snakemake makes a deleted one again for a target that lists it, not for results that were made
     of it.
     """
-    return [each.path for dataset in run.datasets for each in dataset.answer_tables]
+    return [
+        each.path for dataset in run.datasets for each in dataset.answer_tables
+    ]
 
 
 def all_runs(run: Run) -> Paths:

@@ -38,7 +38,8 @@ class Captioner:
     """A captioner and what it is asked for: that of the run, or of a labeller."""
 
     dataset: "Dataset"
-    kind: str  # a key of TABLES: captions of images or groups, names of images, or class scores
+    # A key of TABLES: captions of images or groups, names of images, or class scores.
+    kind: str
     settings: CaptionerSection
     scores: ScoresSection
     prompts: PromptsSection
@@ -61,7 +62,9 @@ class Captioner:
     def models(self) -> list[Model]:
         """The model that its jobs load."""
         names = self.settings.model, self.settings.revision
-        return [registry.captioner_model(*names)] if self.engine.loads_model else []
+        return (
+            [registry.captioner_model(*names)] if self.engine.loads_model else []
+        )
 
     @property
     def max_images(self) -> int | None:
@@ -89,7 +92,9 @@ class Captioner:
         if not self.engine.reads_file:
             return None
         settings = self.settings
-        return settings.groups_file if self.kind == GROUPS else settings.images_file
+        return (
+            settings.groups_file if self.kind == GROUPS else settings.images_file
+        )
 
     @property
     def table(self) -> str:

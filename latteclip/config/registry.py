@@ -24,7 +24,8 @@ class LabellerRecord:
     """A kind of labeller."""
 
     asks: str | None = None  # key of TABLES: what it asks a captioner for
-    keys: tuple[str, ...] = ()  # keys that it may have beside its name and its kind
+    # Keys that it may have beside its name and its kind.
+    keys: tuple[str, ...] = ()
     needs: str | None = None  # the key that it must have
     loads_clip: bool = False  # whether it is a CLIP model
 
@@ -64,9 +65,8 @@ class ObjectiveRecord:
     # Kinds of captions that it trains on, unless switched off.
     captions: tuple[str, ...] = ()
     has_text_classifier: bool = False  # only such a classifier can be averaged
-    reads_encoders: bool = (
-        False  # whether it classifies by image encoders beside CLIP
-    )
+    # Whether it classifies by image encoders beside CLIP.
+    reads_encoders: bool = False
 
 
 OBJECTIVES = {
@@ -110,9 +110,8 @@ RECOMMENDED = "recommended"  # the method of config.yaml for images of one's own
 class EngineRecord:
     """What writes captions and scores classes."""
 
-    loads_model: bool = (
-        False  # whether it loads the model itself, on a GPU if there is one
-    )
+    # Whether it loads the model itself, on a GPU if there is one.
+    loads_model: bool = False
     scores: tuple[str, ...] = ()  # values of scores.kind that it can give
     # The variable of the environment with the address of the server that it sends pictures to.
     address: str | None = None

@@ -45,7 +45,9 @@ class Run:
         # Suffixes of files of a table with its own name, and of datasets of a limited run.
         table = self.keys.table.name
         self.suffix = "" if table == "summary" else f"-{table}"
-        self.limit_suffix = "" if self.keys.limit is None else f"_{self.keys.limit}"
+        self.limit_suffix = (
+            "" if self.keys.limit is None else f"_{self.keys.limit}"
+        )
         # Image encoders beside CLIP, by the names of their files.
         self.image_encoders = {
             registry.slug({"model": name}): name
@@ -65,7 +67,9 @@ class Run:
         """Return the keys of the datasets."""
         known = self.layer["datasets"]
         names = (
-            self.downloadable if self.keys.dataset == ["all"] else self.keys.dataset
+            self.downloadable
+            if self.keys.dataset == ["all"]
+            else self.keys.dataset
         )
         if self.keys.image_dir:
             self._take_folder(self.keys.image_dir, names, known)
@@ -114,7 +118,9 @@ class Run:
         name: str | None = method
         while name:
             if name not in self.keys.methods:
-                raise UserError(unknown(f"{key} {name!r}", name, self.keys.methods))
+                raise UserError(
+                    unknown(f"{key} {name!r}", name, self.keys.methods)
+                )
             if name in lineage:
                 circle = ", ".join([*lineage, name])
                 raise UserError(
@@ -133,7 +139,9 @@ class Run:
             models += [
                 model for each in dataset.captioners for model in each.models
             ]
-            models += [model for each in dataset.labellers for model in each.models]
+            models += [
+                model for each in dataset.labellers for model in each.models
+            ]
         return {
             registry.slug(model.names): model for model in models if model.names
         }
@@ -263,7 +271,9 @@ class Dataset:
             kinds.add(SCORES)
         if self.discovers:
             kinds.add(NAMES)
-        return [each for each in self.captioners if each.name or each.kind in kinds]
+        return [
+            each for each in self.captioners if each.name or each.kind in kinds
+        ]
 
     def pending_captioners(self, pending: Collection[str]) -> list[Captioner]:
         """Return the captioners that a run asks which will write the pending files."""
@@ -381,7 +391,9 @@ class Method:
     def encoders(self) -> dict[str, str]:
         """Image encoders beside CLIP by which it classifies."""
         return (
-            self.dataset.run.image_encoders if self.objective.reads_encoders else {}
+            self.dataset.run.image_encoders
+            if self.objective.reads_encoders
+            else {}
         )
 
     @property

@@ -114,7 +114,9 @@ Several = Annotated[  # a list, or a text with commas
 Seeds = Annotated[
     list[Natural],
     AfterValidator(_once),
-    BeforeValidator(_seeds, json_schema_input_type=Positive | list[Natural] | Text),
+    BeforeValidator(
+        _seeds, json_schema_input_type=Positive | list[Natural] | Text
+    ),
 ]
 
 

@@ -23,7 +23,8 @@ from latteclip.core.files import locked, write_json
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
-ANSWERS = "answers.json"  # below the results of a dataset, and beside the plan of an audit
+# Below the results of a dataset, and beside the plan of an audit.
+ANSWERS = "answers.json"
 CLASS = "class"
 NONE = "none"
 UNSURE = "unsure"
@@ -44,9 +45,8 @@ class Answer:
     kind: Annotated[
         str, Field(alias="answer", pattern=f"^({CLASS}|{NONE}|{UNSURE})$")
     ]
-    classname: Annotated[str | None, Field(alias="class")] = (
-        None  # where the kind is CLASS
-    )
+    # Where the kind is CLASS.
+    classname: Annotated[str | None, Field(alias="class")] = None
     phase: Annotated[str | None, Field(pattern=f"^({TEACH}|{CHECK})$")] = None
     # The image's checksum in hexadecimal digits.
     content: Annotated[str | None, Field(pattern="^[0-9a-f]{32}$")] = None
@@ -62,9 +62,8 @@ class SavedAnswers:
     plan: str
     entries: Annotated[list[Answer], Field(alias="answers")]
     classes: list[str] = field(default_factory=list)
-    removed: list[str] = field(
-        default_factory=list
-    )  # images whose answers are taken back
+    # Images whose answers are taken back.
+    removed: list[str] = field(default_factory=list)
 
     @property
     def answers(self) -> dict[str, Answer]:
@@ -138,7 +137,9 @@ class AnswerFile:
         rows = locate(
             [(one.image_id, one.content) for one in saved.entries], self.images
         )
-        images = self.images.select(["image_id", "checksum"]).take(rows).to_pylist()
+        images = (
+            self.images.select(["image_id", "checksum"]).take(rows).to_pylist()
+        )
         entries = []
         for answer, image in zip(saved.entries, images, strict=True):
             is_known = answer.classname in names
@@ -201,7 +202,9 @@ def rename_in_answers(path: Path, old: str, new: str) -> int:
             for one in saved.entries
         ]
         classes = [name_of.get(name, name) for name in saved.classes]
-        write_json(path, replace(saved, entries=entries, classes=classes).as_json())
+        write_json(
+            path, replace(saved, entries=entries, classes=classes).as_json()
+        )
     return sum(one.classname == old for one in saved.entries)
 
 

@@ -21,7 +21,9 @@ def clean_classname(name: str, replace: Mapping[str, str] | None = None) -> str:
     return " ".join(name.lower().split())
 
 
-def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[str]:
+def clean_classnames(
+    names: Sequence[str], replace: Mapping[str, str]
+) -> list[str]:
     """Clean C names, at least two. UserError: one becomes empty, or two become equal."""
     first: dict[str, str] = {}
     for name in names:

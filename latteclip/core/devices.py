@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-CLAIMED = (
-    "LATTECLIP_GPUS"  # set for the processes of a job that has claimed its GPUs
-)
+# Set for the processes of a job that has claimed its GPUs.
+CLAIMED = "LATTECLIP_GPUS"
 PAUSE = 1.0  # seconds until a busy GPU is tried again
 TIMEOUT = 60  # seconds in which nvidia-smi answers
 NOT_FOUND = 6  # its exit status where there is no GPU

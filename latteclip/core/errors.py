@@ -108,9 +108,8 @@ class Terminated(BaseException):
 
     def __init__(self, number: int, saved: str | None = None) -> None:
         super().__init__(number)
-        self.saved = (
-            saved  # what is saved of the work; None: what `ending_in_order` says
-        )
+        # What is saved of the work; None: what `ending_in_order` says.
+        self.saved = saved
         # Exit status of a process that the signal ended, as in shells.
         self.status = 128 + number
 
@@ -168,9 +167,8 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
 def _end_children() -> None:
     """End the processes that this one started, such as an engine with the GPU's memory."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # torch's raises where a loader ends
+        # Torch's raises where a loader ends.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()

@@ -49,9 +49,8 @@ ACTIONS = "classes.json"  # a person's actions
 PROPOSAL = "discovery.json"
 T = TypeVar("T")
 LOCK_SECONDS = 30  # longest wait of a write for another one
-DAY = (
-    24 * 60 * 60
-)  # seconds after which a temporary file of another machine is left over
+# Seconds after which a temporary file of another machine is left over.
+DAY = 24 * 60 * 60
 # Errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 BLOCK = 64 * 2**10  # bytes of a model's file that are read at once
@@ -160,10 +159,8 @@ def read_object(
     """Read a JSON object with the keys, and perhaps more, or raise UserError with the remedy."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also of bytes that are not UTF-8
+    # Also of bytes that are not UTF-8.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
     if not isinstance(values, dict) or not values.keys() >= set(keys):
         raise UserError(

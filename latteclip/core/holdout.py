@@ -24,9 +24,8 @@ Mask = npt.NDArray[np.bool_]
 class Fold:
     """The part of the training images that a training leaves out. No two share an image."""
 
-    share: float = (
-        0.0  # share of the training images; 0: no training leaves out any
-    )
+    # Share of the training images; 0: no training leaves out any.
+    share: float = 0.0
     number: int = 0  # which training, from 0
 
 
@@ -59,7 +58,9 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
 def left_out_images(images: str, fold: Fold) -> pa.Table:
     """Return `image_id` and `path` of the images of an index that a training left out."""
     train, _ = tables.read_unlabelled(images, training=True)
-    return train.filter(pa.array(left_out(tables.Strings(train["image_id"]), fold)))
+    return train.filter(
+        pa.array(left_out(tables.Strings(train["image_id"]), fold))
+    )
 
 
 def _ranks(image_ids: Sequence[str]) -> npt.NDArray[np.int_]:

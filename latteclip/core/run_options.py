@@ -83,7 +83,9 @@ def rerun_command(config: Mapping[str, Any]) -> str:
 
 
 def _command(root: Path, *arguments: str) -> str:
-    program = ["snakemake"] if has_own_workflow(root) else ["latteclip", "workflow"]
+    program = (
+        ["snakemake"] if has_own_workflow(root) else ["latteclip", "workflow"]
+    )
     return shlex.join([*program, *CORES.split(), *arguments])
 
 

@@ -37,9 +37,8 @@ IMAGES = _schema(
     split=STRING,  # train, val or test
     label=INT,  # null where unknown
     classname=STRING,  # null where the label is
-    checksum=pa.binary(
-        16
-    ),  # checksum of the file's bytes, by which answers know the image
+    # Checksum of the file's bytes, by which answers know the image.
+    checksum=pa.binary(16),
     hashes=pa.binary(96),  # perceptual hashes, see latteclip.data.find_duplicates
 )
 # Images that show the same picture as another one.
@@ -58,8 +57,10 @@ CAPTIONS = _schema(
     id=STRING,  # the image_id; of a group, that of the image it was drawn for
     members=pa.list_(STRING),  # the image_ids in the picture
     prompt=STRING,
-    caption=STRING,  # empty where the model wrote nothing, or was not reached or asked
-    finish_reason=STRING,  # stop, length (cut), error or, beyond max_images, not asked
+    # Empty where the model wrote nothing, or was not reached or asked.
+    caption=STRING,
+    # "stop", "length" (cut), error or, beyond max_images, not asked.
+    finish_reason=STRING,
     error=STRING,  # why there is no answer
 )
 FUSED_LABELS = _schema(
@@ -90,7 +91,8 @@ EXAMPLES = _schema(
 # What captions or class scores say of training images that judge classifiers.
 VOTES = _schema(
     image_id=STRING,
-    vote=FLOATS,  # [C] probabilities of classes by labellers alone, 0 without a vote
+    # [C] probabilities of classes by labellers alone, 0 without a vote.
+    vote=FLOATS,
     head=INT,  # by image_prototypes, of which the image has no part
     joint_head=INT,  # by image_prototypes_encoders; without encoders the same
 )
@@ -109,19 +111,19 @@ PREDICTIONS = _schema(
 # An image may have two rows: a classifier made of votes predicts a held-out image without the vote
 # of the image, and an example with it.
 TRAIN_PREDICTIONS = _schema(image_id=STRING, prediction=INT)
-PLAN = (
-    _schema(  # the images of an audit, in the order in which they are asked about
-        image_id=STRING,
-        checksum=pa.binary(16),
-        stratum=pa.int8(),
-    )
+# The images of an audit, in the order in which they are asked about.
+PLAN = _schema(
+    image_id=STRING,
+    checksum=pa.binary(16),
+    stratum=pa.int8(),
 )
 # Images of every split, by how likely they belong to none of the classes.
 UNKNOWN = _schema(
     image_id=STRING,
     score=FLOAT,  # the higher, the likelier; see latteclip.clip.classifier
     captioner_score=FLOAT,  # the same by class scores; null where there are none
-    is_unknown=pa.bool_(),  # above the threshold of the captioner's score if any, or else CLIP's
+    # Above the threshold of the captioner's score if any, or else CLIP's.
+    is_unknown=pa.bool_(),
 )
 TOPK = 5  # best classes of an image that PSEUDO_LABELS has, and that metrics count
 CAPTION_ROWS = 10_000  # rows in a row group of CAPTIONS
@@ -156,9 +158,8 @@ class IndexMetadata:
     written_names: dict[str, str] = field(default_factory=dict)
     # Files that are no images, by suffix.
     skipped: dict[str, int] = field(default_factory=dict)
-    drawn_from: dict[str, int] | None = (
-        None  # images of each whole split, of a limited run
-    )
+    # Images of each whole split, of a limited run.
+    drawn_from: dict[str, int] | None = None
 
 
 @dataclass
@@ -174,9 +175,8 @@ class VotesMetadata:
 
     classnames: list[str]
     unfit: str  # why they cannot compare classifiers; "": they can
-    is_taught: bool = (
-        False  # whether a person's answers or examples changed the labels
-    )
+    # Whether a person's answers or examples changed the labels.
+    is_taught: bool = False
 
 
 @dataclass
@@ -295,7 +295,9 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
     """Return [N, K] as a column of lists."""
     offsets = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(rows.shape[1])
-    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(rows).reshape(-1))
+    return pa.ListArray.from_arrays(
+        offsets, np.ascontiguousarray(rows).reshape(-1)
+    )
 
 
 def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -74,9 +74,8 @@ def unpack(archive: Path, folder: Path) -> None:
             zipfile.ZipFile(archive).extractall(folder)
         else:
             _unpack_tar(archive, folder)
-    except (
-        Exception
-    ) as error:  # raised by tarfile, zipfile, a compression, or the system
+    # Raised by tarfile, zipfile, a compression, or the system.
+    except Exception as error:
         if full_disk(error):
             raise
         raise UserError(

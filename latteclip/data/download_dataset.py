@@ -43,9 +43,8 @@ DATA_REPO = "datasets/"  # prefix of a repo of data on the Hugging Face hub
 HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
 RETRIES = 5  # retries of one file: each continues where the last attempt broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
-BUSY = frozenset(
-    {None, 408, 425, 429, 500, 502, 503, 504}
-)  # HTTP states that may pass
+# HTTP states that may pass.
+BUSY = frozenset({None, 408, 425, 429, 500, 502, 503, 504})
 CHUNK = 2**20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A URL or a path of this machine, or a file of a hub or drive.
@@ -59,7 +58,9 @@ class DownloadSettings(TermsSection):
     kind: str = "folders"  # as `SplitSection.kind`
 
 
-def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> None:
+def download_dataset(
+    dataset: str, settings: DownloadSettings, output: str
+) -> None:
     """Make the data folder of a dataset. Files that exist already are not fetched again.
 
     Raises UserError where no source gives a file, an archive is broken or unsafe, or the folder
@@ -137,9 +138,8 @@ def _address(source: Source) -> str:
 
 def _fetch_from(source: Source, checksum: str | None, file: Path) -> None:
     """Fetch a file from a source and verify it. Without a checksum it is accepted."""
-    part = (
-        file.parent / ".part" / digest(_address(source))[:16]
-    )  # an unfinished file
+    # An unfinished file.
+    part = file.parent / ".part" / digest(_address(source))[:16]
     # Nothing tells whether the halves of a continued file belong together.
     if checksum is None:
         shutil.rmtree(part, ignore_errors=True)
@@ -240,7 +240,9 @@ def _fetch_from_hub(source: HubOrDriveFile, folder: Path) -> tuple[Path, str]:
     tree = HfApi().list_repo_tree(name, recursive=True, **repo)
     files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     pattern = str(source.file).lower()
-    fitting = [path for path in files if fnmatch.fnmatchcase(path.lower(), pattern)]
+    fitting = [
+        path for path in files if fnmatch.fnmatchcase(path.lower(), pattern)
+    ]
     if len(fitting) != 1:
         raise UserError(
             f"{pattern} fits {fitting} of the files of the repo: {[*files]}"
@@ -276,4 +278,6 @@ def datasets() -> str:
             }
         )
         cited.append(f"{key}: {dataset.citation}")
-    return "\n".join([tabulate(rows, headers="keys", tablefmt="plain"), "", *cited])
+    return "\n".join(
+        [tabulate(rows, headers="keys", tablefmt="plain"), "", *cited]
+    )

@@ -33,9 +33,8 @@ VIEWS = [
     (6, 6, 128, 128),
 ]
 BYTES = 16 * len(VIEWS)
-CONTRAST = (
-    2.0  # standard deviation in grey levels below which a picture is of one colour
-)
+# Standard deviation in grey levels below which a picture is of one colour.
+CONTRAST = 2.0
 # Bits of 64 in which the hashes of a pair differ, at most.
 MAX_PHASH = (
     7  # below 2 BANDS, so that one band of the two differs in one bit at most
@@ -43,10 +42,8 @@ MAX_PHASH = (
 MAX_DHASH = 10
 AT_ONCE = 2**22  # pairs that are compared
 BANDS = 4  # parts of a pHash, of 16 bits each
-FLIPS = [
-    0,
-    *(1 << bit for bit in range(16)),
-]  # changes of a band that are looked up
+# Changes of a band that are looked up.
+FLIPS = [0, *(1 << bit for bit in range(16))]
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
 
@@ -150,4 +147,7 @@ def _ranges(starts: Rows, lengths: Rows) -> Iterator[tuple[Rows, Rows]]:
         of_range = np.repeat(part, lengths[part])
         # The first number of each range, less the place that it has here.
         offsets = starts[part] - (np.cumsum(lengths[part]) - lengths[part])
-        yield of_range, np.repeat(offsets, lengths[part]) + np.arange(len(of_range))
+        yield (
+            of_range,
+            np.repeat(offsets, lengths[part]) + np.arange(len(of_range)),
+        )

@@ -33,7 +33,9 @@ def state(folder: str | None, split: SplitSection) -> str:
     """
     examples = folders_in(split.examples) if split.examples else []
     result = hashlib.sha256("".join(f"{name}\0" for name in examples).encode())
-    for name in filter(None, (split.file, split.class_list, *split.lists.values())):
+    for name in filter(
+        None, (split.file, split.class_list, *split.lists.values())
+    ):
         place = os.path.join(folder or "", name)
         if (folder or os.path.isabs(name)) and os.path.isfile(place):
             result.update(os.fsencode(f"{name}\0{stamp(place)}\0"))

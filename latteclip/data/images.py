@@ -46,7 +46,8 @@ IMAGE_SUFFIXES = frozenset(
         ".ppm",
     )
 ) | {".tif", ".tiff", ".webp"}
-LINKED = 2  # levels on which links to folders are followed, as class folders may be
+# Levels on which links to folders are followed, as class folders may be.
+LINKED = 2
 # Pillow knows many more formats, and runs programs for some of them.
 FORMATS = (
     "JPEG",
@@ -176,7 +177,8 @@ def _of_file(member: Member) -> bytes:
 
 
 def _of_parquet(member: Member, state: os.stat_result) -> bytes:
-    version = (state.st_size, state.st_mtime_ns)  # another one reads the file again
+    # Another one reads the file again.
+    version = (state.st_size, state.st_mtime_ns)
     with _LOCK:  # threads that decode share a row group
         images, problem = _row_group(member.shard, member.first, version)
     if member.second >= len(images):
@@ -307,9 +309,8 @@ def decode(
             scale = 2 * max_side / max(width, height)
         elif min_side is not None:
             scale = min_side / min(width, height)
-        if (
-            scale < 1
-        ):  # a JPEG is decoded at a half, a quarter or an eighth of its size
+        # A JPEG is decoded at a half, a quarter or an eighth of its size.
+        if scale < 1:
             image.draft(
                 "RGB", (math.ceil(width * scale), math.ceil(height * scale))
             )
@@ -329,9 +330,8 @@ def reason(error: Exception) -> str:
     """Return one line on why a decoder gave up."""
     if isinstance(error, MemoryError):
         return "it takes more memory than there is"
-    if isinstance(
-        error, UnidentifiedImageError
-    ):  # its message has an address in memory
+    # Its message has an address in memory.
+    if isinstance(error, UnidentifiedImageError):
         return "it is no image of a known format"
     return next(iter(str(error).splitlines()), "") or "it is damaged"
 
@@ -365,9 +365,8 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         """Yield the result of each task in order, or raise UserError where a process died."""
         source = iter(tasks)
         chunks = iter(lambda: list(itertools.islice(source, CHUNK)), [])
-        waiting = deque[
-            tuple[T, Future[list[R]]]
-        ]()  # with the first task of each chunk
+        # With the first task of each chunk.
+        waiting = deque[tuple[T, Future[list[R]]]]()
         near: Any = None
         try:
             while True:

@@ -28,9 +28,8 @@ from latteclip.core.errors import (
 from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
-PART = (
-    4 * MIB
-)  # bytes of the part of a batch that a process loads at once, or one image
+# Bytes of the part of a batch that a process loads at once, or one image.
+PART = 4 * MIB
 AHEAD = 2  # parts that a process loads ahead
 SHARE = 1 / 4  # share of the free space in /dev/shm for the parts of a job
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -62,7 +61,10 @@ def in_order(n: int, batch_size: int) -> list[range]:
 
 
 def batches(
-    files: Images, keys: Iterable[Sequence[Any]], device: torch.device, threads: int
+    files: Images,
+    keys: Iterable[Sequence[Any]],
+    device: torch.device,
+    threads: int,
 ) -> Iterator[Batch]:
     """Yield B keys and images [B, 3, H, W] on a device, decoded ahead of the model.
 
@@ -94,7 +96,8 @@ def batches(
             multiprocessing_context="fork" if workers else None,
             pin_memory=is_gpu,
             collate_fn=_shared if workers else _together,
-            generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
+            # Or it would draw a number that a resumed run lacks.
+            generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_parent,
         )
     )
@@ -128,9 +131,8 @@ def _shared(samples: Sequence[tuple[Any, torch.Tensor]]) -> Batch:
 def can_fork() -> bool:
     """Return whether processes that load images may be forked, and find shared memory."""
     has_fork = "fork" in multiprocessing.get_all_start_methods()
-    is_daemon = (
-        multiprocessing.current_process().daemon
-    )  # which may have no processes
+    # Which may have no processes.
+    is_daemon = multiprocessing.current_process().daemon
     return has_fork and not is_daemon and Path(SHARED_MEMORY).is_dir()
 
 
@@ -152,9 +154,8 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
     """Yield batches, or raise UserError if a worker raised it, died or found /dev/shm full."""
     try:
         yield from batches
-    except (
-        UserError
-    ) as error:  # torch puts the worker's traceback before the sentence
+    # Torch puts the worker's traceback before the sentence.
+    except UserError as error:
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
     # The socket of a killed worker that does not count as dead.
     except (EOFError, ConnectionError):

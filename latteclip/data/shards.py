@@ -36,9 +36,8 @@ PART = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 MAX_LABEL = 2**20  # bytes of a part that holds a label
 MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
 LABELS_AT_ONCE = 2**16
-FEATURES = (
-    b"huggingface"  # the key of metadata in which `datasets` describes columns
-)
+# The key of metadata in which `datasets` describes columns.
+FEATURES = b"huggingface"
 # Name and place of an image, as `images.shard_member` reads it after #, and a label of any type.
 Sample = tuple[str, str, Any]
 
@@ -86,9 +85,8 @@ def read_shard(
             return list(_parquet_samples(file, label)), _described_classes(
                 file, label
             )
-    except (
-        Exception
-    ) as error:  # tarfile raises errors of many kinds on damaged headers
+    # Tarfile raises errors of many kinds on damaged headers.
+    except Exception as error:
         raise UserError(
             f"{shard} is neither a complete tar without compression nor a Parquet file of images "
             f"as `datasets` writes it ({first_line(error)}); download or write it again, or set "

@@ -66,9 +66,8 @@ class Item(NamedTuple):
     image_id: str
     split: str
     label: int | None  # None where it is unknown
-    path: (
-        str  # relative to the folder of images, as `latteclip.data.images` reads it
-    )
+    # Relative to the folder of images, as `latteclip.data.images` reads it.
+    path: str
 
 
 class Split(NamedTuple):
@@ -118,9 +117,8 @@ def _labelled(rows: Iterable[Row], names: Sequence[str], root: Path) -> list[Ite
         label = label_of[value]
         if not split:
             hashed = hashlib.sha256(image_id.encode()).digest()[:8]
-            drawn = (
-                int.from_bytes(hashed, "big") / 2**64
-            )  # depends on the path alone
+            # Depends on the path alone.
+            drawn = int.from_bytes(hashed, "big") / 2**64
             split = (
                 "test" if label is not None and drawn < TEST_FRACTION else "train"
             )
@@ -228,9 +226,8 @@ def _coop_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
 
 def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
     """Yield the rows of a table, which has the column path and perhaps others of COLUMNS."""
-    from latteclip.core.user_tables import (
-        read_table,
-    )  # here: other splits need no pandas
+    # Here: other splits need no pandas.
+    from latteclip.core.user_tables import read_table
 
     path = str(_existing(root, settings.file or "split.csv"))
     table = read_table(path, "Split file", ".csv")
@@ -301,7 +298,9 @@ def _read_class_folders(
     Images outside of class folders are unlabelled.
     """
     folder = root / settings.images
-    found = _in_folders(name for name in files if suffix_of(name) in IMAGE_SUFFIXES)
+    found = _in_folders(
+        name for name in files if suffix_of(name) in IMAGE_SUFFIXES
+    )
     train, test = (
         {n for s, n, _ in found if s == split and n} for split in ("train", "test")
     )
@@ -389,9 +388,8 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
         raise UserError(
             f"No image in {folder} has split.label {settings.label}; correct it."
         )
-    rows.sort(
-        key=lambda row: row[1] == "test"
-    )  # stable: others first, as in all forms
+    # Stable: others first, as in all forms.
+    rows.sort(key=lambda row: row[1] == "test")
     names = _listed_classes(root, settings)
     if len(described) > 1 and not names:
         raise UserError(
@@ -400,7 +398,9 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
         )
     texts = (label for _, _, label, _ in rows if isinstance(label, str))
     names = names or [*described.pop()] or _sorted_names(texts, root)
-    if settings.kind == "webdataset" and len({row[0] for row in rows}) == len(rows):
+    if settings.kind == "webdataset" and len({row[0] for row in rows}) == len(
+        rows
+    ):
         return names, rows
     return names, [
         (f"{row[3].rpartition('#')[0]}/{row[0]}", *row[1:]) for row in rows

@@ -41,8 +41,10 @@ FIGURES = {
 }
 PREDICT = "predict.py"  # beside a graph
 GRAPH = "model.onnx"
-INPUT = "pixel_values"  # of CLIP; image encoders have pixel_values_1, pixel_values_2, ...
-LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
+# Of CLIP; image encoders have pixel_values_1, pixel_values_2, ...
+INPUT = "pixel_values"
+# Bytes of weights above which they get a separate file: a graph holds 2 GB.
+LIMIT = 1.8e9
 PACKAGES = "pip install onnx onnxruntime onnxscript"
 # By timm's crop_mode.
 RESIZES = {"center": "shortest", "border": "longest", "squash": "squash"}
@@ -179,7 +181,9 @@ def of_timm(config: ImagePreprocessing) -> dict[str, Any]:
         "target": [math.floor(side / config.crop_pct) for side in size],
         "size": size,
         "interpolation": config.interpolation.upper(),
-        "fill": [round(255 * value) if is_bordered else 0 for value in config.mean],
+        "fill": [
+            round(255 * value) if is_bordered else 0 for value in config.mean
+        ],
         "mean": list(config.mean),
         "std": list(config.std),
     }
@@ -209,7 +213,9 @@ class ImageClassifier(torch.nn.Module):
         return scores, (self.logit_scale * scores).softmax(dim=-1), features
 
 
-def inputs_of(opened: FinetunedModel, encoders: list[Clip]) -> list[dict[str, Any]]:
+def inputs_of(
+    opened: FinetunedModel, encoders: list[Clip]
+) -> list[dict[str, Any]]:
     """Return the inputs of the graph: CLIP's, and then those of the image encoders."""
     inputs = []
     for number, model in enumerate([opened.clip, *encoders]):
@@ -247,7 +253,9 @@ def write_onnx(
                 tuple(torch.zeros(2, 3, *each["size"]) for each in inputs),
                 input_names=[each["name"] for each in inputs],
                 output_names=["scores", "probabilities", "image_features"],
-                dynamic_shapes={"pixel_values": tuple({0: images} for _ in inputs)},
+                dynamic_shapes={
+                    "pixel_values": tuple({0: images} for _ in inputs)
+                },
                 dynamo=True,
                 verbose=False,
             )

@@ -87,9 +87,8 @@ def labels(
             f"{n:,} of {len(table):,} labels are accepted. With 95 % confidence, at most "
             f"{100 * max_error:g} % of all labels are wrong and accepted."
         )
-        if (
-            format == "imagefolder"
-        ):  # whose folders do not say which labels are accepted
+        # Whose folders do not say which labels are accepted.
+        if format == "imagefolder":
             table = table.filter(table["accepted"])
     for kind in leave_out:
         if not (path := folder / f"{kind}.parquet").is_file():
@@ -117,7 +116,9 @@ def _is_of_kind(table: pa.Table, kind: str) -> pa.ChunkedArray:
     """Return which images are unknown or duplicates. A class by a person is not unknown."""
     if kind == "duplicates":
         return pc.is_valid(table["duplicate_of"])
-    by_person = pc.and_(pc.is_valid(table["answered"]), pc.is_valid(table["label"]))
+    by_person = pc.and_(
+        pc.is_valid(table["answered"]), pc.is_valid(table["label"])
+    )
     return pc.and_not(
         pc.fill_null(table["is_unknown"], fill_value=False), by_person
     )

@@ -81,7 +81,8 @@ def read(
     check = report.checks.get(LABELS, [])
     calibration = calibrate(check)
     answers = report.answers
-    rows = pc.index_in(ids, pa.array(list(answers), pa.string()))  # null: no answer
+    # Null: no answer.
+    rows = pc.index_in(ids, pa.array(list(answers), pa.string()))
     number: dict[str | None, int] = {name: n for n, name in enumerate(classnames)}
     classes = pa.array([number.get(name) for name in answers.values()], pa.int32())
     of_answers = pc.if_else(
@@ -109,15 +110,13 @@ def read(
         "path": _places(folder, column("images.parquet", tables.IMAGES, "path")),
         "label": named(of_answers),
         "answered": pc.fill_null(names.take(classes), WORDS[NONE]).take(rows),
-        "fused_label": named(
-            labels["fused_label"]
-        ),  # the label that the workflow chose
+        # The label that the workflow chose.
+        "fused_label": named(labels["fused_label"]),
         "probability": probability.astype(np.float32),  # of `fused_label`
         "zero_shot": named(zero_shot),
         "zero_shot_adapted": named(labels["adapted_label"]),
-        "image_prototypes": named(
-            labels["image_label"]
-        ),  # null where they were not used
+        # Null where they were not used.
+        "image_prototypes": named(labels["image_label"]),
     }
     for labeller in VOTES:  # by its votes alone; null where they name no class
         label, sure = f"{labeller}_label", f"{labeller}_confidence"

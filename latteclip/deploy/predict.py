@@ -296,11 +296,13 @@ def write_csv(
             "errors": "surrogateescape",
             "newline": "",
         }
-        with replacing(output) as temporary, temporary.open("w", **options) as file:
+        with (
+            replacing(output) as temporary,
+            temporary.open("w", **options) as file,
+        ):
             return tables.write_csv(file, names, rows)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # it takes any path as the system gave it
+    # It takes any path as the system gave it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     if sys.stdout.isatty():  # control characters in names would steer it
         rows = (

@@ -19,7 +19,8 @@ from latteclip.core.errors import UserError, first_line
 
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers of the filters
 CROPPED = {"shortest": True, "squash": False}  # by resize mode
-RENAMED = {  # parts of the names of open_clip's weights, in this order: of transformers'
+# Parts of the names of open_clip's weights, in this order: of transformers'.
+RENAMED = {
     "visual.transformer.resblocks": "vision_model.encoder.layers",
     "transformer.resblocks": "text_model.encoder.layers",
     "ln_1": "layer_norm1",
@@ -58,7 +59,13 @@ def write(opened: FinetunedModel, folder: Path) -> None:
         model = _model(clip, causal, tokenizer)
         images = _image_processor(visual.preprocess_cfg)
         _check_features(clip, model, tokenizer, texts[:CHECKED])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise UserError(
             "--format transformers: the network has other parts than transformers' CLIPModel "
             f"({first_line(error)}); use --format open_clip."
@@ -171,7 +178,10 @@ def _check_features(
     """Raise ValueError if images or texts get other features, because of tokens or networks."""
     network: Any = clip.model
     image = torch.randn(
-        2, 3, *network.visual.image_size, generator=torch.Generator().manual_seed(0)
+        2,
+        3,
+        *network.visual.image_size,
+        generator=torch.Generator().manual_seed(0),
     )
     tokens = tokenizer(
         texts, padding="max_length", truncation=True, return_tensors="pt"

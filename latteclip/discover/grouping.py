@@ -51,7 +51,8 @@ ROWS = 2048  # images that are scored at once
 # How well features predict the names of images, at least, for names alone to form groups.
 MIN_INFORMATION = 0.3
 ITERATIONS = 40  # of k-means
-SAMPLE = 5_000  # images by which its centres are found, and whose silhouettes count
+# Images by which its centres are found, and whose silhouettes count.
+SAMPLE = 5_000
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,9 @@ def _scores(evidence: Evidence, labels: Ints) -> Iterator[tuple[slice, Floats]]:
 def _costs(belongs: Any, table: Any) -> Floats:
     """Return the costs [K, K] of merging groups, to which rows of a table belong [N, K]."""
     sums = scipy.sparse.csr_matrix(belongs.T @ table)
-    n = np.maximum(np.asarray(belongs.sum(axis=0)).ravel(), TINY).astype(np.float64)
+    n = np.maximum(np.asarray(belongs.sum(axis=0)).ravel(), TINY).astype(
+        np.float64
+    )
     pairs = np.outer(n, n)
     products = (sums @ sums.T).toarray() / pairs
     squares = products.diagonal()

@@ -26,9 +26,8 @@ MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
 QUERIES = 16_384  # images whose neighbours are searched, at most
 ROWS = 256  # images that are compared with all at once
-FREQUENCY_EXPONENT = (
-    0.5  # of the logarithm of N over a term's images, in its weight
-)
+# Of the logarithm of N over a term's images, in its weight.
+FREQUENCY_EXPONENT = 0.5
 TINY = 1e-9
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -123,7 +123,9 @@ def discover_classes(
     write_text(output, "\n".join(names) + "\n")
     if not actions:
         again = of_number(Path(output).parent, len(names))
-        log.warning("To propose another number of classes, change it in: %s", again)
+        log.warning(
+            "To propose another number of classes, change it in: %s", again
+        )
 
 
 def of_number(folder: Path, number: int) -> str:
@@ -214,14 +216,18 @@ def replay(
         where = f"{ACTIONS}, action {number} ({action.do})"
         others = {action.other} if action.do == "merge" else set()
         if action.of not in names or not others <= names.keys() - {action.of}:
-            raise UserError(f"{where} is about a class that is not there; undo it.")
+            raise UserError(
+                f"{where} is about a class that is not there; undo it."
+            )
         if action.do == "rename":
             names[action.of] = _new_name(names, action, where)
         elif action.do == "merge":
             owner[owner == action.other] = action.of
             del names[action.other]
         else:
-            owner[owner == action.of] = DROPPED if action.do == "drop" else LEFT_OUT
+            owner[owner == action.of] = (
+                DROPPED if action.do == "drop" else LEFT_OUT
+            )
             del names[action.of]
     return names, owner
 

@@ -186,7 +186,8 @@ class Audit:
     split: str
     images: int  # number of images in the split from which images were drawn
     answered: int  # images of which a person knew the class, or that it is none
-    sentence: str  # the verdict: the best run, and the runs that it decidedly beats
+    # The verdict: the best run, and the runs that it decidedly beats.
+    sentence: str
     runs: list[AuditedRun]
 
     def of(self, run: Run) -> AuditedRun | None:

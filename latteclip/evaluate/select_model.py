@@ -47,13 +47,13 @@ UNTRAINED = (
     "image_prototypes_encoders",
 )
 DEFAULT = "zero_shot_adapted"  # taken where nothing votes
-TAUGHT = (
-    "image_prototypes"  # taken there after answers or examples, which change it
-)
+# Taken there after answers or examples, which change it.
+TAUGHT = "image_prototypes"
 AVERAGE = "average_weights"  # its trainings predict the images that they left out
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
-ALPHA = 0.05  # probability that answers seem to decide though all models are equally good
+# Probability that answers seem to decide though all models are equally good.
+ALPHA = 0.05
 NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 
 
@@ -180,9 +180,7 @@ def read_votes(
     has_vote = shares.any(axis=1)
     ids = table["image_id"].filter(pa.array(has_vote))
     if len(ids) < MIN_IMAGES:
-        return (
-            f"they are of {counted(len(ids), 'image')}, and {MIN_IMAGES} are needed"
-        )
+        return f"they are of {counted(len(ids), 'image')}, and {MIN_IMAGES} are needed"
     predictions = [
         predicted_classes(each.train_predictions, ids) for each in candidates
     ]

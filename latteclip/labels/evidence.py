@@ -33,13 +33,10 @@ from latteclip.labels.votes import (
 PRIOR = 6.0  # votes that what is known without them is worth
 SHARPNESS = 6  # of the trust in images
 ANSWERED = 2.0  # images that an answered one is worth where texts are alone
-REPEATS = (
-    0.98  # agreement with class texts of the only labeller, if it repeats them
-)
-MEANT, LOOKS = (
-    (0.98, 0.7, 0.5, 0.3),
-    5,
-)  # starts of the share of votes that are not random
+# Agreement with class texts of the only labeller, if it repeats them.
+REPEATS = 0.98
+# Starts of the share of votes that are not random.
+MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5
 LEAST = 0.05  # accuracy or trust in a quotient
 NEVER = -100.0  # logit of a class that no vote and no answer names
 
@@ -117,7 +114,9 @@ class Evidence:
     def known(self) -> tuple[Ints, Ints]:
         """Return rows and classes of answers that name one class."""
         single = (self.answers.shares > 0).sum(axis=1) == 1
-        return self.answers.rows[single], self.answers.shares[single].argmax(axis=1)
+        return self.answers.rows[single], self.answers.shares[single].argmax(
+            axis=1
+        )
 
     @property
     def is_taught(self) -> bool:
@@ -194,7 +193,10 @@ class Evidence:
         """Return the accuracy of texts by answers, and by labellers that err apart from them."""
         texts = self.labellers[0]
         rows, classes = self.known
-        named, right = float((texts.named[rows] == classes).sum()), float(len(rows))
+        named, right = (
+            float((texts.named[rows] == classes).sum()),
+            float(len(rows)),
+        )
         if not seen:
             return (named + PRIOR * texts.accuracy) / (right + PRIOR)
         for one in seen:

@@ -27,13 +27,15 @@ from latteclip.labels.fusion_report import (
     LabellerReport,
 )
 from latteclip.labels.guarantees import MIN_ANSWERS, Bools, Interval, share_right
+from latteclip.labels.image_classes import LinearHead
 from latteclip.labels.label_inputs import (
     LabelFiles,
     LabelInputs,
     LabellerTable,
     read_answers,
 )
-from latteclip.labels.label_model import Labeller, LabelModel, LinearHead
+from latteclip.labels.label_model import LabelModel
+from latteclip.labels.labellers import Labeller
 from latteclip.labels.votes import ZERO_SHOT, Answers, Floats, Ints
 
 log = logging.getLogger(__name__)
@@ -108,7 +110,11 @@ def fuse_labels(
             for one in labellers_files
         ],
         zero_shot=LabellerReport(
-            ZERO_SHOT, ZERO_SHOT, None, known.n, **vars(model.labellers_[ZERO_SHOT])
+            ZERO_SHOT,
+            ZERO_SHOT,
+            None,
+            known.n,
+            **vars(model.labellers_[ZERO_SHOT]),
         ),
         reason=model.reason_,
         is_checked=model.is_checked_,

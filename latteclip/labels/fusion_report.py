@@ -50,15 +50,13 @@ class FusionReport:
     labellers: list[LabellerReport]
     zero_shot: LabellerReport  # the class texts
     reason: str  # why the labels are those of one labeller; "": they are not
-    is_checked: (
-        bool  # whether answers, or the accuracy of a labeller, check the confidence
-    )
+    # Whether answers, or the accuracy of a labeller, check the confidence.
+    is_checked: bool
     # Features beside CLIP's, relative to the folder of the report.
     image_encoders: list[str]
     examples: int = 0  # images outside of the dataset, of known classes
-    without_evidence: list[str] = field(
-        default_factory=list
-    )  # classes that have no labels
+    # Classes that have no labels.
+    without_evidence: list[str] = field(default_factory=list)
     # A person's answers: the classes of images; None: no class.
     answers: dict[str, str | None] = field(default_factory=dict)
     # J answered images that were drawn at random, which check the labels.

@@ -1,8 +1,8 @@
 """Learn classes from image features: scores of images by the images of other folds."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -62,7 +62,8 @@ class Whitener:
 class ImageClasses:
     """Whitened features of n images by one encoder, and the sums of the classes."""
 
-    clusters = False  # whether the images of a class are a cluster, not a direction
+    # Whether the images of a class are a cluster, not a direction.
+    clusters = False
 
     def __init__(self, x: Floats, folds: Ints) -> None:
         self.x = x
@@ -218,9 +219,8 @@ def fit_weights(
     return weights
 
 
-Head = tuple[
-    Floats, Floats
-]  # directions [C, D] and biases [C] of a linear classifier
+# Directions [C, D] and biases [C] of a linear classifier.
+Head = tuple[Floats, Floats]
 
 
 class Heads:
@@ -242,12 +242,35 @@ class Heads:
 
     def head(self, without: int | None = None) -> Head:
         """Return directions [C, D] and biases [C] of the classes, without those of a fold."""
-        used = np.arange(HEAD_FOLDS) != (HEAD_FOLDS if without is None else without)
+        used = np.arange(HEAD_FOLDS) != (
+            HEAD_FOLDS if without is None else without
+        )
         n = np.maximum(self.counts[used].sum(axis=0), TINY)
         sums = self.sums[used].sum(axis=0)
         mean = sums.sum(axis=0) / n.sum()
         about = sums - n[:, None] * mean
         within = self.squares[used].sum(axis=0) - sums.T @ (sums / n[:, None])
         weights = np.linalg.solve(shrunken(within / n.sum(), SHRINKAGE), about.T).T
-        weights /= np.sqrt(np.maximum((weights * about).sum(axis=1), 1e-9))[:, None]
+        weights /= np.sqrt(np.maximum((weights * about).sum(axis=1), 1e-9))[
+            :, None
+        ]
         return weights, -weights @ mean
+
+
+def by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Floats:
+    """Return logits [n, C] of images by the heads that leave out their folds."""
+    table = np.zeros((len(x), len(heads[None][1])), dtype=np.float32)
+    for fold in range(HEAD_FOLDS):
+        weights, bias = heads[fold]
+        part = folds % HEAD_FOLDS == fold
+        table[part] = x[part] @ weights.T + bias
+    return table
+
+
+class LinearHead(NamedTuple):
+    """A linear classifier of features, and its classes for images that it did not learn from."""
+
+    coef: Floats  # [C, D]
+    intercept: Floats  # [C]
+    labels: Ints  # [N] learned from other folds
+    held_out: Floats  # [J, C] probabilities for images with drawn answers

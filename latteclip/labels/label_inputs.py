@@ -70,9 +70,8 @@ class LabelInputs:
 
     images: pa.Table  # N rows of the index
     classnames: list[str]
-    features: list[
-        Floats
-    ]  # [N + E, D] of CLIP, and of each image encoder beside it
+    # [N + E, D] of CLIP, and of each image encoder beside it.
+    features: list[Floats]
     texts: Floats  # [C, D], scaled as LabelModel expects them
     votes: dict[str, Votes]  # [N, K] of each labeller
     examples: Ints  # [E] their classes
@@ -182,9 +181,8 @@ def _groups(path: str | None, image_ids: pa.ChunkedArray, n: int) -> Ints:
     if path is None:
         return rows.to_numpy()
     sets = tables.read(path).to_pandas().set_index("image_id")["set"]
-    set_of = sets.reindex(image_ids.to_pandas()).reset_index(
-        drop=True
-    )  # NaN: of no set
+    # NaN: of no set.
+    set_of = sets.reindex(image_ids.to_pandas()).reset_index(drop=True)
     return rows.groupby(set_of).transform("first").fillna(rows).to_numpy(np.int64)
 
 
@@ -207,7 +205,9 @@ def read_votes(
     return Votes.of((options, np.exp(scores - best)))
 
 
-def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[Ints, Floats]:
+def read_class_scores(
+    path: str, image_ids: pa.ChunkedArray
+) -> tuple[Ints, Floats]:
     """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
 
     Both are [N, K], int64 and float32. Where an image has fewer options than K, which is at least
@@ -277,9 +277,8 @@ def answered_rows(
     is_drawn = given["phase"] == CHECK
     is_unsure = given["kind"] == UNSURE
     known = given[~is_unsure]
-    labels = pd.Categorical(
-        known["classname"], [*classnames]
-    ).codes  # -1: none of them
+    # -1: none of them.
+    labels = pd.Categorical(known["classname"], [*classnames]).codes
     return Answers(
         rows=known["row"].to_numpy(np.int64),
         shares=(labels[:, None] == np.arange(len(classnames))).astype(np.float64),

@@ -61,32 +61,32 @@ and by the frequencies of the classes, shrunken halfway to equal ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from latteclip.labels.confidence import Confidence
 from latteclip.labels.evidence import decided
-from latteclip.labels.guarantees import Interval
 from latteclip.labels.image_classes import (
     HEAD_FOLDS,
     SCALE,
     Head,
     Heads,
     ImageClasses,
+    LinearHead,
     Whitener,
+    by_folds,
     fit_weights,
     fold_of,
 )
 from latteclip.labels.labellers import (
     FEW,
     Labelled,
+    Labeller,
     answers_needed,
     by_answers,
     by_views,
 )
-from latteclip.labels.posterior import Posterior
+from latteclip.labels.posterior import Confidence, Posterior
 from latteclip.labels.votes import (
     NO_VOTE,
     ZERO_SHOT,
@@ -106,28 +106,6 @@ SAMPLE = 2**24  # largest table [n, C] of the images from which the model learns
 OPTIONS = 16  # the likeliest classes of an image that are stored
 
 
-@dataclass(frozen=True)
-class Labeller:
-    """What is known of a labeller."""
-
-    accuracy: (
-        Interval | None
-    )  # None: neither votes and images nor answers determine it
-    weight: float  # mean exponent of its votes in the posterior
-    answers_needed: (
-        int  # about random images, to estimate the accuracy; 0 if it is known
-    )
-
-
-class LinearHead(NamedTuple):
-    """A linear classifier of features, and its classes for images that it did not learn from."""
-
-    coef: Floats  # [C, D]
-    intercept: Floats  # [C]
-    labels: Ints  # [N] learned from other folds
-    held_out: Floats  # [J, C] probabilities for images with drawn answers
-
-
 class LabelModel:
     """Labels of N images of C classes, in scikit-learn's manner.
 
@@ -137,9 +115,8 @@ class LabelModel:
 
     labels_: Ints  # [N]
     confidence_: Floats  # [N] probability of the label
-    is_checked_: (
-        bool  # whether answers or a labeller's accuracy check the confidence
-    )
+    # Whether answers or a labeller's accuracy check the confidence.
+    is_checked_: bool
     posterior_: Votes  # the likeliest classes of each image, the likeliest first
     labellers_: dict[str, Labeller]
     reason_: str  # why the labels are those of a labeller; "" where they are not
@@ -198,9 +175,11 @@ class LabelModel:
         lengths = [len(one) for one in inputs]
         if min(lengths) == 0 or max(lengths) > min(lengths):
             raise ValueError(
-                f"Features and votes are of equally many images, not {lengths}."
+                f"Features and votes have different lengths: {lengths}."
             )
-        named = max((one.options.max() for one in self._votes.values()), default=-1)
+        named = max(
+            (one.options.max() for one in self._votes.values()), default=-1
+        )
         if named >= c or c < 1:
             raise ValueError(
                 f"There are {c} classes, and votes name classes up to {named}; set n_classes."
@@ -220,9 +199,7 @@ class LabelModel:
         if self._texts is None:
             return votes
         if ZERO_SHOT in votes:
-            raise ValueError(
-                f"{ZERO_SHOT} are the class texts; give the votes another name."
-            )
+            raise ValueError(f"{ZERO_SHOT} are the class texts; rename the votes.")
         zero_shot = [
             (self._features[0][rows] @ self._texts.T).argmax(axis=1)
             for rows in parts(self.n, self.n_classes)
@@ -246,9 +223,8 @@ class LabelModel:
         if has.mean() <= 0.5 or has.sum() < FEW * self.n_classes:
             named[:] = True
         of_texts = self._firsts.get(ZERO_SHOT, NO_VOTE)
-        self.without_evidence_ = np.setdiff1d(
-            of_texts, [NO_VOTE, *np.flatnonzero(named)]
-        )
+        others = [NO_VOTE, *np.flatnonzero(named)]
+        self.without_evidence_ = np.setdiff1d(of_texts, others)
         return named
 
     def _dense(self, rows: Any) -> list[Floats]:
@@ -256,9 +232,8 @@ class LabelModel:
         tables = [one.dense(rows, self.n_classes) for one in self._votes.values()]
         if self._texts is not None:
             features = np.asarray(self._features[0][rows], dtype=np.float32)
-            tables.insert(
-                0, softmax(SCALE * features @ self._texts.T.astype(np.float32))
-            )
+            cosines = features @ self._texts.T.astype(np.float32)
+            tables.insert(0, softmax(SCALE * cosines))
         return tables
 
     def _learned(self, given: Answers) -> Posterior:
@@ -301,9 +276,8 @@ class LabelModel:
             tables = model.of(self._scores(model, rows), votes)
             asked = np.flatnonzero(place[rows] >= 0)
             r = decided(tables.r, asked, given.shares[place[rows][asked]])
-            self.labels_[rows] = np.where(
-                r.any(axis=1, keepdims=True), r, tables.r
-            ).argmax(axis=1)
+            is_any = r.any(axis=1, keepdims=True)
+            self.labels_[rows] = np.where(is_any, r, tables.r).argmax(axis=1)
             sure = confidence.of(tables, votes, self.labels_[rows])
             sure[asked] = r[asked, self.labels_[rows][asked]]
             self.confidence_[rows] = sure
@@ -336,7 +310,9 @@ class LabelModel:
         """Return why the labels are those of a labeller."""
         model = self._model
         if not model.images:
-            return "there are no image features, and no other labeller changes them"
+            return (
+                "there are no image features, and no other labeller changes them"
+            )
         if not one.tells:
             return "similar images do not have similar labels by it"
         if model.trust < 0.5 <= model.fits:
@@ -354,7 +330,7 @@ class LabelModel:
             labelled = ((rows, self.probabilities(rows)) for rows in every)
             heads = self._heads(encoders, self._model, labelled, r)
             labels = [
-                _by_folds(
+                by_folds(
                     heads, self._side_by_side(encoders, rows), self._folds[rows]
                 ).argmax(axis=1)
                 for rows in every
@@ -390,7 +366,7 @@ class LabelModel:
         texts = np.zeros((self.n_classes, x.shape[1]), dtype=np.float32)
         if self._texts is not None:
             texts[:, : self._texts.shape[1]] = SCALE * self._texts
-        by_images = _by_folds(heads, x, self._folds[self._sample])
+        by_images = by_folds(heads, x, self._folds[self._sample])
         size = max(float(np.abs(by_images).mean()), 1e-9)
         tables: list[Floats] = [
             by_images / np.float32(size),
@@ -399,7 +375,10 @@ class LabelModel:
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
         return {
-            fold: (a * w + b * texts, a * bias - b * model.lean + model.frequencies)
+            fold: (
+                a * w + b * texts,
+                a * bias - b * model.lean + model.frequencies,
+            )
             for fold, (w, bias) in heads.items()
         }
 
@@ -445,9 +424,8 @@ class LabelModel:
         model, rows = self._model, np.arange(self.n)[rows]
         votes = self._dense(rows)
         terms = model.of(self._scores(model, rows), votes).terms
-        first = int(
-            model.has_texts and len(votes) > 1
-        )  # texts are no votes of a labeller
+        # Texts are no votes of a labeller.
+        first = int(model.has_texts and len(votes) > 1)
         total = np.zeros((len(rows), self.n_classes))
         has = np.zeros(len(rows), dtype=bool)
         for term, table in zip(terms[first:], votes[first:], strict=True):
@@ -469,13 +447,3 @@ class LabelModel:
         return np.asarray(
             np.concatenate(some, axis=1) @ head.coef.T + head.intercept
         )
-
-
-def _by_folds(heads: Mapping[int | None, Head], x: Floats, folds: Ints) -> Floats:
-    """Return logits [n, C] of images by the heads that leave out their folds."""
-    table = np.zeros((len(x), len(heads[None][1])), dtype=np.float32)
-    for fold in range(HEAD_FOLDS):
-        weights, bias = heads[fold]
-        part = folds % HEAD_FOLDS == fold
-        table[part] = x[part] @ weights.T + bias
-    return table

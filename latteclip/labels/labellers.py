@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,15 +21,28 @@ from latteclip.labels.votes import (
     softmax,
 )
 
-ENOUGH = 25.0  # votes of a class that its prior is worth, and more where it has fewer votes
-FEW = 10  # images, or votes, below which nothing is compared; probabilities of ranks alone
+# Votes of a class that its prior is worth, and more where it has fewer votes.
+ENOUGH = 25.0
+# Images, or votes, below which nothing is compared; probabilities of ranks alone.
+FEW = 10
 MIN_DRAWN = 20  # answers that state an accuracy, and check a confidence
-MIN_ACCURACY = (
-    0.85  # below which look-alikes are confused by images and labeller together
-)
-ERROR = 0.03  # of the estimate by views on real sets, and by the number of votes at most
+# Below which look-alikes are confused by images and labeller together.
+MIN_ACCURACY = 0.85
+# Of the estimate by views on real sets, and by the number of votes at most.
+ERROR = 0.03
 WIDTH = 0.05  # half of the 95 % interval that the needed answers promise
 Z = 1.96
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What is known of a labeller."""
+
+    # None: neither votes and images nor answers determine it.
+    accuracy: Interval | None
+    weight: float  # mean exponent of its votes in the posterior
+    # About random images, to estimate the accuracy; 0 if it is known.
+    answers_needed: int
 
 
 class Labelled:
@@ -49,13 +63,11 @@ class Labelled:
         has_lists = not self.is_soft and np.count_nonzero(votes) > self.has.sum()
         self.lists = Lists(votes, self.named) if has_lists else None
         self.tells = True  # whether images predict the votes at all
-        self.replaced = (
-            0.0  # share of its weight that images take if they are trusted
-        )
+        # Share of its weight that images take if they are trusted.
+        self.replaced = 0.0
         self.starts = 1.0  # weight of its votes in what images learn first
-        self.by_images = np.full(
-            len(votes), NO_VOTE
-        )  # classes that images name for it
+        # Classes that images name for it.
+        self.by_images = np.full(len(votes), NO_VOTE)
         # Of images that predict the votes:
         self.gain, self.accuracy, self.named_share, self.size = (
             1.0,

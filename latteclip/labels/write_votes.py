@@ -154,7 +154,9 @@ def _caption_votes(
     counts = np.bincount(encoded.indices.drop_null(), minlength=len(texts))
     mean = torch.zeros(texts.shape[1], dtype=torch.float64)
     for part in parts(len(texts)):
-        mean += torch.from_numpy(counts[part] / counts.sum()) @ texts[part].double()
+        mean += (
+            torch.from_numpy(counts[part] / counts.sum()) @ texts[part].double()
+        )
     options, scores = _best(texts, weights, mean.float())
     return options.take(encoded.indices), scores.take(encoded.indices)
 

@@ -47,7 +47,11 @@ def read_gallery(
     label, confidence, source = "pseudo_label", "confidence", "zero-shot label"
     path = pseudo_labels
     if fused_labels:
-        label, confidence, source = "fused_label", "fused_confidence", "fused label"
+        label, confidence, source = (
+            "fused_label",
+            "fused_confidence",
+            "fused label",
+        )
         path = fused_labels
     shares = tables.lookup_column(path, confidence, train["image_id"])
     order = np.argsort(-shares.to_numpy(), kind="stable")

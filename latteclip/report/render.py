@@ -14,9 +14,8 @@ from latteclip.core.terminal import counted
 FOLDER = Path(__file__).with_name("templates")
 # Of pages on which a person answers: no stage of the workflow writes them.
 SERVED = Path(__file__).with_name("served")
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'"  # no script and no connection
-)
+# No script and no connection.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def render(template: str, **values: Any) -> str:

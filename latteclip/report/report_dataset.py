@@ -102,7 +102,8 @@ def report_dataset(
     ]
     folder = Path(output).parent
     table = summary(
-        [results.read_metrics(run.metrics) for run in runs_files], settings.baseline
+        [results.read_metrics(run.metrics) for run in runs_files],
+        settings.baseline,
     )
     page = render(
         "report.html",
@@ -147,7 +148,9 @@ def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
 
 
 def _lead_run(
-    runs: Sequence[results.RunFiles], selection: results.Selection | None, main: str
+    runs: Sequence[results.RunFiles],
+    selection: results.Selection | None,
+    main: str,
 ) -> results.RunFiles:
     """Return the chosen run, or else the first one of the main method."""
     if selection:

@@ -55,9 +55,8 @@ class TrainingFiles:
     fused_labels: str | None = None  # a FUSED_LABELS table
     fusion_report: str | None = None  # its report
     adapted: str | None = None  # adapted zero-shot classifier
-    learning_rate: str | None = (
-        None  # output of find_learning_rate, if finetune.lr is auto
-    )
+    # Output of find_learning_rate, if finetune.lr is auto.
+    learning_rate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ class TrainingData:
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
-    n_scheduled: int  # images that decide the number of steps: N and those left out
+    # Images that decide the number of steps: N and those left out.
+    n_scheduled: int
     digest: str  # changes when anything above changes
     written_names: dict[str, str]  # written names of classes, see `ClassTemplates`
     drawn: list[str]  # left out too: answered images that check the labels
@@ -176,9 +176,8 @@ def _groups(
     captions = table["caption"].filter(pa.array(is_whole)).to_pylist()
     classes = []
     for members in labels[is_whole].tolist():
-        [(most_frequent, _)] = Counter(members).most_common(
-            1
-        )  # the first of equals
+        # The first of equals.
+        [(most_frequent, _)] = Counter(members).most_common(1)
         classes.append(most_frequent)
     # A class of images without a group gets one with an empty caption.
     lacking = np.setdiff1d(label_of, [*classes, LEFT_OUT])
@@ -250,9 +249,8 @@ class TrainingImages(Images):
         self.augment = augmentation(side)
         self.seed = seed
         self.folder = None
-        size = (
-            4 * self.shorter_side**2 * len(paths)
-        )  # if the longer side is a third longer
+        # If the longer side is a third longer.
+        size = 4 * self.shorter_side**2 * len(paths)
         if folder:
             # Where the folder exists, a training that had room wrote it.
             free = shutil.disk_usage(existing(folder)).free
@@ -278,10 +276,8 @@ class TrainingImages(Images):
         with contextlib.suppress(FileNotFoundError):
             return Image.open(file)
         decoded = self._decode(index)
-        with (
-            contextlib.suppress(OSError),
-            replacing(file) as temporary,
-        ):  # the disk is full
+        # The disk is full.
+        with contextlib.suppress(OSError), replacing(file) as temporary:
             decoded.save(temporary, "PPM")
         return decoded
 

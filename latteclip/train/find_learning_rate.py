@@ -27,9 +27,8 @@ log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 # First rate to try, between what suits ViTs and what suits small convolutional towers.
 FIRST = 3e-5
-FALLBACK = (
-    1e-5  # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared
-)
+# FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared.
+FALLBACK = 1e-5
 # Short trainings, each of 1 / MAX_RUNS of the steps: one more training at most.
 MAX_RUNS = 5
 HELD_OUT_EVERY = 5  # one image in so many is held out
@@ -53,7 +52,9 @@ class _Search:
         self.labels = setup.inputs.labels[order[:m]]
         self.held_out = [setup.inputs.paths[row] for row in order[:m].tolist()]
         state = setup.clip.model.state_dict()
-        self.pretrained = {name: each.cpu().clone() for name, each in state.items()}
+        self.pretrained = {
+            name: each.cpu().clone() for name, each in state.items()
+        }
 
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`."""

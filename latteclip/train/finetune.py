@@ -35,9 +35,8 @@ from latteclip.train.settings import (
 from latteclip.train.training import Setup, Training, diverged
 
 log = logging.getLogger(__name__)
-CHECK_EVERY = (
-    20  # steps between looks at the losses: each look waits for the device
-)
+# Steps between looks at the losses: each look waits for the device.
+CHECK_EVERY = 20
 MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
 MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
 
@@ -69,15 +68,16 @@ def finetune(
         torch.manual_seed(seed)
         setup = Setup(files, settings, device, threads, fold)
         section = settings.method.finetune
-        lr = read_object(files.learning_rate)["lr"] if files.learning_rate else None
+        lr = (
+            read_object(files.learning_rate)["lr"] if files.learning_rate else None
+        )
         recipe = recipe_for(section, setup.inputs.n_scheduled, lr)
         identity = _identity(settings, fold, recipe, seed, setup.inputs.digest)
         if _was_trained(model_output, history_output, identity):
             return
         training = setup.training(recipe, seed)
-        signals.are_deferred = (
-            True  # neither a step nor the writing may be interrupted
-        )
+        # Neither a step nor the writing may be interrupted.
+        signals.are_deferred = True
         images = setup.images(seed, decoded)
         saved = Checkpoint(checkpoint, identity, checkpoint_minutes)
         _train(training, setup, saved, images, signals)
@@ -153,7 +153,9 @@ def _train(
     first = checkpoint.resume(training)
     per_epoch = steps_per_epoch(inputs.n_scheduled, recipe.batch_size)
     total = recipe.epochs * per_epoch
-    keys = schedule(len(inputs.paths), recipe.batch_size, total, images.seed, first)
+    keys = schedule(
+        len(inputs.paths), recipe.batch_size, total, images.seed, first
+    )
     batches = setup.batches(images, keys)
     progress = Progress(total, "steps", done=first)
     for done in training.steps(batches, total, per_epoch, first):

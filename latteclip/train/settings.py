@@ -63,7 +63,9 @@ class Recipe:
         return self.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-def recipe_for(section: FinetuneSection, n: int, lr: float | None = None) -> Recipe:
+def recipe_for(
+    section: FinetuneSection, n: int, lr: float | None = None
+) -> Recipe:
     """Return the numbers of a training on n images, with `lr` in place of "auto"."""
     numbers: dict[str, Any] = {
         key: value for key, value in section if value != AUTO
@@ -82,9 +84,8 @@ class FinetuneSettings(ClassTextsSection):
     clip: ClipSection
     method: MethodSection
     module: str  # of latteclip/train/objectives
-    flags: list[str] = pydantic.Field(
-        default_factory=list
-    )  # keys of `core.tables.FLAGS`
+    # Keys of `core.tables.FLAGS`
+    flags: list[str] = pydantic.Field(default_factory=list)
 
     @property
     def class_templates(self) -> ClassTemplates:

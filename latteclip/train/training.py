@@ -123,7 +123,9 @@ class Training:
         self.recipe = recipe
         # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
         groups = parameter_groups(clip.model)
-        self.adamw = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+        self.adamw = torch.optim.AdamW(
+            groups, betas=BETAS, eps=EPSILON, fused=True
+        )
         # int64 [C] how often each class was predicted in the epoch so far
         self.predicted = torch.zeros(
             n_classes, dtype=torch.long, device=clip.device
@@ -193,9 +195,8 @@ class Training:
             self.adamw.zero_grad()
             try:
                 return self._gradients(batch)
-            except (
-                torch.OutOfMemoryError
-            ):  # which holds memory until the handler is left
+            # Which holds memory until the handler is left.
+            except torch.OutOfMemoryError:
                 size = self.clip.micro_batch or len(batch[2])
                 if size == 1:
                     raise

@@ -443,8 +443,8 @@ X, V = np.eye(6), np.arange(6) % 3
     [
         ((X * np.nan, {"a": V}), {}, "Image features"),
         ((X.tolist(), {"a": V}), {}, "Image features"),
-        ((X, {"a": V[:5]}), {}, "equally many"),
-        ((X[:0], {"a": V[:0]}), {}, "equally many"),
+        ((X, {"a": V[:5]}), {}, "lengths"),
+        ((X[:0], {"a": V[:0]}), {}, "lengths"),
         ((X, {"a": np.array([0, 1, np.nan, 0, 1, 2])}), {}, "Votes"),
         ((X, {"a": np.array([*"abcabc"])}), {}, "Votes"),
         ((X, {"a": (V[:, None], -np.ones((6, 1)))}), {}, "Votes"),

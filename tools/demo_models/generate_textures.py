@@ -22,9 +22,8 @@ from PIL import Image
 TRAIN, TEST, GAP, SEED = 1500, 2100, 0.85, 0  # the demo's
 QUALITY = 60  # of JPEG, from 1 to 100
 SIDE = 64
-BANDS = (
-    64  # bands and strokes of an image whose tone is drawn, after which they repeat
-)
+# Bands and strokes of an image whose tone is drawn, after which they repeat.
+BANDS = 64
 # Images of one class drawn at once; bounds memory, and is part of what a seed means.
 CHUNK = 128
 COLOURS = {
@@ -86,10 +85,8 @@ MEASURES = {
     "blotches": ((0.0, 0.02), (0.05, 0.18)),  # strength of uneven ground
 }
 CAST = 0.0, 0.08  # standard deviation of the colour cast
-ROTATION = (
-    0.08,
-    0.2,
-)  # standard deviation of the angle around its orientation, radians
+# Standard deviation of the angle around its orientation, radians.
+ROTATION = 0.08, 0.2
 INVERTED = 0.1, 0.5  # probability that a pattern may be lighter than its ground
 EARTHINESS = 0.0, 0.75  # probability that a colour comes from EARTHY
 
@@ -106,9 +103,8 @@ class Plane:
     x: np.ndarray  # [N, 64, 64]
     y: np.ndarray  # [N, 64, 64]
     turned: tuple[np.ndarray, np.ndarray]  # x and y, turned by the pattern's angle
-    along: (
-        np.ndarray
-    )  # [N, 64, 64], position in the pattern's direction, in periods
+    # [N, 64, 64], position in the pattern's direction, in periods.
+    along: np.ndarray
     across: np.ndarray  # [N, 64, 64], position across it
     frequency: np.ndarray  # [N, 1, 1], periods across the image
     phase: np.ndarray  # [2, N, 1, 1], periods
@@ -168,7 +164,9 @@ def _fractal_noise(
     rng: np.random.Generator, n: int, grids: tuple[int, ...] = (4, 6, 9, 13, 20)
 ) -> np.ndarray:
     """Return the sum of smooth noises, each finer one 0.6 times as strong."""
-    octaves = [0.6**i * _smooth_noise(rng, n, grid) for i, grid in enumerate(grids)]
+    octaves = [
+        0.6**i * _smooth_noise(rng, n, grid) for i, grid in enumerate(grids)
+    ]
     noise: np.ndarray = np.sum(octaves, axis=0)
     return noise
 
@@ -303,9 +301,8 @@ def _bubbly(p: Plane) -> Relief:
     wanted = np.clip(wanted, 5, most)
     is_unwanted = np.arange(most)[None] >= wanted
     radii[is_unwanted] = 1e-3
-    heights = radii[..., None, None] ** 2 - _distances(
-        p.x, p.y, centres
-    )  # [N, K, 64, 64]
+    # [N, K, 64, 64].
+    heights = radii[..., None, None] ** 2 - _distances(p.x, p.y, centres)
     front = heights.argmax(1)
     height = np.take_along_axis(heights, front[:, None], 1)
     height = height[:, 0]

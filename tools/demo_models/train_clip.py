@@ -77,7 +77,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(["<start>", "<end>"])
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]
+    ends = [
+        (token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")
+    ]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=ends
     )
@@ -104,7 +106,8 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "text_cfg": {
             "context_length": CONTEXT,
             "vocab_size": len(tokenizer),
-            "hf_tokenizer_name": "tokenizer",  # any name: open_clip then reads its own folder
+            # Any name: open_clip then reads its own folder.
+            "hf_tokenizer_name": "tokenizer",
             "width": WIDTH,
             "heads": 4,
             "layers": 2,
@@ -173,7 +176,9 @@ def losses(
         pixels, texts, targets = pool.draw(BATCH)
         seen = model.encode_image(pixels)  # [BATCH, WIDTH]
         text = model.encode_text(tokenize(tokenizer, texts), normalize=True)
-        loss = contrastive(F.normalize(seen, dim=-1), text, model.logit_scale.exp())
+        loss = contrastive(
+            F.normalize(seen, dim=-1), text, model.logit_scale.exp()
+        )
         yield loss + ATTRIBUTE_WEIGHT * attribute_loss(heads, seen, targets)
 
 

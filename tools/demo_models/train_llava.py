@@ -106,7 +106,9 @@ class Pool:
 
     def __init__(self, n: int, largest_gap: float, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.images, self.attributes = training.generate_range(n, largest_gap, seed)
+        self.images, self.attributes = training.generate_range(
+            n, largest_gap, seed
+        )
         self.cells = to_cells(self.images)
         self.descriptions = [describe(a) for a in self.attributes]
         self.targets = training.attribute_targets(self.attributes)
@@ -132,9 +134,8 @@ class Pool:
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Draw pictures uint8 [n_images + n_groups, 3, 128, 128], with the images on them."""
         singles = self.rng.integers(len(self.images), size=n_images)
-        groups = np.stack(
-            [self.draw_group() for _ in range(n_groups)]
-        )  # [n_groups, 4]
+        # [n_groups, 4].
+        groups = np.stack([self.draw_group() for _ in range(n_groups)])
         single_pictures = enlarge(training.flip(self.images[singles], self.rng))
         cells = training.flip(self.cells[groups.reshape(-1)], self.rng).reshape(
             n_groups, 4, CELL, CELL, 3
@@ -233,7 +234,9 @@ def start_from_clip(tower: Any, folder: Path) -> None:
     embeddings = tower.embeddings
     embeddings.class_embedding.copy_(source.class_embedding)
     embeddings.position_embedding.weight.copy_(source.positional_embedding)
-    spread = source.conv1.weight.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+    spread = (
+        source.conv1.weight.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+    )
     embeddings.patch_embedding.weight.copy_(spread)
     tower.pre_layrnorm.load_state_dict(source.ln_pre.state_dict())
     for block, layer in zip(

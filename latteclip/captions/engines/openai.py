@@ -97,7 +97,9 @@ class ServerEngine:
                 room = 0 if refusal else n - len(waiting)
                 for request in itertools.islice(source, room):
                     answering = self._answer(request)
-                    future = asyncio.run_coroutine_threadsafe(answering, self._loop)
+                    future = asyncio.run_coroutine_threadsafe(
+                        answering, self._loop
+                    )
                     waiting[future] = request
                 if not waiting:
                     break
@@ -114,7 +116,8 @@ class ServerEngine:
                 future.cancel()
             if self.prices:
                 price = sum(self.prices)
-                self.prices.clear()  # requests that are asked again are answered later
+                # Requests that are asked again are answered later.
+                self.prices.clear()
                 log.info(
                     "The server says that this cost %.4g.", price, extra=FOR_RUN
                 )
@@ -134,9 +137,8 @@ class ServerEngine:
                     "go on."
                 ) from None
             return failed(why(error), is_refused=error.status_code in BAD_REQUEST)
-        except (
-            Exception
-        ) as error:  # of the connection, or of a reply that is no answer
+        # Of the connection, or of a reply that is no answer.
+        except Exception as error:
             return failed(f"{self._where} gives no usable answer: {why(error)}")
 
     async def _reply(self, request: Request, pictures: Parts) -> Response:

@@ -41,7 +41,10 @@ def load_processor(settings: CaptionerSection) -> Any:
         raise UserError(
             f"Captioner model {settings.model!r} cannot be loaded: {error}"
         ) from None
-    if not hasattr(processor, "image_processor") or processor.chat_template is None:
+    if (
+        not hasattr(processor, "image_processor")
+        or processor.chat_template is None
+    ):
         raise UserError(
             f"Captioner model {settings.model!r} takes no pictures or has no chat template; set "
             "captioner.model to a multimodal model that answers questions."
@@ -189,9 +192,8 @@ class TransformersEngine:
             batch = waiting[: self._at_once]
             try:
                 answers = self._answers(batch)
-            except (
-                torch.OutOfMemoryError
-            ):  # which holds memory until the handler is left
+            # Which holds memory until the handler is left.
+            except torch.OutOfMemoryError:
                 answers = []
             if not answers:
                 self._halve(len(batch))

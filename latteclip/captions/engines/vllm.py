@@ -37,13 +37,11 @@ AT_ONCE = 512  # requests, at most
 # Requests for each GiB of a GPU: as many as a model of 7 billion weights finds room for, so that no
 # memory goes to CUDA graphs of larger batches.
 AT_ONCE_PER_GIB = 4
-QUEUED = (
-    2  # prompts inside the engine for each one that it works on: rendered ahead
-)
+# Prompts inside the engine for each one that it works on: rendered ahead.
+QUEUED = 2
 MAX_WAITING = 2 * GIB  # bytes of the pictures inside the engine
-BYTES_OF_PIXEL = (
-    20  # in RGB, and as a model reads it: two frames or an overview and tiles
-)
+# In RGB, and as a model reads it: two frames or an overview and tiles.
+BYTES_OF_PIXEL = 20
 DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -117,9 +115,8 @@ class _Asked:
     split: SplitTokens | None  # the tokens of prompt and choices, for likelihoods
     numbers: list[str]  # names of the prompts inside vLLM
     size: int  # bytes of its pictures inside vLLM
-    outputs: dict[str, Any] = field(
-        default_factory=dict
-    )  # the keys are these numbers
+    # The keys are these numbers.
+    outputs: dict[str, Any] = field(default_factory=dict)
 
 
 class VllmEngine:
@@ -159,7 +156,8 @@ class VllmEngine:
                 quantization=settings.quantization,  # type: ignore[arg-type]
                 tensor_parallel_size=settings.tensor_parallel_size,
                 max_model_len=settings.max_model_len,
-                max_num_seqs=n_at_once,  # CUDA graphs are made up to twice this size
+                # CUDA graphs are made up to twice this size.
+                max_num_seqs=n_at_once,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 # vLLM reserves memory for the most of each kind that it allows.
                 limit_mm_per_prompt={"image": 1, "video": 0, "audio": 0},
@@ -238,9 +236,8 @@ class VllmEngine:
                 ]
         asked: Any = [{"prompt_token_ids": ids, **data} for ids in texts]
         names = self._llm.enqueue(asked, sampling, use_tqdm=False)
-        numbers = [
-            name.partition("-")[0] for name in names
-        ]  # vLLM appends characters
+        # vLLM appends characters.
+        numbers = [name.partition("-")[0] for name in names]
         pixels = sum(math.prod(picture.size) for picture in images)
         return _Asked(request, split, numbers, BYTES_OF_PIXEL * pixels)
 
@@ -255,7 +252,9 @@ class VllmEngine:
         try:
             outputs = self._llm.llm_engine.step()
         except self._ends as error:
-            raise UserError(f"vLLM stopped: {one_line(error)}. {REMEDY}.") from None
+            raise UserError(
+                f"vLLM stopped: {one_line(error)}. {REMEDY}."
+            ) from None
         return [output for output in outputs if output.finished]
 
     def _answer(self, asked: _Asked) -> Response:
@@ -275,7 +274,8 @@ class VllmEngine:
         letters = self._tokens.ids_of_letters(choices.texts)
         rows = [_of_letters(completion, letters) for completion in completions]
         first = [
-            self._tokens.text(completion.token_ids[0]) for completion in completions
+            self._tokens.text(completion.token_ids[0])
+            for completion in completions
         ]
         return scored(choices, rows, first, len(outputs), sum(lengths))
 

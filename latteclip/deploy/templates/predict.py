@@ -32,7 +32,9 @@ class Model:
             )
         image = image.convert("RGB")
         pixels = {each["name"]: prepare(image, **each) for each in self.inputs}
-        return [x[0] for x in self.session.run(["scores", "probabilities"], pixels)]
+        return [
+            x[0] for x in self.session.run(["scores", "probabilities"], pixels)
+        ]
 
 
 def prepare(image, name, resize, target, size, interpolation, fill, mean, std):

@@ -53,9 +53,8 @@ class TrainingTexts:
     classes: torch.Tensor  # [C] class descriptions T(c)
     images: torch.Tensor  # [N] image descriptions; empty if the method has none
     groups: torch.Tensor  # [G] group descriptions; empty if the method has none
-    group_labels: (
-        torch.Tensor
-    )  # [G] the pseudo-label that each group was drawn from
+    # [G] the pseudo-label that each group was drawn from.
+    group_labels: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ class TrainingBatch:
     """The images of a step."""
 
     index: torch.Tensor  # [B] rows of the training images, on the CPU
-    pseudo_labels: (
-        torch.Tensor
-    )  # [B] frozen labels: zero-shot ones by default, on the CPU
+    # [B] frozen labels: zero-shot ones by default, on the CPU.
+    pseudo_labels: torch.Tensor
     features: torch.Tensor  # [B, D] image features, with gradient
     scale: torch.Tensor  # exp(logit_scale), with gradient
 
@@ -77,9 +75,8 @@ Outcome = tuple[torch.Tensor, torch.Tensor]
 class Objective:
     """One method, with its state besides the model."""
 
-    STATE: tuple[
-        str, ...
-    ] = ()  # attributes with the tensors that change from step to step
+    # Attributes with the tensors that change from step to step.
+    STATE: tuple[str, ...] = ()
 
     def __init__(self, texts: TrainingTexts) -> None:
         self.texts = texts
@@ -115,4 +112,6 @@ def contrastive(
     """Return CLIP's symmetric contrastive loss, a float32 scalar (Radford et al. 2021, fig. 3)."""
     logits = scale * image_features.float() @ targets.float().T  # [B, B]
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (
+        F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+    ) / 2

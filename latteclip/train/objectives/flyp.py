@@ -30,7 +30,6 @@ class Flyp(base.Objective):
             self.texts.classes[batch.pseudo_labels]
         )
         loss = base.contrastive(batch.features, targets, batch.scale)
-        scores: torch.Tensor = (
-            batch.features.detach() @ self.epoch_classifier.T
-        )  # [B, C]
+        # [B, C].
+        scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T
         return loss, scores

@@ -117,7 +117,9 @@ class LatteClip(base.Objective):
         self.groups.generator.set_state(state["generator"])
 
     def classifier(self) -> torch.Tensor:
-        return self.prototypes if self.switches.prototypes else super().classifier()
+        return (
+            self.prototypes if self.switches.prototypes else super().classifier()
+        )
 
 
 @torch.no_grad()
@@ -129,7 +131,9 @@ def margins(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
 
 def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the weighted mean [B, D] of features [K, B, D], not normalised, by weights [K, B]."""
-    return (weights[:, :, None] * features).sum(dim=0) / weights.sum(dim=0)[:, None]
+    return (weights[:, :, None] * features).sum(dim=0) / weights.sum(dim=0)[
+        :, None
+    ]
 
 
 def targets(
@@ -151,9 +155,8 @@ def update(
     sums = torch.zeros_like(prototypes).index_add_(
         0, labels, values.detach().float()
     )
-    counts = prototypes.new_zeros(
-        len(prototypes)
-    )  # [C]; `bincount` would wait for a GPU
+    # [C]; `bincount` would wait for a GPU.
+    counts = prototypes.new_zeros(len(prototypes))
     seen = (
         counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype))
         > 0
