@@ -1,5 +1,6 @@
 """Types of keys, the base class of sections, and validation, whose errors are one sentence."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -7,6 +8,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from latteclip.config.registry import FOLDER
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 
@@ -65,12 +67,19 @@ IN_WORDS = {
     "too_short": "have an entry",
 }
 
+
+def _expand_home(text: str) -> str:
+    """Return a path with the home folder in place of ~, as no shell expands it in a file."""
+    prefix = FOLDER if text.startswith(FOLDER) else ""
+    return f"{prefix}{os.path.expanduser(text.removeprefix(prefix))}"
+
+
 Auto = Literal["auto"]  # the program finds the number
 AUTO: Auto = "auto"
 Name = Annotated[str, Field(pattern=NAME)]
 WithPlace = Annotated[str, Field(pattern=WITH_PLACE)]
 Checksum = Annotated[str, Field(pattern=CHECKSUM)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_expand_home)]
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]

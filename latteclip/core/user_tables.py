@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -115,27 +116,33 @@ class ImageNames:
     """Names of images in users' files.
 
     An image is named by its image_id, by a path that ends so, or by the name of its file where no
-    other image has that name.
+    other image has that name. Letters with accents may be two characters, as macOS writes them.
     """
 
     def __init__(self, image_ids: Sequence[str]) -> None:
         self._known = set(image_ids)
         self._of_base: dict[str, list[str]] = defaultdict(list)
         for image_id in image_ids:
-            self._of_base[PurePosixPath(image_id).name].append(image_id)
+            self._of_base[_nfc(PurePosixPath(image_id).name)].append(image_id)
 
     def find(self, name: str) -> str | None:
         """Return the image_id that a name means, if it means one."""
         if name in self._known:
             return name
-        place = name.replace("\\", "/")
+        place = _nfc(name.replace("\\", "/"))
         alike = self._of_base.get(PurePosixPath(place).name, ())
         ending = [
-            image_id for image_id in alike if f"/{place}".endswith(f"/{image_id}")
+            image_id
+            for image_id in alike
+            if f"/{place}".endswith(f"/{_nfc(image_id)}")
         ]
         if ending:
             return max(ending, key=len)
         return alike[0] if len(alike) == 1 and "/" not in place else None
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def cells_by_image(

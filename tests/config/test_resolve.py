@@ -102,6 +102,14 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
     assert (keys.captioner.model, keys.captioner.revision) == ("123", None)
 
 
+def test_a_tilde_is_the_home_folder_in_all_paths(config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"split": {"lists": {"train": "~/a.txt"}}, "clip": {"model": "local-dir:~/b"}}
+    [found] = configured(config, dataset="mine", image_dir="~/c", **given).datasets
+    paths = found.keys.split.lists["train"], found.models[0].path, found.keys.source.folder
+    assert paths == ("/home/me/a.txt", "/home/me/b", "/home/me/c")
+
+
 def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
     text = (ROOT / "config" / "modern.yaml").read_text()
     modern = yaml.safe_load(text)
