@@ -128,9 +128,15 @@ class QuestionSession:
         )
 
     def save(self, content: bytes) -> dict[str, Any]:
-        """Save new answers, and take others back."""
+        """Save new answers, and take others back. An earlier answer of another page stays."""
         sent = self.file.parse(content, "The request")
-        return self.state(self.file.update(sent.answers, sent.removed))
+        saved = self.answers()
+        new = {key: one for key, one in sent.answers.items() if key not in saved}
+        is_late = any(
+            saved.get(key, one) != one for key, one in sent.answers.items()
+        )
+        state = self.state(self.file.update(new, sent.removed))
+        return {**state, "is_late": is_late}
 
     def render(self) -> tuple[str, str]:
         return self._render(SERVED, {"state": self.state(self.answers())})

@@ -85,8 +85,9 @@ function give(answer) {
     const { image, content, phase } = state.upcoming[0];
     const added = { image, content, phase, ...answer };
     const next = await source.save([added], []);
-    answers = [...answers, added];
+    if (!next.is_late) answers = [...answers, added];
     await show(next);
+    if (next.is_late) trouble("Another page answered that image before. Its answer stays.");
   });
 }
 
