@@ -33,6 +33,7 @@ MEMORY_WANTED = 8  # GiB
 SLURM_FILES = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
+MISSING = 404
 TORCH = """
 import torch
 print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.device_count()]))
@@ -166,6 +167,8 @@ def check_captioner(
     text = f"the server of {engine.address} answers with status {status}"
     if status in REFUSED:
         yield "warning", f"{text}; export a valid {engine.key}"
+    elif status == MISSING and _status(f"{url}/v1/models", "", headers) != MISSING:
+        yield "warning", f"{text}; export {engine.address}={url}/v1"
     else:
         yield "ok", text
 

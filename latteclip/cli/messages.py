@@ -82,7 +82,8 @@ class Handlers:
         """Stop a run that cannot work, note its options, and mark what is stale."""
         run, machine = self._run, self._machine
         with machine.errors():
-            status.refuse_second_run()  # Snakemake's lock sees live runs only
+            # Snakemake's lock sees live runs only.
+            status.refuse_second_run(is_cluster=machine.is_cluster)
             checks.refuse_unanswered(
                 run, machine.pending, has_gpus=machine.has_gpus
             )

@@ -148,15 +148,19 @@ def _table(jobs: Sequence[Job]) -> Iterator[str]:
         yield ""
 
 
-def refuse_second_run() -> None:
-    """Raise UserError where SLURM has jobs of another run in the current folder."""
+def refuse_second_run(*, is_cluster: bool) -> None:
+    """Raise UserError where SLURM has jobs of another run in the current folder.
+
+    Where SLURM does not answer, only a run on its cluster warns.
+    """
     if shutil.which("squeue") is None:
         return
     command = ("squeue", "--me", "--noheader", "--format", "\t".join(FIELDS))
     try:
         lines = output_of(*command, remedy="is the cluster up?")
     except UserError as error:
-        log.warning("Jobs of earlier runs were not looked for: %s", error)
+        if is_cluster:
+            log.warning("Jobs of earlier runs were not looked for: %s", error)
         return
     jobs = [line.split("\t") for line in lines]
     numbers = [

@@ -15,7 +15,7 @@ from torch import nn
 from latteclip.clip.encode import CausalText, text_tower
 from latteclip.clip.model import Clip, FinetunedModel
 from latteclip.core.class_templates import class_texts
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import UserError
 
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers of the filters
 CROPPED = {"shortest": True, "squash": False}  # by resize mode
@@ -67,8 +67,8 @@ def write(opened: FinetunedModel, folder: Path) -> None:
         RuntimeError,
     ) as error:
         raise UserError(
-            "--format transformers: the network has other parts than transformers' CLIPModel "
-            f"({first_line(error)}); use --format open_clip."
+            f"{opened.folder} has another text or image tower than transformers' CLIPModel, so "
+            "--format transformers cannot hold it; use --format open_clip or onnx."
         ) from error
     model.save_pretrained(folder)
     transformers.CLIPProcessor(

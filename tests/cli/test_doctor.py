@@ -2,7 +2,7 @@ import functools
 
 import pytest
 from huggingface_hub import constants
-from support.servers import decisions  # noqa: F401
+from support.servers import decisions, server  # noqa: F401
 
 from latteclip.cli import doctor, main
 from latteclip.core.errors import UserError
@@ -28,6 +28,16 @@ def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa:
     assert levels(asks) == ["warning"]
     monkeypatch.delenv("DECISIONS_BASE_URL")
     assert "export DECISIONS_BASE_URL" in doctor.findings(asks)[0][1]
+
+
+def test_an_address_without_v1_is_corrected(server, monkeypatch):  # noqa: F811
+    given = ["captioner={'engine': 'openai'}"]
+    asks = functools.partial(doctor.check_captioner, given, [])
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url.removesuffix("/v1"))
+    ((level, text),) = doctor.findings(asks)
+    assert level == "warning" and f"export OPENAI_BASE_URL={server.url}" in text
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    assert levels(asks) == ["ok"]
 
 
 def test_a_captioner_that_was_downloaded_is_found(tmp_path, monkeypatch):

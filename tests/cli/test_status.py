@@ -66,9 +66,11 @@ def test_a_second_run_is_refused_and_names_the_jobs_of_the_folder(
     lines = ["\t".join(map(str, row)) for row in rows]
     squeue(f"print(*{lines!r}, sep='\\n')")
     with pytest.raises(UserError, match=r"scancel 3 4_2 7$"):
-        status.refuse_second_run()
+        status.refuse_second_run(is_cluster=False)
     squeue("")
-    status.refuse_second_run()
+    status.refuse_second_run(is_cluster=True)
     squeue("sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
-    status.refuse_second_run()
+    status.refuse_second_run(is_cluster=False)
+    assert not caplog.text  # its programs may be there without a cluster
+    status.refuse_second_run(is_cluster=True)
     assert "unable to contact" in caplog.text.lower()

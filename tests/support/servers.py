@@ -183,7 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self):
-        self.send(*self.service.list_models())
+        is_list = self.path == "/v1/models"
+        self.send(*(self.service.list_models() if is_list else (404, {}, {})))
 
     def do_POST(self):
         content = self.rfile.read(int(self.headers["Content-Length"]))
