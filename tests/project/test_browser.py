@@ -251,7 +251,8 @@ def test_teaching_by_keys_alone(visit, axe, tmp_path, monkeypatch):
     taken.write_scores([[]] * len(taken.ids), [[]] * len(taken.ids))
     session = TeachingSession(taken.folder, 24)
     with running(PageServer(session)) as server:
-        page = visit(server.address, width=390)
+        page, other = visit(server.address, width=390), visit(server.address)
+        at(other, 0, 24)
         keys = {5: "0", 6: "c"}
         for number in range(24):
             at(page, number, 24)
@@ -264,11 +265,14 @@ def test_teaching_by_keys_alone(visit, axe, tmp_path, monkeypatch):
                 )
             page.keyboard.press(keys.get(number, str(1 + number % 3)))
         at(page, 24, 24)
+        other.keyboard.press("0")
+        expect(other.locator("#trouble")).to_contain_text("answer stays")
+        at(other, 24, 24)
         expect(page.locator("#result")).to_be_visible()
         expect(page.locator("#steps")).to_contain_text("workflow --cores all")
         assert "labels are right" in page.locator("#verdict").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert len(session.answers()) == 24
+    assert [one.kind for one in session.answers().values()].count("none") == 1
 
 
 # --- the page of classes --------------------------------------------------------------------------
