@@ -274,3 +274,12 @@ class LinearHead(NamedTuple):
     intercept: Floats  # [C]
     labels: Ints  # [N] learned from other folds
     held_out: Floats  # [J, C] probabilities for images with drawn answers
+
+    def logits(self, x: Floats) -> Floats:
+        """Return logits [n, C] of features, or raise ValueError for another width."""
+        width = self.coef.shape[1]
+        if x.shape[1] != width:
+            raise ValueError(
+                f"Features have {x.shape[1]} numbers, those of the fit have {width}."
+            )
+        return np.asarray(x @ self.coef.T + self.intercept)

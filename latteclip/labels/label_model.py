@@ -444,6 +444,4 @@ class LabelModel:
     def _logits(self, features: Floats | Sequence[Floats]) -> Floats:
         some = feature_arrays(features)
         head = self.heads_[0 if len(some) == 1 else -1]
-        return np.asarray(
-            np.concatenate(some, axis=1) @ head.coef.T + head.intercept
-        )
+        return head.logits(np.concatenate(some, axis=1))

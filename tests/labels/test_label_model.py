@@ -465,6 +465,11 @@ def test_inputs_that_do_not_fit_together_are_refused(given, options, named):
         LabelModel().fit(*given, **options)
 
 
+def test_new_images_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="5 numbers"):
+        LabelModel().fit(X, {"a": V}).predict(X[:, :5])
+
+
 def test_tensors_and_data_frames_are_taken_as_arrays():
     planted = Planted()
     wanted = planted.fit(texts=planted.texts)
