@@ -7,9 +7,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -167,13 +167,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
     def commit(self) -> None:
         """Write the pending answers to the disk, all of them or none."""
         rows = [
-            (
-                digest,
-                answer.text,
-                answer.finish_reason,
-                answer.n_tokens,
-                answer.n_read,
-            )
+            (digest, *astuple(answer)[:4])
             for digest, answer in self._pending.items()
         ]
         with files.sqlite_errors(self.path), self._files[self.path] as file:
@@ -200,9 +194,6 @@ class Runner:
     threads: int
     cache: AnswerCache
     images: Workers[Request, Request]
-    # By row, the digest of its request, and of the request after an empty or cut answer.
-    first: Mapping[int, str] = field(default_factory=dict)
-    second: Mapping[int, str] = field(default_factory=dict)
     # By digest of the request.
     failed: dict[str, Response] = field(default_factory=dict)
     n_asked: int = 0
@@ -212,23 +203,20 @@ class Runner:
 
     def ask_all(self) -> None:
         """Ask about all rows, and once more where the answer is empty or cut."""
-        self.first = self._digests(self.questions.wanted, again=False)
-        self._ask(self.first, again=False)
-        poor = [
-            row
-            for row, digest in self.first.items()
-            if is_poor(self._found(digest))
-        ]
-        self.second = self._digests(poor, again=True)
-        self._ask(self.second, again=True)
+        wanted = self.questions.wanted
+        self._ask(wanted, again=False)
+        poor = {row for row in wanted if is_poor(self._found(row, again=False))}
+        self._ask(poor, again=True)
 
     def answer(self, row: int) -> Response | None:
         """Return the answer about a row, also of an earlier run, or why there is none.
 
         A whole second answer takes the place of an empty or cut one, with the tokens of both.
         """
-        first = self._found(self.first[row]) if row in self.first else None
-        second = self._found(self.second[row]) if row in self.second else None
+        if row not in self.questions.wanted:
+            return None
+        first = self._found(row, again=False)
+        second = self._found(row, again=True) if is_poor(first) else None
         if first is None or second is None or second.error is not None:
             return first
         n_tokens = (first.n_tokens or 0) + (second.n_tokens or 0)
@@ -236,14 +224,12 @@ class Runner:
         better = first if is_poor(second) else second
         return replace(better, n_tokens=n_tokens, n_read=n_read)
 
-    def _found(self, digest: str) -> Response | None:
+    def _found(self, row: int, *, again: bool) -> Response | None:
+        digest = self._digest(self.questions.request(row, again=again))
         return self.cache.get(digest) or self.failed.get(digest)
 
-    def _digests(self, rows: Iterable[int], *, again: bool) -> dict[int, str]:
-        request = self.questions.request
-        return {
-            row: digest(request(row, again=again), self._identity) for row in rows
-        }
+    def _digest(self, request: Request) -> str:
+        return digest(request, self._identity)
 
     @cached_property
     def _identity(self) -> str:
@@ -256,44 +242,40 @@ class Runner:
     def _engine(self) -> Engine:
         return start(self.captioner, self.threads, scoring=self.questions.scoring)
 
-    def _ask(self, digests: Mapping[int, str], *, again: bool) -> None:
-        """Ask about these rows, in the order of the questions, unless they have an answer.
+    def _ask(self, rows: Collection[int], *, again: bool) -> None:
+        """Ask about rows, in the order of the questions, unless they have an answer.
 
         Equal requests are one. What a server fails to answer is asked again, but not what it
         refuses.
         """
-        rows = [row for row in self.questions.order if row in digests]
-        row_of = {digests[row]: row for row in rows}
+        ask = partial(self.questions.request, again=again)
+        ordered = [row for row in self.questions.order if row in rows]
+        row_of = {self._digest(ask(row)): row for row in ordered}
         new = [
             row for digest, row in row_of.items() if self.cache.get(digest) is None
         ]
         self.is_answered |= len(new) < len(row_of)
-        failed = self._round(new, digests, again, MAX_CONSECUTIVE_FAILURES)
+        failed = self._round(map(ask, new), len(new), MAX_CONSECUTIVE_FAILURES)
         if not self._loads_model:  # a model would fail again
-            self._round(failed, digests, again, math.inf)
+            self._round(map(ask, failed), len(failed), math.inf)
 
     def _round(
-        self,
-        rows: Sequence[int],
-        digests: Mapping[int, str],
-        again: bool,
-        most: float,
+        self, requests: Iterable[Request], n: int, most: float
     ) -> list[int]:
-        """Ask about rows, and return those without an answer, but not those that were refused.
+        """Ask n requests, and return the rows without an answer, but not those that were refused.
 
         UserError: `most` requests failed one after another, so that further ones would fail.
         """
         failed = list[int]()
-        if not rows:
+        if not n:
             return failed
         n_failures = 0
         engine = self._engine
-        progress = Progress(len(rows), "answers")
-        requests = (self.questions.request(row, again=again) for row in rows)
+        progress = Progress(n, "answers")
         for request, answer in engine.answer(self.images.in_order(requests)):
             self.n_asked += 1
             progress.add(1)
-            digest = digests[request.key]
+            digest = self._digest(request)
             if answer.error is None:
                 self.cache.add(digest, answer)
                 if not self._loads_model:  # the answer may be paid

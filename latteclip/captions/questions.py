@@ -30,17 +30,12 @@ GAP = 20 / 672  # between the cells of a grid, of its side: as in the paper's co
 class Choices:
     """Texts whose log-probabilities are wanted, in place of an answer in words."""
 
-    # Likelihood: of each text as the answer; multiple_choice: of each as the first token;
-    # decisions: of each as the option of a typed question.
-    kind: str
     texts: tuple[str, ...]
     # One for each order of the options: prompts of multiple_choice, and of decisions the questions
-    # in JSON.
+    # in JSON. Empty where each text is an answer, as of likelihood.
     prompts: tuple[str, ...] = ()
-
-    @property
-    def by_letters(self) -> bool:
-        return self.kind == "multiple_choice"
+    # Whether the texts are the first tokens of answers, as of multiple_choice.
+    by_letters: bool = False
 
 
 @dataclass(frozen=True)

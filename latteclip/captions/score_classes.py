@@ -112,18 +112,19 @@ class ClassQuestions(Questions):
     def request(self, row: int, *, again: bool) -> Request:
         """Return the request about an image."""
         names = self._names(row)
-        kind = str(self.settings.kind)
-        if kind == LIKELIHOOD:
+        if self.settings.kind == LIKELIHOOD:
             texts = tuple(
                 fill(self.settings.answer or ANSWER, name) for name in names
             )
-            return self.about(row, self.prompt, Choices(kind, texts))
+            return self.about(row, self.prompt, Choices(texts))
         listed = [[names[i] for i in order] for order in self._orders(row)]
-        texts, ask = letters_of(len(names)), letters_prompt
-        if kind == DECISIONS:
-            texts, ask = tuple(names), self._decision
-        prompts = tuple(map(ask, listed))
-        return self.about(row, prompts[0], Choices(kind, texts, prompts))
+        if self.settings.kind == DECISIONS:
+            prompts = tuple(map(self._decision, listed))
+            choices = Choices(tuple(names), prompts)
+        else:
+            prompts = tuple(map(letters_prompt, listed))
+            choices = Choices(letters_of(len(names)), prompts, by_letters=True)
+        return self.about(row, prompts[0], choices)
 
     def _decision(self, options: Sequence[str]) -> str:
         """Return the question of a decision, in JSON: each option with its text and synonyms."""

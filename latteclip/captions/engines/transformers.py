@@ -28,19 +28,24 @@ TOKENS = 2**16
 TOKENS_OF_CPU = 2**14
 
 
-def load_processor(settings: CaptionerSection) -> Any:
-    """Return the model's processor, which pads on the left and takes pictures and conversations."""
+def _load(kind: Any, settings: CaptionerSection, **options: Any) -> Any:
+    """Return what a class of transformers loads of a model, or raise UserError."""
     try:
-        processor = transformers.AutoProcessor.from_pretrained(
+        return kind.from_pretrained(
             settings.model,
             revision=settings.revision,
-            padding_side="left",
             trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"Captioner model {settings.model!r} cannot be loaded: {error}"
         ) from None
+
+
+def load_processor(settings: CaptionerSection) -> Any:
+    """Return the model's processor, which pads on the left and takes pictures and conversations."""
+    processor = _load(transformers.AutoProcessor, settings, padding_side="left")
     if (
         not hasattr(processor, "image_processor")
         or processor.chat_template is None
@@ -166,20 +171,12 @@ class TransformersEngine:
         self._at_once = at_once(settings, max(1, tokens // settings.max_model_len))
         self._max_new_tokens = settings.max_new_tokens
         self._processor = load_processor(settings)
-        try:
-            self._model: Any = (
-                transformers.AutoModelForImageTextToText.from_pretrained(
-                    settings.model,
-                    revision=settings.revision,
-                    dtype=settings.dtype,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                )
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"Captioner model {settings.model!r} cannot be loaded: {error}"
-            ) from None
+        self._model = _load(
+            transformers.AutoModelForImageTextToText,
+            settings,
+            dtype=settings.dtype,
+            use_safetensors=True,
+        )
         self._model.eval().to(self._device)
         self._tokens = Tokens(self._processor)
 

@@ -39,7 +39,7 @@ def engine(service, retries=2, **changes):
 def requests(service, n):
     choices = None
     if service.engine == "decisions":
-        choices = Choices("decisions", NAMES, (QUESTION,))
+        choices = Choices(NAMES, (QUESTION,))
     return [Request(i, [picture(i)], "What?", choices) for i in range(n)]
 
 
@@ -173,7 +173,7 @@ def test_the_price_that_a_server_says_is_logged(server, caplog):
 
 def score(server, n=1, options=("banded", "dotted", "woven")):
     prompts = (letters_prompt(options), letters_prompt(options[::-1]))
-    choices = Choices("multiple_choice", letters_of(len(options)), prompts)
+    choices = Choices(letters_of(len(options)), prompts, by_letters=True)
     shown = [picture(0)]
     asked = [Request(key, shown, prompts[0], choices) for key in range(n)]
     found = engine(server, retries=0).answer(asked)

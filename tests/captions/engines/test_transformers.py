@@ -123,13 +123,13 @@ def test_another_architecture_counts_its_positions_right(textures, tmp_path):
     plain = Plain(scorer)
     asked = [
         Request(
-            n, [open_rgb(textures[n])], prompt, Choices("likelihood", (" dot.", " dotted."))
+            n, [open_rgb(textures[n])], prompt, Choices((" dot.", " dotted."))
         )
         for n, prompt in enumerate(("Describe.", "What?", "What is it, in one word?"))
     ]
     for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
         bare = dataclasses.replace(
-            request, choices=Choices("likelihood", ("dot.", "dotted."))
+            request, choices=Choices(("dot.", "dotted."))
         )
         expected = plain.likelihoods(bare)  # its template ends in a line break
         assert scores[0] == pytest.approx(expected, abs=TOLERANCE)

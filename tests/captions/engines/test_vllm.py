@@ -60,10 +60,10 @@ for kind in ("likelihood", "multiple_choice"):
     asked = [request(kind, number, path) for number, path in enumerate(files)]
     found[kind] = scores_of(engine, asked)
 long = "word " * 400
-letters = Choices("multiple_choice", ("A", "B"), (PROMPT, long))
+letters = Choices(("A", "B"), (PROMPT, long), by_letters=True)
 found["refused"] = [
     [answer.error for _, answer in engine.answer([each])]
-    for choices in (letters, Choices("likelihood", ("a", "b")), None)
+    for choices in (letters, Choices(("a", "b")), None)
     for each in [dataclasses.replace(asked[0], prompt=long, choices=choices)]
 ]
 stage.start = start
@@ -160,7 +160,7 @@ def test_transformers_reads_what_the_model_s_own_processor_makes(architecture, t
     assert len({text for text, *_ in answers}) > 2  # it tells pictures apart
     assert [read for *_, read in answers] == list(map(len, documented))
     for shown, ids in zip(pictures(textures[:4]), documented, strict=True):
-        asked = Request(0, shown, "What is it?", Choices("likelihood", ("a", "b")))
+        asked = Request(0, shown, "What is it?", Choices(("a", "b")))
         [prompt] = engine._tokens.prompts(asked)
         assert engine._inputs([asked], [prompt])["input_ids"].tolist() == [ids]
     first = transformers.AutoTokenizer.from_pretrained(settings.model).bos_token_id
