@@ -29,7 +29,7 @@ from PIL import Image
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier
+from latteclip.clip.classifier import Classifier, parts
 from latteclip.clip.encode import encode_images
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
@@ -104,7 +104,7 @@ def compare(model: Path, paths: list[str], args: argparse.Namespace) -> None:
     predictor = predict.Predictor(model, device="cpu", threads=args.threads)
     clip = predictor.model.clip
     named = [paths[number % len(paths)] for number in range(args.images)]
-    sizes = [len(indices) for indices in loader.in_order(args.images, args.batch)]
+    sizes = [rows.stop - rows.start for rows in parts(args.images, args.batch)]
     torch.set_num_threads(1)  # as in each thread that decodes
     decoding = statistics.median(
         seconds(partial(picture, clip, path))[1] for path in 5 * paths

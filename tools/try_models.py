@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from latteclip.clip import encode, image_encoders
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import parts
 from latteclip.data import loader
 
 SHAPES = {  # of real models: the name, and images in a batch
@@ -135,7 +136,8 @@ def real_shape(name: str, batch_size: int, folder: Path) -> Finding:
         encode = model
     model.eval().cuda()
     files = loader.ImageFiles([*photographs(folder)], transform)
-    order = loader.in_order(len(files), batch_size)
+    indices = range(len(files))
+    order = [indices[rows] for rows in parts(len(files), batch_size)]
     threads = os.cpu_count() or 1
     torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from latteclip.core.answers import CLASS, WORDS, Answer, read_whole
+from latteclip.core.answers import CLASS, WORDS, Answer
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.tables import from_csv_cell
 from latteclip.core.terminal import one_line
@@ -30,10 +30,10 @@ WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def is_foreign(path: str) -> bool:
-    """Return whether a file is a table or an export of Label Studio. UserError: it is not there."""
+    """Return whether a file is a table or an export of Label Studio. OSError: it is not there."""
     if Path(path).suffix.lower() in READERS:
         return True
-    return read_whole(path).lstrip().startswith(b"[")
+    return Path(path).read_bytes().lstrip().startswith(b"[")
 
 
 def read_foreign(
@@ -111,7 +111,7 @@ def _table_rows(path: str) -> Iterator[tuple[str, Any]]:
 def _tasks(path: str) -> Iterator[tuple[str, str]]:
     """Yield the images and choices of the last annotation of each task of Label Studio."""
     try:
-        for task in json.loads(read_whole(path)):
+        for task in json.loads(Path(path).read_bytes()):
             annotations = task.get("annotations") or [{"result": []}]
             for result in annotations[-1]["result"]:
                 for choice in result.get("value", {}).get("choices", []):

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.answers import ANSWERS, UNSURE, Answer, AnswerFile, locate
 from latteclip.core.errors import UserError
-from latteclip.core.files import sha256, write_record
+from latteclip.core.files import digest, write_record
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import (
@@ -86,8 +86,8 @@ def read_plan(
         list(zip(table["image_id"].to_pylist(), contents, strict=True)), index
     )
     strata = table.filter(pc.is_valid(rows))["stratum"].to_numpy().astype(np.int_)
-    images, digest = index.take(rows.drop_null()), sha256(path)[:16]
-    file = AnswerFile(path.with_name(ANSWERS), images, classnames, digest)
+    images, plan = index.take(rows.drop_null()), digest(path.read_bytes())[:16]
+    file = AnswerFile(path.with_name(ANSWERS), images, classnames, plan)
     return SamplingPlan(split, file, strata)
 
 

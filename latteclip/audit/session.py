@@ -16,7 +16,6 @@ from latteclip.core.answers import (
     Answer,
     AnswerFile,
     SavedAnswers,
-    read_whole,
 )
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
@@ -98,7 +97,7 @@ class QuestionSession:
 
     def read_file(self, path: str) -> SavedAnswers:
         """Return the answers of a file that the page exported, or raise UserError."""
-        return self.file.parse(read_whole(path), path)
+        return self.file.parse(Path(path).read_bytes(), path)
 
     def status(self, _: Mapping[str, Answer]) -> str:
         """Return a sentence for the page."""

@@ -64,9 +64,16 @@ def _either(number: OfJob, of_gpu_jobs: Any, usual: Any) -> OfJob:
         wildcards: Any, input: Any, attempt: int, threads: int, async_run: Any
     ) -> Any:
         resource = of_gpu_jobs if number(wildcards) else usual
-        given = {"attempt": attempt, "threads": threads, "rulename": ""}
-        given |= {"input": input, "async_run": async_run}
-        return resource and resource.evaluate(wildcards, **given).value
+        if resource is None:
+            return None
+        return resource.evaluate(
+            wildcards,
+            attempt=attempt,
+            threads=threads,
+            rulename="",
+            input=input,
+            async_run=async_run,
+        ).value
 
     return answer
 

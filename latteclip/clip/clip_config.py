@@ -7,7 +7,7 @@ that can name code to run or a place to fetch from, or that take hours or all me
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import open_clip
 from pydantic import Field
@@ -17,6 +17,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
 from latteclip.core.terminal import one_line
 
+T = TypeVar("T")
 # Sections that open_clip hands on to torch, transformers or nltk, and the keys they may have.
 HANDED_ON = {
     "act_kwargs": {"approximate"},
@@ -146,7 +147,7 @@ def check(whole: dict[str, Any]) -> None:
     if timm_model is not None:
         check_timm_name(timm_model)
     given = section(whole, "preprocess_cfg")
-    from_values(Preprocessing, fields_of(Preprocessing, given), "preprocess_cfg")
+    known_values(Preprocessing, given, "preprocess_cfg")
 
 
 def check_timm_name(name: object) -> None:
@@ -157,11 +158,11 @@ def check_timm_name(name: object) -> None:
         raise UserError(f"timm has no model {name!r}.")
 
 
-def fields_of(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that a dataclass has fields for."""
-    return {
-        k: given[k] for k in cls.__dataclass_fields__ if given.get(k) is not None
-    }
+def known_values(cls: type[T], given: dict[str, Any], place: str) -> T:
+    """Build a dataclass from the values that it has fields for, or raise UserError."""
+    fields: Any = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    known = {k: given[k] for k in fields if given.get(k) is not None}
+    return from_values(cls, known, place)
 
 
 def section(values: dict[str, Any], key: str) -> dict[str, Any]:

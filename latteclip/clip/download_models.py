@@ -45,16 +45,8 @@ def download_model(settings: HubModel, output: str) -> None:
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    fetch = {
-        "clip": _fetch_clip,
-        "captioner": _fetch_captioner,
-        "image_encoder": _fetch_image_encoder,
-    }
     try:
-        repos = {
-            repo: _commit(repo, settings)
-            for repo in fetch[settings.kind](settings)
-        }
+        repos = {repo: _commit(repo, settings) for repo in _fetch(settings)}
     except UserError:
         raise
     # Raised by open_clip, transformers, the hub's client or httpx.
@@ -70,40 +62,41 @@ def download_model(settings: HubModel, output: str) -> None:
     write_json(output, {**settings.model_dump(exclude={"kind"}), "commits": repos})
 
 
-def _fetch_image_encoder(settings: HubModel) -> list[str]:
-    """Fetch weights and configuration of an image encoder beside CLIP, and return the repos."""
-    encoder = settings.model
-    if names := image_encoders.open_clip_names(encoder):
-        return _fetch_clip(
-            HubModel(kind="clip", model=names[0], pretrained=names[1])
-        )
-    image_encoders.timm_model(encoder)
-    return [image_encoders.repo(encoder)]
+def _fetch(settings: HubModel) -> list[str]:
+    """Fetch weights, configuration and tokenizer of a model, and return their repos."""
+    model = settings.model
+    if settings.kind == "captioner":
+        return _fetch_captioner(model, settings.revision)
+    if settings.kind == "clip":
+        return _fetch_clip(model, settings.pretrained)
+    if names := image_encoders.open_clip_names(model):
+        return _fetch_clip(*names)
+    image_encoders.timm_model(model)
+    return [image_encoders.repo(model)]
 
 
-def _fetch_captioner(settings: HubModel) -> list[str]:
+def _fetch_captioner(model: str, revision: str | None) -> list[str]:
     """Fetch weights, processor and chat template of a captioner, and return its repo."""
     from huggingface_hub import snapshot_download
 
     snapshot = snapshot_download(
-        settings.model,
-        revision=settings.revision,
+        model,
+        revision=revision,
         allow_patterns=CAPTIONER_FILES,
         ignore_patterns=NOT_READ,
     )
     if not any(Path(snapshot).glob(f"*{WEIGHTS}")):
         raise UserError(
-            f"Captioner model {settings.model!r} has no safetensors; set captioner.model to a repo "
+            f"Captioner model {model!r} has no safetensors; set captioner.model to a repo "
             "with weights of this format."
         )
-    return [settings.model]
+    return [model]
 
 
-def _fetch_clip(settings: HubModel) -> list[str]:
+def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
     """Fetch the files that open_clip asks the hub for, and return their repos."""
     import open_clip
 
-    model, pretrained = settings.model, settings.pretrained
     if model.startswith(HUB):
         config = clip_config.read(model)
         weights = model.removeprefix(HUB)

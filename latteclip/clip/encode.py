@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from latteclip.clip.classifier import FeatureMemmap, classify
+from latteclip.clip.classifier import FeatureMemmap, classify, parts
 from latteclip.clip.model import Clip, FinetunedModel
 from latteclip.core.class_templates import ClassTemplates, class_texts
 from latteclip.core.errors import GIB, UserError
@@ -206,7 +206,8 @@ def encoded(
     The files have the `pixels` of the models.
     """
     progress = Progress(len(files), "images")
-    order = loader.in_order(len(files), BATCH)
+    indices = range(len(files))
+    order = (indices[rows] for rows in parts(len(files), BATCH))
     batches = loader.batches(files, order, models[0].device, threads)
     for keys, batch in batches:
         yield (

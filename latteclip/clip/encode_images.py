@@ -9,7 +9,7 @@ import torch
 
 from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import ROWS, parts
+from latteclip.clip.classifier import parts
 from latteclip.clip.encode import encode_files
 from latteclip.clip.model import Clip
 from latteclip.config.keys import ClipSection, Section
@@ -44,17 +44,16 @@ def encode_images(
     name = encoder or clip.model
     metadata = EncoderMetadata(name, model.width)
     with tables.writing(output, tables.IMAGE_FEATURES, metadata) as add:
-        for rows in parts(len(features), ROWS):
+        for rows in parts(len(features)):
             part = features[rows]
             if not part.isfinite().all():
                 raise UserError(
                     f"Image encoder {name!r} gives features that are not finite numbers; take it "
                     "out of image_encoders."
                 )
-            ids = table["image_id"].slice(rows.start, ROWS)
             add(
                 {
-                    "image_id": ids,
+                    "image_id": table["image_id"][rows],
                     "image_features": tables.list_column(part.numpy()),
                 }
             )

@@ -6,10 +6,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.clip.classifier import Classifier, FeatureMemmap, classify, parts
+from latteclip.clip.classifier import (
+    ROWS,
+    Classifier,
+    FeatureMemmap,
+    classify,
+    parts,
+)
 from latteclip.core import tables
-
-ROWS = 2**14  # rows of the table that are in memory at once
 
 
 def read_all_features(
@@ -25,7 +29,7 @@ def read_all_features(
     together = FeatureMemmap(
         len(image_ids), sum(model.shape[1] for model in models)
     )
-    for rows in parts(len(image_ids), ROWS):
+    for rows in parts(len(image_ids)):
         together[rows] = torch.cat([model[rows] for model in models], dim=1)
     return together
 

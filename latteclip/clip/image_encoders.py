@@ -23,13 +23,13 @@ from latteclip.clip.clip_config import (
     Spread,
     check_numbers,
     check_timm_name,
-    fields_of,
+    known_values,
     section,
 )
 from latteclip.clip.model import Clip, FinetunedModel
 from latteclip.config.registry import FOLDER, HUB, OPEN_CLIP
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.files import from_values, read_object
+from latteclip.core.files import read_object
 from latteclip.core.terminal import one_line
 
 CONFIG = "config.json"
@@ -107,12 +107,13 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> Clip:
         import timm  # not at the top: it takes a second
 
         files = timm_model(name)
-        options = {
+        build = partial(
+            timm.create_model,
+            files.architecture,
+            pretrained=False,
+            num_classes=files.outputs,
             **files.arguments,
-            "pretrained": False,
-            "num_classes": files.outputs,
-        }
-        build = partial(timm.create_model, files.architecture, **options)
+        )
         clips.check_size(build, [files.weights])
         network: Any = build()
         network.load_state_dict(load_file(files.weights))
@@ -164,8 +165,7 @@ def timm_model(name: str) -> TimmModel:
         check_numbers({"num_classes": outputs, **arguments})
         for name in arguments.keys() - ARGUMENTS:
             raise UserError(f"model_args.{one_line(name)} is refused.")
-        known = fields_of(ImagePreprocessing, given)
-        preprocessing = from_values(ImagePreprocessing, known, "pretrained_cfg")
+        preprocessing = known_values(ImagePreprocessing, given, "pretrained_cfg")
     except UserError as error:
         raise UserError(f"{config}: {str(error).rstrip('.')}; {REMEDY}.") from None
     return TimmModel(

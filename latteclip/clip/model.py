@@ -1,7 +1,6 @@
 """Load and save CLIP models of open_clip, and those with a classifier of their features."""
 
 import contextlib
-import json
 import logging
 import tempfile
 import warnings
@@ -14,7 +13,6 @@ from typing import Annotated, Any
 
 import open_clip
 import torch
-from PIL import Image
 from pydantic import Field, PositiveInt
 from safetensors.torch import save_file
 from torchvision.transforms import v2
@@ -30,11 +28,11 @@ from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
 from latteclip.config.registry import FOLDER
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import from_values, write_json
+from latteclip.core.files import write_json
+from latteclip.data.loader import Transform
 
 log = logging.getLogger(__name__)
 MODEL = "model"  # the folder's name inside that of a run
-Transform = Callable[[Image.Image], torch.Tensor]
 # Images that a CPU encodes at once: more need memory and are no faster.
 AT_ONCE = 32
 # Values of clip.precision, with the type of a GPU's matrix products.
@@ -138,7 +136,7 @@ class Clip:
             "model_cfg": self.config,
             "preprocess_cfg": model.visual.preprocess_cfg,
         }
-        (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2))
+        write_json(folder / CLIP_CONFIG, config)
         if self.text_tower is not None:
             write_json(folder / TEXT_TOWER / "config.json", self.text_tower)
         if isinstance(self.tokenizer, open_clip.tokenizer.HFTokenizer):
@@ -313,8 +311,7 @@ def load_finetuned(
     clip = load(f"{FOLDER}{folder}", None, device, precision)
     path = folder / CLASSIFIER
     classifier, values = load_classifier(path)
-    known = clip_config.fields_of(Description, values)
-    described = from_values(Description, known, str(path))
+    described = clip_config.known_values(Description, values, str(path))
     width = clip.width + sum(described.encoder_widths)
     shape = (len({*described.classnames}), width)
     numbers = torch.cat([classifier.weights.flatten(), classifier.bias.flatten()])

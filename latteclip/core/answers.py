@@ -165,7 +165,7 @@ class AnswerFile:
         """Return the answers of the file; none where there is no file."""
         if not self.path.exists():
             return self.document()
-        return self.parse(read_whole(self.path), str(self.path))
+        return self.parse(self.path.read_bytes(), str(self.path))
 
     def update(
         self, changed: Mapping[str, Answer], removed: Collection[str] = ()
@@ -209,8 +209,8 @@ def rename_in_answers(path: Path, old: str, new: str) -> int:
 
 
 def read_answer_file(path: Path) -> SavedAnswers:
-    """Return the content of a file of answers as it is, or raise UserError."""
-    return _parse(read_whole(path), str(path))
+    """Return the content of a file of answers as it is. UserError: it is no such file."""
+    return _parse(path.read_bytes(), str(path))
 
 
 def _parse(content: bytes, where: str) -> SavedAnswers:
@@ -252,11 +252,3 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> pa.Arra
         ],
         pa.int64(),
     )
-
-
-def read_whole(path: str | Path) -> bytes:
-    """Return the content of a file, or raise UserError."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
@@ -168,13 +168,10 @@ def query(fields: str) -> list[list[str]]:
         f"--query-gpu={fields}",
         "--format=csv,noheader,nounits",
     ]
-    options: dict[str, Any] = {
-        "capture_output": True,
-        "text": True,
-        "timeout": TIMEOUT,
-    }
     try:
-        lines = subprocess.run(command, check=True, **options).stdout.splitlines()
+        found = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=TIMEOUT
+        )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         if getattr(error, "returncode", None) == NOT_FOUND:
             return []
@@ -183,7 +180,9 @@ def query(fields: str) -> list[list[str]]:
             f"nvidia-smi fails ({reason}); repair the driver (after a kernel update, reboot), or "
             f"export {VISIBLE}= for a run on the CPU."
         ) from None
-    return [line.split(", ", fields.count(",")) for line in lines]
+    return [
+        line.split(", ", fields.count(",")) for line in found.stdout.splitlines()
+    ]
 
 
 def refuse_unusable(torch_version: str, cuda: str | None) -> None:

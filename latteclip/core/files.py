@@ -304,12 +304,6 @@ def digest_of(parts: Iterable[str | bytes]) -> str:
     return state.hexdigest()
 
 
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(model: str | Path) -> str:
     """Return a digest of a model's file, or of the files of its folder, wherever it is.
 

@@ -215,10 +215,11 @@ def writing(
     Yields a function that appends columns or a table as one row group. The caller may set fields of
     `metadata`, a dataclass, until all pieces are written. Each is stored as JSON.
     """
-    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
     with (
         replacing(path) as temporary,
-        pq.ParquetWriter(temporary, schema, **options) as file,
+        pq.ParquetWriter(
+            temporary, schema, compression="zstd", write_page_checksum=True
+        ) as file,
     ):
         yield lambda columns: file.write_table(pa.table(columns, schema=schema))
         values = [] if metadata is None else sorted(values_of(metadata).items())

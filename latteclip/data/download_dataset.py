@@ -153,9 +153,14 @@ def _fetch_from(source: Source, checksum: str | None, file: Path) -> None:
         else:
             import gdown
 
-            options: dict[str, Any] = {"resume": True, "retries": RETRIES}
-            options |= {"timeout": TIMEOUT, "use_cookies": False}
-            gdown.download(id=source.drive, output=str(fetched), **options)
+            gdown.download(
+                id=source.drive,
+                output=str(fetched),
+                resume=True,
+                retries=RETRIES,
+                timeout=TIMEOUT,
+                use_cookies=False,
+            )
     elif source.startswith(("http://", "https://")):
         _fetch_url(source, fetched)
     else:

@@ -395,9 +395,14 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         )
 
 
+def leave_signals_to_parent(*_: object) -> None:
+    """Ignore signals, which a cluster sends to every process of a job: the parent decides."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _start_worker() -> None:
-    for stop in (signal.SIGINT, signal.SIGTERM):  # the parent stops its workers
-        signal.signal(stop, signal.SIG_IGN)
+    leave_signals_to_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -8,7 +8,6 @@ import itertools
 import logging
 import multiprocessing
 import shutil
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from latteclip.core.errors import (
     UserError,
     worker_failure,
 )
-from latteclip.data.images import open_rgb
+from latteclip.data.images import leave_signals_to_parent, open_rgb
 
 log = logging.getLogger(__name__)
 # Bytes of the part of a batch that a process loads at once, or one image.
@@ -50,14 +49,6 @@ class ImageFiles(Images):
 
     def __getitem__(self, index: int) -> tuple[Any, torch.Tensor]:
         return index, self.transform(open_rgb(self.paths[index]))
-
-
-def in_order(n: int, batch_size: int) -> list[range]:
-    """Return all N indices once, in order, in batches of at most `batch_size`."""
-    return [
-        range(start, min(start + batch_size, n))
-        for start in range(0, n, batch_size)
-    ]
 
 
 def batches(
@@ -98,7 +89,7 @@ def batches(
             collate_fn=_shared if workers else _together,
             # Or it would draw a number that a resumed run lacks.
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=leave_signals_to_parent,
         )
     )
     batch_keys: list[Any] = []
@@ -164,12 +155,6 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
         if sentence := worker_failure(error):
             raise UserError(sentence) from None
         raise
-
-
-def _leave_signals_to_parent(_worker: int) -> None:
-    """Ignore signals, which a cluster sends to every process of a job: the parent decides."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register  # before what multiprocessing itself does at the exit

@@ -166,7 +166,7 @@ def letters(request, prompt):
 
 
 def reply(request):
-    if request.choices.kind == "likelihood":
+    if not request.choices.prompts:
         return scored_answer(request.choices, [likelihoods(request)])
     rows = [letters(request, prompt) for prompt in request.choices.prompts]
     first = [request.choices.texts[int(np.argmax(row))] for row in rows]

@@ -87,12 +87,12 @@ def request(kind, number, path):
     """What is asked about the picture of a number."""
     names = options_of(number)
     if kind == "likelihood":
-        choices = Choices(kind, tuple(ANSWER.format(name) for name in names))
+        choices = Choices(tuple(ANSWER.format(name) for name in names))
         return Request(number, [open_rgb(path)], PROMPT, choices)
     shown = names[: 2 + number % 4]  # prompts of several lengths
     orders = [shown, shown[::-1], [*shown[1:], shown[0]]][: 1 + number % 3]
     prompts = tuple(map(letters_prompt, orders))
-    choices = Choices(kind, letters_of(len(shown)), prompts)
+    choices = Choices(letters_of(len(shown)), prompts, by_letters=True)
     return Request(number, [open_rgb(path)], prompts[0], choices)
 
 

@@ -122,15 +122,11 @@ def test_another_architecture_counts_its_positions_right(textures, tmp_path):
     scorer = TransformersEngine(settings, threads=1)
     plain = Plain(scorer)
     asked = [
-        Request(
-            n, [open_rgb(textures[n])], prompt, Choices((" dot.", " dotted."))
-        )
+        Request(n, [open_rgb(textures[n])], prompt, Choices((" dot.", " dotted.")))
         for n, prompt in enumerate(("Describe.", "What?", "What is it, in one word?"))
     ]
     for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
-        bare = dataclasses.replace(
-            request, choices=Choices(("dot.", "dotted."))
-        )
+        bare = dataclasses.replace(request, choices=Choices(("dot.", "dotted.")))
         expected = plain.likelihoods(bare)  # its template ends in a line break
         assert scores[0] == pytest.approx(expected, abs=TOLERANCE)
 
