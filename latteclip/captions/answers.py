@@ -225,11 +225,8 @@ class Runner:
         return replace(better, n_tokens=n_tokens, n_read=n_read)
 
     def _found(self, row: int, *, again: bool) -> Response | None:
-        digest = self._digest(self.questions.request(row, again=again))
-        return self.cache.get(digest) or self.failed.get(digest)
-
-    def _digest(self, request: Request) -> str:
-        return digest(request, self._identity)
+        key = digest(self.questions.request(row, again=again), self._identity)
+        return self.cache.get(key) or self.failed.get(key)
 
     @cached_property
     def _identity(self) -> str:
@@ -250,10 +247,8 @@ class Runner:
         """
         ask = partial(self.questions.request, again=again)
         ordered = [row for row in self.questions.order if row in rows]
-        row_of = {self._digest(ask(row)): row for row in ordered}
-        new = [
-            row for digest, row in row_of.items() if self.cache.get(digest) is None
-        ]
+        row_of = {digest(ask(row), self._identity): row for row in ordered}
+        new = [row for key, row in row_of.items() if self.cache.get(key) is None]
         self.is_answered |= len(new) < len(row_of)
         failed = self._round(map(ask, new), len(new), MAX_CONSECUTIVE_FAILURES)
         if not self._loads_model:  # a model would fail again
@@ -275,15 +270,15 @@ class Runner:
         for request, answer in engine.answer(self.images.in_order(requests)):
             self.n_asked += 1
             progress.add(1)
-            digest = self._digest(request)
+            key = digest(request, self._identity)
             if answer.error is None:
-                self.cache.add(digest, answer)
+                self.cache.add(key, answer)
                 if not self._loads_model:  # the answer may be paid
                     self.cache.commit()
                 self.is_answered = True
                 n_failures = 0
                 continue
-            self.failed[digest] = answer
+            self.failed[key] = answer
             if not answer.is_refused:
                 failed.append(request.key)
             elif self.is_answered:

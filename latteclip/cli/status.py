@@ -9,7 +9,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,11 @@ def status(datasets: Sequence[str] = (), /, estimate: bool = False) -> None:
     print(*_table(in_order), sep="\n")
 
 
-def _options(names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield options of Snakemake: those of the last runs of datasets, or none."""
+def _options(names: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Return options of Snakemake: those of the last runs of datasets, or none."""
     noted = [run_options.read_options(name) or {"dataset": name} for name in names]
-    runs = [["--config", *run_options.pairs(each)] for each in noted] or [[]]
-    yield from [run for number, run in enumerate(runs) if run not in runs[:number]]
+    runs = (("--config", *run_options.pairs(each)) for each in noted)
+    return dict.fromkeys(runs) or [()]
 
 
 def _jobs(options: Sequence[str]) -> Iterator[Job]:

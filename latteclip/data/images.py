@@ -33,7 +33,7 @@ from latteclip.core.files import LITTER
 # HEIC, which phones write. A worker has one core, and never decodes the thumbnail instead.
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 IMAGE_SUFFIXES = frozenset(
-    (
+    {
         ".avif",
         ".bmp",
         ".gif",
@@ -44,8 +44,11 @@ IMAGE_SUFFIXES = frozenset(
         ".jpg",
         ".png",
         ".ppm",
-    )
-) | {".tif", ".tiff", ".webp"}
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
 # Levels on which links to folders are followed, as class folders may be.
 LINKED = 2
 # Pillow knows many more formats, and runs programs for some of them.

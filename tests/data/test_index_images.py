@@ -1,6 +1,5 @@
 import logging
 import os
-import re
 import signal
 
 import pytest
@@ -132,10 +131,3 @@ def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(root, tmp_pat
     rows, _, corrupt = index(root, tmp_path, kind="webdataset")
     assert len(rows) == 30 and not corrupt
     assert "20 of 30 images are in the cache" in caplog.text
-
-
-def test_a_damaged_cache_is_named(root, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / CACHE).write_bytes(b"no database" * 999)
-    with pytest.raises(UserError, match=re.escape(CACHE)):
-        index(root, tmp_path)

@@ -137,12 +137,6 @@ def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_p
             },
         ),
     ],
-    ids=[
-        "all labelled",
-        "unlabelled training images",
-        "other spellings",
-        "a list of classes",
-    ],
 )
 def test_train_and_test_folders(tmp_path, caplog, classes, wanted):
     images(tmp_path, *wanted, "extra/5.jpg")
