@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.audit import score as scoring
-from latteclip.audit.score import RATES, TEST, TRAIN, Ints
+from latteclip.audit.score import RATES, TEST, TRAIN
 from latteclip.audit.session import (
     OFFERED,
     QuestionSession,
@@ -33,6 +33,7 @@ from latteclip.core.errors import UserError, suggestion
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
 from latteclip.evaluate.results import MISSING, Audit, RunFiles
+from latteclip.labels.guarantees import Ints
 
 log = logging.getLogger(__name__)
 BASELINES = ("zero_shot", "zero_shot_adapted")  # which need no model of their own

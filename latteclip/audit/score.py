@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.answers import ANSWERS, UNSURE, Answer, AnswerFile, locate
 from latteclip.core.errors import UserError
-from latteclip.core.files import digest, write_record
+from latteclip.core.files import digest, read_object, write_record
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import ClassesMetadata
 from latteclip.evaluate.results import (
@@ -31,19 +30,18 @@ from latteclip.evaluate.results import (
     RunFiles,
     pool_seeds,
     predicted_classes,
-    read_metrics,
 )
 from latteclip.labels.guarantees import (
     MANY,
     MIN_ANSWERS,
     Bools,
     Interval,
+    Ints,
     difference,
     share,
 )
 
 log = logging.getLogger(__name__)
-Ints = npt.NDArray[np.int_]
 TEST = "test"  # the split that no model learned from
 TRAIN = "train"
 # How often an image is drawn on which all runs agree, and on which some disagree. Where they agree,
@@ -107,7 +105,7 @@ def read_predictions(
         has_classes = tables.read_metadata(path, ClassesMetadata).classnames == [
             *classnames
         ]
-        if has_classes and "supervised" not in read_metrics(run.metrics)["flags"]:
+        if has_classes and "supervised" not in read_object(run.metrics)["flags"]:
             predicted[run.run] = predicted_classes(path, image_ids)
     if split != TEST:
         methods = [method for method, _ in predicted]

@@ -26,11 +26,10 @@ from latteclip.clip.model import Clip, FinetunedModel, load_finetuned
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import new_folder, replacing
+from latteclip.core.files import new_folder, read_object, replacing
 from latteclip.deploy import transformers_clip
 from latteclip.deploy.guaranteed_predictions import guarantee, run_of
 from latteclip.deploy.predict import Predictor
-from latteclip.evaluate.results import read_metrics
 from latteclip.train.settings import TrainingMetadata
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -120,7 +119,7 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         clip = vars(tables.read_metadata(history, TrainingMetadata))
     elif embeddings.is_file():
         _, clip = load_classifier(embeddings)
-    metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
+    metrics = read_object(metrics_file) if metrics_file.is_file() else {}
     dataset = metrics.get("dataset", "custom")
     described = layers.defaults()["datasets"].get(dataset, {})
     data = ModelCardData(

@@ -18,7 +18,8 @@ from latteclip.clip.model import MODEL, FinetunedModel
 from latteclip.core import tables
 from latteclip.core.answers import ANSWERS, read_answer_file
 from latteclip.core.errors import UserError
-from latteclip.evaluate.results import read_selection
+from latteclip.core.files import read_record
+from latteclip.evaluate.results import Selection
 from latteclip.labels.fusion_report import (
     LABELS,
     NAME,
@@ -51,7 +52,7 @@ def run_of(model: Path) -> tuple[Path, str]:
     selection_file = run / f"selection{model.name.removeprefix(MODEL)}.json"
     if not selection_file.is_file():
         return run, ""
-    selection = read_selection(selection_file)
+    selection = read_record(Selection, selection_file)
     return run / selection.method / f"seed{selection.seed}", selection.reason
 
 

@@ -17,6 +17,7 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate.classify import classify_evaluated, classify_left_out
+from latteclip.evaluate.results import RunFiles
 from latteclip.train.settings import TrainingMetadata
 
 log = logging.getLogger(__name__)
@@ -95,12 +96,15 @@ def average_weights(
     tables.write(
         history_output, tables.read(first.history), tables.HISTORY, metadata
     )
+    run = RunFiles(
+        method, seed, metrics_output, train_predictions_output, predictions_output
+    )
     classify_evaluated(
         images_path,
         model,
         (ids, predicted),
         flags,
-        (dataset, method, seed),
-        (predictions_output, metrics_output, train_predictions_output),
+        dataset,
+        run,
         threads,
     )

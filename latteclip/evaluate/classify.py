@@ -8,7 +8,12 @@ from latteclip.clip.encode import classify_files
 from latteclip.clip.model import FinetunedModel
 from latteclip.core import tables
 from latteclip.core.holdout import Fold, left_out_images
-from latteclip.evaluate.results import HeldOut, read_evaluated_images, write_run
+from latteclip.evaluate.results import (
+    HeldOut,
+    RunFiles,
+    read_evaluated_images,
+    write_run,
+)
 
 
 def classify_left_out(
@@ -27,8 +32,8 @@ def classify_evaluated(
     model: FinetunedModel,
     held_out: HeldOut,
     flags: Sequence[str],
-    run: tuple[str, str, int],
-    outputs: tuple[str, str, str],
+    dataset: str,
+    run: RunFiles,
     threads: int,
 ) -> None:
     """Classify the images of `read_evaluated_images`, and write the files of `write_run`."""
@@ -36,4 +41,4 @@ def classify_evaluated(
     ranked = classify_files(
         model, tables.Strings(table["path"]), tables.TOPK, threads
     )
-    write_run(table, names, np.asarray(ranked), held_out, flags, run, outputs)
+    write_run(table, names, np.asarray(ranked), held_out, flags, dataset, run)

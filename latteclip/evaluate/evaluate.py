@@ -4,6 +4,7 @@ from latteclip.clip.model import load_finetuned
 from latteclip.core import devices, tables
 from latteclip.core.holdout import Fold
 from latteclip.evaluate.classify import classify_evaluated, classify_left_out
+from latteclip.evaluate.results import RunFiles
 from latteclip.train.settings import TrainingMetadata
 
 
@@ -30,12 +31,15 @@ def evaluate(
     history = tables.read_metadata(history_path, TrainingMetadata)
     where = devices.pick(device, threads)
     model = load_finetuned(model_path, where, precision)
+    run = RunFiles(
+        method, seed, metrics_output, train_predictions_output, predictions_output
+    )
     classify_evaluated(
         images_path,
         model,
         classify_left_out(images_path, model, fold, threads),
         history.flags,
-        (dataset, method, seed),
-        (predictions_output, metrics_output, train_predictions_output),
+        dataset,
+        run,
         threads,
     )

@@ -18,7 +18,8 @@ from latteclip.core import tables
 from latteclip.core.files import link_folder, replacing
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.core.tables import EncoderMetadata
-from latteclip.evaluate.results import read_evaluated_images, write_run
+from latteclip.evaluate.results import RunFiles, read_evaluated_images, write_run
+from latteclip.labels.guarantees import Ints
 
 
 def evaluate_classifier(
@@ -45,7 +46,7 @@ def evaluate_classifier(
     table, names = read_evaluated_images(images_path)
     classifier, described = load_classifier(classifier_path)
 
-    def rank(ids: pa.ChunkedArray, k: int) -> npt.NDArray[np.int_]:
+    def rank(ids: pa.ChunkedArray, k: int) -> Ints:
         features = read_all_features(pseudo_labels_path, image_encoders_paths, ids)
         return np.asarray(classify(features, classifier, k)[0])
 
@@ -58,14 +59,17 @@ def evaluate_classifier(
         votes = tables.read(votes_path, ["image_id", head])
         held_out = votes["image_id"]
         predicted = votes[head]
+    run = RunFiles(
+        method, seed, metrics_output, train_predictions_output, predictions_output
+    )
     write_run(
         table,
         names,
         rank(table["image_id"], tables.TOPK),
         (held_out, predicted),
         flags,
-        (dataset, method, seed),
-        (predictions_output, metrics_output, train_predictions_output),
+        dataset,
+        run,
     )
     described["encoder_widths"] = [
         tables.read_metadata(path, EncoderMetadata).width

@@ -11,7 +11,6 @@ Letters: N images, K best classes of an image, R runs.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
-from latteclip.core.files import read_object, read_record, write_json
+from latteclip.core.files import write_json
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
 from latteclip.labels.fusion_report import FusionReport
-from latteclip.labels.guarantees import MIN_ANSWERS, Interval, share_of_new
+from latteclip.labels.guarantees import (
+    MIN_ANSWERS,
+    Interval,
+    Ints,
+    share_of_new,
+)
 
 log = logging.getLogger(__name__)
 Run = tuple[str, int]  # method and seed
@@ -70,34 +74,36 @@ def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
 def write_run(
     images: pa.Table,
     classnames: list[str],
-    ranked: npt.NDArray[np.int_],
+    ranked: Ints,
     held_out: HeldOut,
     flags: Sequence[str],
-    run: tuple[str, str, int],
-    outputs: tuple[str, str, str],
+    dataset: str,
+    run: RunFiles,
 ) -> None:
-    """Write PREDICTIONS, metrics, and TRAIN_PREDICTIONS of a run: dataset, method and seed.
+    """Write PREDICTIONS, metrics, and TRAIN_PREDICTIONS of a run.
 
     Images are those of `read_evaluated_images`, with their best classes [N, K], best first.
     Training images that were held out come as ids and classes. Flags are keys of `FLAGS`. Without
     labels of the images, the metrics have no figures.
     """
-    predictions_output, metrics_output, train_predictions_output = outputs
     classes = ClassesMetadata(classnames)
     ids, predicted = held_out
     columns = {"image_id": ids, "prediction": np.asarray(predicted, np.int32)}
-    tables.write(
-        train_predictions_output, columns, tables.TRAIN_PREDICTIONS, classes
-    )
+    tables.write(run.train_predictions, columns, tables.TRAIN_PREDICTIONS, classes)
     columns = {
         "image_id": images["image_id"],
         "label": images["label"],
         "prediction": ranked[:, 0].astype(np.int32),
     }
-    tables.write(predictions_output, columns, tables.PREDICTIONS, classes)
-    dataset, method, seed = run
-    metrics: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed}
-    metrics |= {"flags": [*flags], "images": len(images), **dict.fromkeys(FIGURES)}
+    tables.write(run.predictions, columns, tables.PREDICTIONS, classes)
+    metrics: dict[str, Any] = {
+        "dataset": dataset,
+        "method": run.method,
+        "seed": run.seed,
+        "flags": [*flags],
+        "images": len(images),
+        **dict.fromkeys(FIGURES),
+    }
     if images["label"].null_count:
         log.warning("No labels to test with in %s: predictions only.", dataset)
     else:
@@ -107,13 +113,11 @@ def write_run(
         metrics["acc1"] = float(is_right[:, 0].mean())
         metrics["acc5"] = float(is_right[:, :5].any(axis=1).mean())
         metrics["mean_per_class_recall"] = float(np.mean(recalls))
-        log.info("%s, %s, seed %d: acc1 %.4f", *run, metrics["acc1"])
-    write_json(metrics_output, metrics)
+        log.info("%s, %s, seed %d: acc1 %.4f", dataset, *run.run, metrics["acc1"])
+    write_json(run.metrics, metrics)
 
 
-def predicted_classes(
-    path: str, image_ids: pa.ChunkedArray
-) -> npt.NDArray[np.int_]:
+def predicted_classes(path: str, image_ids: pa.ChunkedArray) -> Ints:
     """Return the predictions [N] of images in a file of a run, MISSING where it has none."""
     table = tables.read(path, ["image_id", "prediction"])
     rows = pc.index_in(image_ids, table["image_id"])
@@ -121,9 +125,7 @@ def predicted_classes(
     return np.asarray(classes.to_numpy(), np.int_)
 
 
-def pool_seeds(
-    predictions: Sequence[npt.NDArray[np.int_]], methods: Sequence[str]
-) -> list[npt.NDArray[np.int_]]:
+def pool_seeds(predictions: Sequence[Ints], methods: Sequence[str]) -> list[Ints]:
     """Return predictions [N] of runs, each filled up by those of other seeds of its method.
 
     Seeds leave out different training images. Where an image is held out for several, the first
@@ -136,11 +138,6 @@ def pool_seeds(
                 classes = np.where(classes == MISSING, others, classes)
         pooled.append(classes)
     return pooled
-
-
-def read_metrics(path: str | Path) -> dict[str, Any]:
-    """Read the metrics of a run."""
-    return read_object(path)
 
 
 @dataclass(frozen=True)
@@ -157,11 +154,6 @@ class Selection:
     @property
     def run(self) -> Run:
         return self.method, self.seed
-
-
-def read_selection(path: str | Path) -> Selection:
-    """Read the choice of `select_model`."""
-    return read_record(Selection, path)
 
 
 @dataclass(frozen=True)
@@ -207,11 +199,6 @@ class Audit:
     def best(self) -> AuditedRun:
         """Return the most accurate run, the first of equal ones."""
         return max(self.runs, key=lambda each: each.accuracy.value)
-
-
-def read_audit(path: str | Path) -> Audit:
-    """Read the audit of a dataset."""
-    return read_record(Audit, path)
 
 
 def accuracy_by_answers(

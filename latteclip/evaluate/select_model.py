@@ -16,13 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import ndtri
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import link_folder, replacing, write_record
+from latteclip.core.files import (
+    link_folder,
+    read_object,
+    read_record,
+    replacing,
+    write_record,
+)
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import VotesMetadata
 from latteclip.core.terminal import counted
@@ -34,9 +39,8 @@ from latteclip.evaluate.results import (
     Selection,
     pool_seeds,
     predicted_classes,
-    read_audit,
-    read_metrics,
 )
+from latteclip.labels.guarantees import Floats, Ints
 
 log = logging.getLogger(__name__)
 # Objectives without training: where two are equally good, the first is taken.
@@ -99,10 +103,10 @@ class HeldOutVotes:
     """Votes of n images for C classes, and what the K candidates predict for them."""
 
     # [n, C] probability of each class by the caption alone
-    shares: npt.NDArray[np.floating]
-    predictions: npt.NDArray[np.int_]  # [K, n] classes, MISSING where not held out
+    shares: Floats
+    predictions: Ints  # [K, n] classes, MISSING where not held out
 
-    def lead(self, one: npt.NDArray[np.int_], other: npt.NDArray[np.int_]) -> Lead:
+    def lead(self, one: Ints, other: Ints) -> Lead:
         """Compare two rows of predictions [n] on the images that are held out for both."""
         rows = np.flatnonzero((one != MISSING) & (other != MISSING))
         differences = self.shares[rows, one[rows]] - self.shares[rows, other[rows]]
@@ -138,13 +142,14 @@ def select_model(
         replace(
             each,
             is_default=each.objective == default,
-            flags=read_metrics(each.metrics)["flags"],
+            flags=read_object(each.metrics)["flags"],
         )
         for each in candidates
     ]
     able = eligible(flagged)
     votes = read_votes(able, votes_path)
-    choice = choose(able, votes, read_audit(audit_path) if audit_path else None)
+    audit = read_record(Audit, audit_path) if audit_path else None
+    choice = choose(able, votes, audit)
     chosen = choice.candidate
     with replacing(model_output) as folder:
         link_folder(chosen.model, folder)
@@ -251,7 +256,7 @@ def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
 def _reference(
     candidates: Sequence[Candidate],
     compared: Sequence[int],
-    pooled: Sequence[npt.NDArray[np.int_]],
+    pooled: Sequence[Ints],
     votes: HeldOutVotes,
 ) -> int:
     """Return the simplest candidate without training that the best one does not lead clearly.

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ import yaml
 
 from latteclip.config.keys import Section
 from latteclip.core import tables
-from latteclip.core.files import read_object, write_text
+from latteclip.core.files import read_object, read_record, write_text
 from latteclip.core.run_options import run_command
 from latteclip.core.tables import FLAGS, IndexMetadata
 from latteclip.core.terminal import counted
@@ -79,10 +79,21 @@ def report_dataset(
     output: str,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network."""
-    audit = _read(results.read_audit, files.audit)
-    selection = _read(results.read_selection, files.selection)
-    report = _read(read_fusion_report, files.fusion_report)
-    discovery = _read(read_object, files.discovery)
+    audit = read_record(results.Audit, files.audit) if files.audit else None
+    selection = (
+        read_record(results.Selection, files.selection)
+        if files.selection
+        else None
+    )
+    report = (
+        read_fusion_report(files.fusion_report) if files.fusion_report else None
+    )
+    discovery = read_object(files.discovery) if files.discovery else None
+    unknown = (
+        gallery.read_unknown(files.unknown, files.images, files.pseudo_labels)
+        if files.unknown
+        else None
+    )
     images = gallery.read_gallery(
         files.images,
         files.pseudo_labels,
@@ -92,7 +103,7 @@ def report_dataset(
     )
     lead = _lead_run(runs_files, selection, settings.main)
     is_chosen = selection is not None and selection.run == lead.run
-    acc1 = results.read_metrics(lead.metrics)["acc1"]
+    acc1 = read_object(lead.metrics)["acc1"]
     n = images.n_test
     accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
     is_tested = accuracy is not None or bool(audit and audit.runs)
@@ -102,7 +113,7 @@ def report_dataset(
     ]
     folder = Path(output).parent
     table = summary(
-        [results.read_metrics(run.metrics) for run in runs_files],
+        [read_object(run.metrics) for run in runs_files],
         settings.baseline,
     )
     page = render(
@@ -127,9 +138,7 @@ def report_dataset(
         steps=steps,
         selection=selection,
         labellers=read_labellers(folder) if report else [],
-        unknown=_read(
-            gallery.read_unknown, files.unknown, files.images, files.pseudo_labels
-        ),
+        unknown=unknown,
         problems=[*_problems(files)],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=provenance.versions(),
@@ -141,10 +150,6 @@ def report_dataset(
     )
     write_text(output, page)
     log.info("Wrote %s, %.1f MB.", output, len(page.encode()) / 1e6)
-
-
-def _read(read: Callable[..., Any], path: str | None, *others: Any) -> Any:
-    return read(path, *others) if path else None
 
 
 def _lead_run(

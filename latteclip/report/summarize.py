@@ -6,14 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from latteclip.core.files import write_text
+from latteclip.core.files import read_object, read_record, write_text
 from latteclip.core.tables import FLAGS
-from latteclip.evaluate.results import (
-    FIGURES,
-    read_audit,
-    read_metrics,
-    read_selection,
-)
+from latteclip.evaluate.results import FIGURES, Audit, Selection
 from latteclip.report.provenance import asked
 
 HEADINGS = {  # of the table for people
@@ -38,8 +33,8 @@ def summarize(
     Below the table for people are the choices of models, the verdicts of audits, and the requests
     and tokens of captioners.
     """
-    table = summary([read_metrics(path) for path in metrics_paths], baseline)
-    selections = [read_selection(path) for path in selections_paths]
+    table = summary([read_object(path) for path in metrics_paths], baseline)
+    selections = [read_record(Selection, path) for path in selections_paths]
     chosen = {
         (each.dataset, each.method): f"seed {each.seed}" for each in selections
     }
@@ -47,7 +42,7 @@ def summarize(
     table["chosen"] = [chosen.get(run, "") for run in runs]
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
     lines = [f"- chosen: {each.dataset}: {each.reason}" for each in selections]
-    audits = [read_audit(path) for path in audits_paths]
+    audits = [read_record(Audit, path) for path in audits_paths]
     lines += [f"- audited: {each.dataset}: {each.sentence}" for each in audits]
     for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
         for name, used in asked(folder):

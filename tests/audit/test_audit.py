@@ -19,8 +19,9 @@ from latteclip.audit.session import OFFERED
 from latteclip.core import tables
 from latteclip.core.answers import CHECK, CLASS, TEACH, Answer, AnswerFile
 from latteclip.core.errors import UserError
+from latteclip.core.files import read_record
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate.results import MISSING, RunFiles, read_audit
+from latteclip.evaluate.results import MISSING, Audit, RunFiles
 
 N_TEST = 120
 
@@ -129,7 +130,7 @@ def score_again(results):
     ]
     plan = str(folder / "plan.parquet")
     score.score_audit("made", results.images, plan, files, output)
-    return read_audit(output)
+    return read_record(Audit, output)
 
 
 @pytest.mark.parametrize("kind", ["class", "none", "unsure"])

@@ -49,7 +49,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch):
 @pytest.fixture
 def buggy(monkeypatch, tmp_path):
     """A command that runs into a bug, and its log."""
-    monkeypatch.setattr("latteclip.report.summarize.read_metrics", lambda *_: 1 / 0)
+    monkeypatch.setattr("latteclip.report.summarize.read_object", lambda *_: 1 / 0)
     log = tmp_path / "log.txt"
     return [*SUMMARIZE, "--log", str(log)], log
 
@@ -65,7 +65,7 @@ def test_a_bug_is_a_line_and_a_traceback_which_the_log_alone_has_in_a_run(
     script = f"""if True:
         from latteclip.cli import main
         from latteclip.report import summarize
-        summarize.read_metrics = lambda *_: 1 / 0
+        summarize.read_object = lambda *_: 1 / 0
         main.main({arguments!r})"""
     monkeypatch.setenv("LATTECLIP_SHORT", "1")
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,9 +10,9 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.files import read_object
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate.average_weights import TrainingResult, average_weights
-from latteclip.evaluate.results import read_metrics
 from latteclip.train.settings import TrainingMetadata
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -74,7 +74,7 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(
     texts = class_embeddings(opened.clip, TEMPLATES, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
     assert tables.read_metadata(history, TrainingMetadata).flags == ["ours"]
-    metrics = read_metrics(tmp_path / "average" / "metrics")
+    metrics = read_object(tmp_path / "average" / "metrics")
     assert (metrics["flags"], metrics["images"]) == (["ours"], 300)
     table = tables.read(left_out)
     found = zip(table["image_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)

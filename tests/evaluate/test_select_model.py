@@ -8,10 +8,11 @@ import pytest
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.core.files import read_record
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import ClassesMetadata, VotesMetadata
 from latteclip.evaluate import select_model as stage
-from latteclip.evaluate.results import MISSING, Audit, AuditedRun, read_selection
+from latteclip.evaluate.results import MISSING, Audit, AuditedRun, Selection
 from latteclip.evaluate.select_model import Candidate, HeldOutVotes, choose
 from latteclip.labels.guarantees import Interval
 
@@ -92,7 +93,7 @@ def test_the_model_that_captions_favour_is_chosen_and_all_numbers_are_written(re
                 "difference": pytest.approx(0.6 * (share - 0.8)),
                 "standard_error": pytest.approx(0.6 * differ**0.5 / N),
             }
-    selection = read_selection(results.folder / "selection.json")
+    selection = read_record(Selection, results.folder / "selection.json")
     assert selection.run == ("image_prototypes", 0)
     # The reason has the numbers against the closest rival.
     assert {"latteclip", "120", "30.0"} <= set(

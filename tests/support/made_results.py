@@ -87,8 +87,8 @@ class Results:
             ranked,
             (index["image_id"][:0], []),
             [],
-            ("made", method, seed),
-            (run.predictions, run.metrics, run.train_predictions),
+            "made",
+            run,
         )
         return run
 
