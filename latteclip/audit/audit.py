@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,8 @@ def audit(
         answers: import the answers that the page exported
         score: print the estimate from the answers so far
     """
-    make_session = partial(AuditSession, results, budget)
-    run_session(
-        make_session, offline, answers, score, port, browser=not no_browser
-    )
+    session = AuditSession(results, budget)
+    run_session(session, offline, answers, score, port, browser=not no_browser)
 
 
 class AuditSession(QuestionSession):

@@ -6,7 +6,7 @@ same JSON.
 
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def in_class_order(classnames: Sequence[str], likely: Iterable[int]) -> list[str
 
 
 def run_session(
-    make_session: Callable[[], QuestionSession],
+    session: QuestionSession,
     offline: str | None,
     answers: str | None,
     score: bool,
@@ -184,7 +184,6 @@ def run_session(
     browser: bool,
 ) -> None:
     """Do what the options of `audit` and `teach` say. Without them, ask the questions on a page."""
-    session = make_session()
     if offline:
         write_text(offline, session.render_offline())
         print(

@@ -7,7 +7,6 @@ every moment. Letters: N training images, P images of the pool that is computed 
 
 import shlex
 from collections.abc import Mapping
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,10 +75,8 @@ def teach(
             or JSON Lines with the columns image and class, or an export of Label Studio
         score: print the accuracy of the labels by the answers so far
     """
-    make_session = partial(TeachingSession, results, budget)
-    run_session(
-        make_session, offline, answers, score, port, browser=not no_browser
-    )
+    session = TeachingSession(results, budget)
+    run_session(session, offline, answers, score, port, browser=not no_browser)
 
 
 class TeachingSession(QuestionSession):

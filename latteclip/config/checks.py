@@ -49,10 +49,7 @@ def _problems(dataset: Dataset) -> Iterator[str]:
     for captioner in dataset.answer_tables:
         whose = f"of the labeller {captioner.name}, " if captioner.name else ""
         yield from (f"{whose}{problem}" for problem in _asked(captioner))
-    of_labellers = (
-        model for labeller in dataset.labellers for model in labeller.models
-    )
-    for model in (*dataset.all_models, *of_labellers):
+    for model in dataset.models_of_jobs:
         if model.path and not os.path.exists(model.path):
             yield f"the folder of a model, {model.path}, is not there; correct the path."
 

@@ -133,17 +133,11 @@ class Run:
     @cached_property
     def hub_models(self) -> dict[str, Model]:
         """Models that come from the hub, by the names of their notes."""
-        models: list[Model] = []
-        for dataset in self.datasets:
-            models += dataset.all_models
-            models += [
-                model for each in dataset.captioners for model in each.models
-            ]
-            models += [
-                model for each in dataset.labellers for model in each.models
-            ]
         return {
-            registry.slug(model.names): model for model in models if model.names
+            registry.slug(model.names): model
+            for dataset in self.datasets
+            for model in dataset.models_of_jobs
+            if model.names
         }
 
 
@@ -243,6 +237,12 @@ class Dataset:
         """The CLIP model, and image encoders beside it."""
         encoders = self.run.image_encoders.values()
         return [*self.models, *registry.encoder_models(encoders)]
+
+    @property
+    def models_of_jobs(self) -> list[Model]:
+        """All models that its jobs may load."""
+        users: list[Captioner | Labeller] = [*self.captioners, *self.labellers]
+        return [*self.all_models, *(m for user in users for m in user.models)]
 
     # Captions and labellers.
 

@@ -149,15 +149,15 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
     return card
 
 
-def of_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+def of_open_clip(
+    config: Mapping[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
     """Return how an upright RGB image becomes an input, by a `preprocess_cfg` of open_clip.
 
     It is resized so that its sides are `target`, or that the shorter or longer one is. A crop or a
     border of the colour `fill` about the centre gives `size` (both height and width). From colours
     between 0 and 1, `mean` is subtracted, before `std` divides.
     """
-    given = config["size"]
-    size = [given, given] if isinstance(given, int) else list(given)
     return {
         "resize": config["resize_mode"],
         "target": size,
@@ -223,7 +223,7 @@ def inputs_of(
             preprocessing = of_timm(model.files.preprocessing)
         else:
             tower: Any = model.model.visual
-            preprocessing = of_open_clip(tower.preprocess_cfg)
+            preprocessing = of_open_clip(tower.preprocess_cfg, model.input_size)
         inputs.append({"name": name, **preprocessing})
     return inputs
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from latteclip import __version__
 from latteclip.core import tables
@@ -38,18 +39,6 @@ LABEL_STUDIO = (
     "Label Studio shows the images of this machine if it is started with "
     "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/, "
     "and if the project has a local storage (Settings, Cloud Storage) with the images' folder."
-)
-# Suffixes that `torchvision.datasets.ImageFolder` looks for. It silently ignores others.
-BY_TORCHVISION = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
 )
 QUALITY = 95  # quality of the JPEG that an image is converted to
 # Not in a file name: separators, what Windows refuses, control characters, dots that hide or lead
@@ -227,7 +216,8 @@ def _write_image(path: str, target: Path) -> None:
         )
     if shard_member(path):
         target.write_bytes(read_image(path))
-    elif Path(path).suffix.lower() in BY_TORCHVISION:
+    # `torchvision.datasets.ImageFolder` silently ignores other suffixes.
+    elif Path(path).suffix.lower() in IMG_EXTENSIONS:
         target.symlink_to(Path(path).absolute())
     else:  # the converted image is upright and in RGB
         open_rgb(path).save(target, quality=QUALITY, subsampling=0)
@@ -240,7 +230,7 @@ def _file_name(row: Mapping[str, Any]) -> str:
         file = io.BytesIO(read_image(row["path"]))
         with Image.open(file, formats=FORMATS) as image:
             return f"{PurePath(row['image_id']).stem}.{str(image.format).lower()}"
-    is_read = path.suffix.lower() in BY_TORCHVISION
+    is_read = path.suffix.lower() in IMG_EXTENSIONS
     return path.name if is_read else path.with_suffix(".jpg").name
 
 

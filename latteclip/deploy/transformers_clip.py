@@ -57,7 +57,7 @@ def write(opened: FinetunedModel, folder: Path) -> None:
     try:
         tokenizer = _tokenizer(opened)
         model = _model(clip, causal, tokenizer)
-        images = _image_processor(visual.preprocess_cfg)
+        images = _image_processor(visual.preprocess_cfg, clip.input_size[0])
         _check_features(clip, model, tokenizer, texts[:CHECKED])
     except (
         AttributeError,
@@ -156,10 +156,8 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def _image_processor(preprocessing: dict[str, Any]) -> Any:
-    size = preprocessing["size"]
+def _image_processor(preprocessing: dict[str, Any], side: int) -> Any:
     is_cropped = CROPPED[preprocessing["resize_mode"]]
-    side = size if isinstance(size, int) else size[0]
     whole = {"height": side, "width": side}
     return transformers.CLIPImageProcessor(
         size={"shortest_edge": side} if is_cropped else whole,

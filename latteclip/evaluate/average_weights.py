@@ -15,7 +15,7 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
-from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.core.holdout import Fold
 from latteclip.evaluate.classify import classify_evaluated, classify_left_out
 from latteclip.evaluate.results import RunFiles
 from latteclip.train.settings import TrainingMetadata
@@ -29,7 +29,7 @@ class TrainingResult:
 
     model: str  # folder
     history: str
-    fold: Fold = NO_FOLD
+    fold: Fold
 
 
 def average_weights(

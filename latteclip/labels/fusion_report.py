@@ -1,7 +1,7 @@
 """The report on the labels of a dataset, a file beside their table."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from latteclip.core.files import read_record
@@ -41,6 +41,19 @@ class LabellerReport:
     # Answers about random images from which it would follow, 0 if it is known.
     answers_needed: int
 
+    @property
+    def accuracy_in_words(self) -> str:
+        """Return the accuracy, or what would determine it."""
+        if self.accuracy:
+            source = "answers" if self.accuracy.n else "votes and images"
+            return f"{self.accuracy.words()}, by {source}"
+        if not self.answers_needed:
+            return "unknown without answers"
+        needed = counted(self.answers_needed, "answer")
+        return (
+            f"unknown; {needed} about random images would estimate it to 5 points"
+        )
+
 
 @dataclass(frozen=True)
 class FusionReport:
@@ -54,17 +67,17 @@ class FusionReport:
     is_checked: bool
     # Features beside CLIP's, relative to the folder of the report.
     image_encoders: list[str]
-    examples: int = 0  # images outside of the dataset, of known classes
+    examples: int  # images outside of the dataset, of known classes
     # Classes that have no labels.
-    without_evidence: list[str] = field(default_factory=list)
+    without_evidence: list[str]
     # A person's answers: the classes of images; None: no class.
-    answers: dict[str, str | None] = field(default_factory=dict)
+    answers: dict[str, str | None]
     # J answered images that were drawn at random, which check the labels.
-    checking: list[str] = field(default_factory=list)
+    checking: list[str]
     # J of the labels, and of each classifier by the name of its file.
-    checks: dict[str, Check] = field(default_factory=dict)
+    checks: dict[str, Check]
     # Share of right labels of all images. None: too few answers check them
-    labels_right: Interval | None = None
+    labels_right: Interval | None
 
     def sentences(self) -> Iterator[str]:
         """Yield what is unusual about the labels, and their accuracy."""

@@ -101,8 +101,12 @@ def report_dataset(
         files.image_captions,
         report.answers if report else {},
     )
-    lead = _lead_run(runs_files, selection, settings.main)
-    is_chosen = selection is not None and selection.run == lead.run
+    lead = next(
+        run
+        for run in runs_files
+        if (run.run == selection.run if selection else run.method == settings.main)
+    )
+    is_chosen = selection is not None
     acc1 = read_object(lead.metrics)["acc1"]
     n = images.n_test
     accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
@@ -150,17 +154,6 @@ def report_dataset(
     )
     write_text(output, page)
     log.info("Wrote %s, %.1f MB.", output, len(page.encode()) / 1e6)
-
-
-def _lead_run(
-    runs: Sequence[results.RunFiles],
-    selection: results.Selection | None,
-    main: str,
-) -> results.RunFiles:
-    """Return the chosen run, or else the first one of the main method."""
-    if selection:
-        return next(run for run in runs if run.run == selection.run)
-    return next(run for run in runs if run.method == main)
 
 
 def _next_steps(

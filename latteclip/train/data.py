@@ -160,7 +160,7 @@ def labels_of(
     if labels.null_count:
         raise UserError(
             f"{path} has no {column} for {labels.null_count} of {len(labels)} training images; "
-            "take another method, or change votes, the source from which labels are fused."
+            "take another method."
         )
     return np.asarray(labels, np.int64)
 

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import pydantic
-
 from latteclip.config.keys import (
     AUTO,
     ClassTextsSection,
@@ -85,7 +83,7 @@ class FinetuneSettings(ClassTextsSection):
     method: MethodSection
     module: str  # of latteclip/train/objectives
     # Keys of `core.tables.FLAGS`
-    flags: list[str] = pydantic.Field(default_factory=list)
+    flags: list[str]
 
     @property
     def class_templates(self) -> ClassTemplates:

@@ -48,7 +48,8 @@ def fusion(**fields):
         "zero_shot": class_texts(),
         "reason": "",
         "is_checked": True,
-        "image_encoders": [],
+        **{"image_encoders": [], "examples": 0, "without_evidence": []},
+        **{"answers": {}, "checking": [], "checks": {}, "labels_right": None},
     }
     return FusionReport(**usual | fields)
 

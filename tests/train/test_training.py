@@ -39,7 +39,9 @@ def take(case, objective, n=2):
 def gradients_of(case, objective):
     """The loss of a batch and the gradients of all parameters."""
     case.clip.model.zero_grad()
-    loss, _ = OBJECTIVES[objective](case).loss(case.batch())
+    method = OBJECTIVES[objective](case)
+    method.start_epoch()
+    loss, _ = method.loss(case.batch())
     loss.backward()
     named = case.clip.model.named_parameters()
     return loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}

@@ -76,8 +76,8 @@ def test_labellers_of_all_kinds_label_together(finished_copy):
     assert not labels["caption_label"].null_count
     assert not labels["lmm_label"].null_count
     assert "labellers-table" in (folder / "report.html").read_text()
-    found = {one.name: one for one in read_labellers(folder)}
-    assert found["mine"].right == 1.0
+    found = {one.name: right for one, right in read_labellers(folder)}
+    assert found["mine"] == 1.0
     assert f"{N_TRAIN - 9:,} images left out" in (folder / "report.html").read_text()
 
     # A labeller that is left out reruns the labels alone, and one that comes back asks nothing.

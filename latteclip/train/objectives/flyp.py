@@ -17,10 +17,6 @@ class Flyp(base.Objective):
 
     STATE = ("epoch_classifier",)
 
-    def __init__(self, texts: base.TrainingTexts) -> None:
-        super().__init__(texts)
-        self.start_epoch()
-
     def start_epoch(self) -> None:
         self.epoch_classifier = self.classifier()  # [C, D]
 

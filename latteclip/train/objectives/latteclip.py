@@ -14,13 +14,6 @@ from latteclip.train.objectives import base
 MARGIN_FLOOR = 1e-6
 
 
-def make(
-    texts: base.TrainingTexts, switches: SwitchesSection, seed: int
-) -> "LatteClip":
-    """Return LatteCLIP with the given switches."""
-    return LatteClip(texts, switches, seed)
-
-
 class GroupSampler:
     """Draws group descriptions, given the class of each [G]. All of a class are equally likely."""
 
@@ -50,7 +43,6 @@ class LatteClip(base.Objective):
         super().__init__(texts)
         self.switches = switches
         self.prototypes = super().classifier()  # P [C, D]
-        self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
         # Labels [B] and targets [B, D] of this step, for each loss.
         self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -120,6 +112,9 @@ class LatteClip(base.Objective):
         return (
             self.prototypes if self.switches.prototypes else super().classifier()
         )
+
+
+make = LatteClip
 
 
 @torch.no_grad()
