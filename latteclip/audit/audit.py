@@ -49,11 +49,11 @@ def audit(
     port: int = 0,
     no_browser: bool = False,
 ) -> None:
-    """Ask about a few images, and report whether tuning helped.
+    """Ask about test images, and show which model is best.
 
-    The images are test images, or else training images that no model learned from. They are drawn
-    at random, more often where an answer tells more. No model is trained on the answers. RESULTS/
-    audit has them, and the workflow scores models by them.
+    Without a test split, the images are training images that no model learned from. They are drawn
+    at random, more often where an answer tells more. No model is trained on the answers, which are
+    in RESULTS/audit. The workflow scores models by them.
 
     Args:
         budget: number of images to ask about (default: 100)

@@ -151,7 +151,7 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
             "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
         )
     if "no_browser" in arguments:
-        print("Preparing the page ...", flush=True)  # imports take seconds
+        print("Preparing ...", flush=True)  # imports take seconds
     function = getattr(import_module(module), name)
     hints = get_type_hints(function)
     signature = inspect.signature(function)

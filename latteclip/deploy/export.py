@@ -56,7 +56,7 @@ def export(
     format: Literal["open_clip", "transformers", "onnx"],
     abstain: float | None = None,
 ) -> str:
-    """Write a tuned model for open_clip, transformers or ONNX.
+    """Write the chosen model, or another one, for open_clip, transformers or ONNX.
 
     Args:
         model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
@@ -103,7 +103,7 @@ def export(
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         card = model_card(opened, format, promise)
         card.save(temporary / "README.md")
-    return f"To upload it: hf upload <user>/<name> {destination}"
+    return f"Wrote {destination}. To upload it: hf upload <user>/<name> {destination}"
 
 
 def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:

@@ -217,7 +217,7 @@ def predict(
     unknown: bool = False,
     abstain: float | None = None,
 ) -> int:
-    """Classify images with a tuned model.
+    """Classify images with the chosen model of a dataset, or another one.
 
     Images that cannot be decoded are reported on stderr and left out, and the exit status is 3. The
     column score is that of the model's classifier, such as the cosine of image and prototype. The

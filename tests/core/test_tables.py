@@ -21,13 +21,10 @@ def test_labels_are_not_among_what_training_stages_read(tmp_path, training, spli
     assert table["split"].to_pylist() == splits
 
 
-@pytest.mark.parametrize("text", ["=1+2", "+a", "-a.jpg", "@a", "\ta", "\ra"])
-def test_a_text_of_csv_is_no_formula(text):
-    assert tables.csv_cell(text) == f"'{text}"
-    assert tables.from_csv_cell(tables.csv_cell(text)) == text
-
-
-def test_other_texts_of_csv_stay_as_they_are():
+def test_a_text_of_csv_is_no_formula_and_other_texts_stay_as_they_are():
+    for text in ("=1+2", "+a", "-a.jpg", "@a", "\ta", "\ra"):
+        assert tables.csv_cell(text) == f"'{text}"
+        assert tables.from_csv_cell(tables.csv_cell(text)) == text
     for text in ("'quoted'", "a=b", ""):
         assert tables.from_csv_cell(tables.csv_cell(text)) == text == tables.csv_cell(text)
     assert [tables.csv_cell(value) for value in (True, -0.5)] == ["true", "-0.500000"]
