@@ -151,11 +151,19 @@ class ClassQuestions(Questions):
         """Return scores of the options, and perhaps of none of them."""
         if self.settings.kind == LIKELIHOOD:
             return rows[0]
-        combine = (
-            mean_decision if self.settings.kind == DECISIONS else mean_letters
-        )
-        values: list[float] = combine(_by_option(rows, self._orders(row))).tolist()
-        return values
+        # [orders, K + 1]: from the places in the lists to the options, none of them last.
+        listed = [[*order, len(order)] for order in self._orders(row)]
+        places = np.argsort(listed, axis=1)
+        by_option = np.take_along_axis(np.array(rows), places, axis=1)
+        if self.settings.kind == DECISIONS:
+            # The mean of probabilities: those of decision models are rounded, and a 0 is no veto.
+            with np.errstate(divide="ignore"):
+                mean = np.log(np.exp(by_option).mean(axis=0))
+        else:
+            # The bias for a letter or a place evens out in the mean of logarithms, which are
+            # normalised in each order and in the end.
+            mean = log_softmax(log_softmax(by_option, axis=1).mean(axis=0))
+        return list(mean.tolist())
 
     def _orders(self, row: int) -> list[list[int]]:
         """Return permutations of the K options, which depend on their names and the image alone."""
@@ -187,32 +195,3 @@ def letters_prompt(options: Sequence[str]) -> str:
         for letter, name in zip(letters, [*options, NONE], strict=True)
     ]
     return "\n".join([QUESTION, *lines, INSTRUCTION])
-
-
-def mean_letters(rows: np.ndarray) -> np.ndarray:
-    """Return log-probabilities [K + 1] of letters over all orders [orders, K + 1] of the options.
-
-    The bias for a letter or a place evens out in the mean of the logarithms, which are normalised
-    in each order and in the end.
-    """
-    mean: np.ndarray = log_softmax(log_softmax(rows, axis=1).mean(axis=0))
-    return mean
-
-
-def mean_decision(rows: np.ndarray) -> np.ndarray:
-    """Return log-probabilities [K + 1] over all orders [orders, K + 1] of the options.
-
-    They are means of probabilities: those of decision models are rounded, and a 0 is no veto.
-    """
-    with np.errstate(divide="ignore"):
-        mean: np.ndarray = np.log(np.exp(rows).mean(axis=0))
-    return mean
-
-
-def _by_option(
-    rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Return values of listed options [orders, K + 1] by option, none of them last."""
-    places = np.argsort([[*order, len(order)] for order in orders], axis=1)
-    by_option: np.ndarray = np.take_along_axis(np.array(rows), places, axis=1)
-    return by_option

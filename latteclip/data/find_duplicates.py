@@ -98,21 +98,18 @@ def duplicate_sets(phashes: Hashes, dhashes: Hashes) -> npt.NDArray[np.int32]:
         both, axis=0, return_index=True, return_inverse=True
     )
     first = detailed[first]
-    component = np.arange(len(first))
+    n = len(first)
+    component = np.arange(n)
     for pairs in _pairs(phashes[first], dhashes[first]):
-        component = _joined(component, pairs)
+        edges = coo_array(
+            (np.ones(pairs.shape[1]), component[pairs]), shape=(n, n)
+        )
+        _, joined = connected_components(edges, directed=False)
+        component = joined[component]
     of_image = component[copy_of.reshape(-1)]
     in_set = np.bincount(of_image)[of_image] > 1
     sets[detailed[in_set]] = pd.factorize(of_image[in_set])[0]
     return sets
-
-
-def _joined(component: Rows, pairs: Rows) -> Rows:
-    """Return the component of each image after pairs [2, P] join some."""
-    n = len(component)
-    edges = coo_array((np.ones(pairs.shape[1]), component[pairs]), shape=(n, n))
-    _, joined = connected_components(edges, directed=False)
-    return np.asarray(joined[component])
 
 
 def _pairs(phashes: Hashes, dhashes: Hashes) -> Iterator[Rows]:
