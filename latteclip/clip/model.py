@@ -94,12 +94,11 @@ class Clip:
         return images.float().div_(255).sub_(mean).div_(std)
 
     @cached_property
-    def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _moments(self) -> list[torch.Tensor]:
         """Mean and standard deviation [3, 1, 1] of the colours, on the device."""
         last = self.preprocess.transforms[-1]  # type: ignore[attr-defined]
-        both = torch.stack([torch.as_tensor(last.mean), torch.as_tensor(last.std)])
-        mean, std = self.send(both.float()[:, :, None, None])
-        return mean, std
+        moments = map(torch.as_tensor, (last.mean, last.std))
+        return [self.send(each.float()[:, None, None]) for each in moments]
 
     @cached_property
     def tokenizer(self) -> Any:

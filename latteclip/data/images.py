@@ -383,19 +383,16 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
                 near, results = waiting.popleft()
                 yield from results.result()
         except BrokenProcessPool:
-            raise self._died(near) from None
+            # Nobody reads what the others give.
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+            raise UserError(
+                f"A process that decodes images died near {self._name(near)} (out of memory, or a "
+                "file that crashes the decoder); set compute.threads lower or remove the file."
+            ) from None
         finally:
             for _, results in waiting:
                 results.cancel()
-
-    def _died(self, near: T) -> UserError:
-        """Kill the other processes, whose results nobody reads, and return the error."""
-        for process in list((self._pool._processes or {}).values()):
-            process.kill()
-        return UserError(
-            f"A process that decodes images died near {self._name(near)} (out of memory, or a "
-            f"file that crashes the decoder); set compute.threads lower or remove the file."
-        )
 
 
 def leave_signals_to_parent(*_: object) -> None:

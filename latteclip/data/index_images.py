@@ -212,24 +212,17 @@ def _decoded(
 ) -> dict[str, Decoded]:
     """Return the pictures of images by path, from the cache or decoded now."""
     stamps = {path: _stamp(path) for path in paths}
-    decoded = read_cache(cache, stamps)
+    decoded: dict[str, Decoded] = {
+        path: Picture(*values)
+        for path, stamp, *values in cache.execute(SELECT, [json.dumps([*stamps])])
+        if stamps[path] == stamp  # neither new nor changed
+    }
     progress.skip(len(decoded))
     new = [path for path in stamps if path not in decoded]
     found = dict(zip(new, workers.in_order(new), strict=True))
     write_cache(cache, found, stamps)
     progress.add(len(found))
     return decoded | found
-
-
-def read_cache(
-    cache: sqlite3.Connection, stamps: Mapping[str, str]
-) -> dict[str, Decoded]:
-    """Return the pictures of images, by path, without new and changed images."""
-    return {
-        path: Picture(*values)
-        for path, stamp, *values in cache.execute(SELECT, [json.dumps([*stamps])])
-        if stamps[path] == stamp
-    }
 
 
 def write_cache(
