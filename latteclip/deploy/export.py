@@ -103,7 +103,9 @@ def export(
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         card = model_card(opened, format, promise)
         card.save(temporary / "README.md")
-    return f"Wrote {destination}. To upload it: hf upload <user>/<name> {destination}"
+    return (
+        f"Wrote {destination}. To upload it: hf upload <user>/<name> {destination}"
+    )
 
 
 def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:

@@ -104,22 +104,17 @@ def test_unknown_classes_and_contradictions_are_named(path, entries, named):
         read(write(path, entries))
 
 
+WRONG = ["[1, 2]", "[[1]]", '[{"annotations": 3}]', label_studio([("a/1.png", 7)])]
+WRONG += [
+    f'[{{"annotations": [{{"result": [{one}]}}]}}]' for one in ('"word"', '{"value": []}')
+]
+LINES = ["[1]", "7", '{"image": 3}', '{"image": ["a"]}']
+LINES += [f'{{"image": "a/1.png", "class": {one}}}' for one in ('["dots"]', "true", "0.5")]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
-    [
-        *(("labels.json", text) for text in ("[1, 2]", "[[1]]", '[{"annotations": 3}]')),
-        ("labels.json", '[{"annotations": [{"result": ["word"]}]}]'),
-        ("labels.json", '[{"annotations": [{"result": [{"value": []}]}]}]'),
-        ("labels.json", label_studio([("a/1.png", 7)])),
-        *(
-            ("labels.jsonl", text)
-            for text in ("[1]", "7", '{"image": 3}', '{"image": ["a"]}')
-        ),
-        *(
-            ("labels.jsonl", json.dumps({"image": "a/1.png", "class": label}))
-            for label in (["dots"], True, 0.5)
-        ),
-    ],
+    [("labels.json", text) for text in WRONG] + [("labels.jsonl", text) for text in LINES],
 )
 def test_values_of_other_types_are_one_sentence(tmp_path, name, text):
     path = tmp_path / name

@@ -46,18 +46,12 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys, monkeypatch):
     assert log.read_text() == printed
 
 
-@pytest.fixture
-def buggy(monkeypatch, tmp_path):
-    """A command that runs into a bug, and its log."""
+def test_a_bug_is_a_line_and_a_traceback_which_the_log_alone_has_in_a_run(
+    tmp_path, monkeypatch, capfd
+):
     monkeypatch.setattr("latteclip.report.summarize.read_object", lambda *_: 1 / 0)
     log = tmp_path / "log.txt"
-    return [*SUMMARIZE, "--log", str(log)], log
-
-
-def test_a_bug_is_a_line_and_a_traceback_which_the_log_alone_has_in_a_run(
-    buggy, monkeypatch, capfd
-):
-    arguments, log = buggy
+    arguments = [*SUMMARIZE, "--log", str(log)]
     assert main.main(arguments) == 1
     printed = capfd.readouterr().err
     assert re.match("error: .*ZeroDivisionError", printed) and "Traceback" in printed
