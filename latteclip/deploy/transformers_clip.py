@@ -67,8 +67,8 @@ def write(opened: FinetunedModel, folder: Path) -> None:
         RuntimeError,
     ) as error:
         raise UserError(
-            f"{opened.folder} has another text or image tower than transformers' CLIPModel, so "
-            "--format transformers cannot hold it; use --format open_clip or onnx."
+            f"{opened.folder} has another network than transformers' CLIPModel, or reads images or "
+            "texts otherwise; use --format open_clip or onnx in place of transformers."
         ) from error
     model.save_pretrained(folder)
     transformers.CLIPProcessor(

@@ -149,7 +149,7 @@ def test_image_encoders_are_in_the_onnx_file_and_not_in_transformers(
 def test_a_text_tower_that_is_no_clip_s_is_refused_for_transformers(tmp_path):
     clip = clips.load(write_backbone("hf_mean", tmp_path / "base"), None, CPU)
     model = tuned(tmp_path / "model", clip)
-    with pytest.raises(UserError, match=r"model has another .* open_clip or onnx\.$"):
+    with pytest.raises(UserError, match=r"model has another .* open_clip or onnx "):
         export(str(model), str(tmp_path / "out"), "transformers")
 
 
