@@ -205,7 +205,16 @@ def main(given: Sequence[str] | None = None) -> int:
         workflow(given[1:])  # all that follows is of snakemake, options included
     log = start_log()
     try:
-        return _call(parser(given).parse_args(given))
+        args = parser(given).parse_args(given)
+        # As Ctrl-C: temporary files are removed.
+        with Signals().received(signal.SIGTERM):
+            if file := getattr(args, "log", None):
+                add_log_file(file)
+            result = args.run(args)
+            if isinstance(result, str):
+                print(for_terminal(result))
+            sys.stdout.flush()
+        return result if isinstance(result, int) else 0
     except BrokenPipeError:  # `latteclip datasets | head` ends so
         return FAILED
     except (KeyboardInterrupt, Terminated) as stopped:
@@ -221,18 +230,6 @@ def main(given: Sequence[str] | None = None) -> int:
         return BAD_INPUT if of_user else FAILED
     finally:
         drop_unwritten()
-
-
-def _call(args: argparse.Namespace) -> int:
-    # As Ctrl-C: temporary files are removed.
-    with Signals().received(signal.SIGTERM):
-        if file := getattr(args, "log", None):
-            add_log_file(file)
-        result = args.run(args)
-        if isinstance(result, str):
-            print(for_terminal(result))
-        sys.stdout.flush()
-    return result if isinstance(result, int) else 0
 
 
 def workflow(arguments: Sequence[str], /) -> NoReturn:

@@ -22,9 +22,9 @@ def read_all_features(
     image_ids: pa.ChunkedArray,
 ) -> FeatureMemmap:
     """Return CLIP's features of images, and beside them those of other models [N, D of all]."""
-    models = [read_features(pseudo_labels_path, image_ids)]
-    models += [read_features(path, image_ids) for path in image_encoders_paths]
-    if not image_encoders_paths:
+    paths = (pseudo_labels_path, *image_encoders_paths)
+    models = [read_features(path, image_ids) for path in paths]
+    if len(models) == 1:
         return models[0]
     together = FeatureMemmap(
         len(image_ids), sum(model.shape[1] for model in models)
