@@ -32,7 +32,7 @@ from latteclip.core.errors import UserError, suggestion
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
 from latteclip.evaluate.results import MISSING, Audit, RunFiles
-from latteclip.labels.guarantees import Ints
+from latteclip.labels.votes import Ints
 
 log = logging.getLogger(__name__)
 BASELINES = ("zero_shot", "zero_shot_adapted")  # which need no model of their own

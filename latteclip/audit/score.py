@@ -7,7 +7,7 @@ answers.
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,11 @@ from latteclip.evaluate.results import (
 from latteclip.labels.guarantees import (
     MANY,
     MIN_ANSWERS,
-    Bools,
     Interval,
-    Ints,
     difference,
     share,
 )
+from latteclip.labels.votes import Bools, Ints
 
 log = logging.getLogger(__name__)
 TEST = "test"  # the split that no model learned from
@@ -187,23 +186,23 @@ def score(
             leads, strata[is_asked], sizes(differ), differ.sum() / n_images
         )
 
+    accuracies = {
+        run: share(hits[run], strata, sizes(is_predicted)) for run in predicted
+    }
+    order = sorted(predicted, key=lambda run: -accuracies[run].value)
     scored = [
-        AuditedRun(
-            *run,
-            share(hits[run], strata, sizes(is_predicted)),
-            [lead(run, other) for other in predicted],
-        )
-        for run in predicted
+        AuditedRun(*run, accuracies[run], [lead(run, other) for other in order])
+        for run in order
     ]
-    audit = Audit(dataset, plan.split, n_images, len(known), "", scored)
-    return replace(audit, sentence=verdict(audit))
+    sentence = verdict(scored)
+    return Audit(dataset, plan.split, n_images, len(known), sentence, scored)
 
 
-def verdict(audit: Audit) -> str:
+def verdict(runs: Sequence[AuditedRun]) -> str:
     """Name the best run, and say whether it is decidedly better than those of other methods."""
-    best = audit.best
+    best = runs[0]
     better, undecided = [], []
-    for run, lead in _beside_best(audit):
+    for run, lead in zip(runs, best.leads, strict=True):
         if run.method == best.method:
             continue
         if not lead.is_decided:
@@ -223,12 +222,6 @@ def verdict(audit: Audit) -> str:
     return sentence
 
 
-def _beside_best(audit: Audit) -> list[tuple[AuditedRun, Interval]]:
-    """Return the runs, the most accurate first, and by how much the best one leads each."""
-    pairs = zip(audit.runs, audit.best.leads, strict=True)
-    return sorted(pairs, key=lambda pair: -pair[0].accuracy.value)
-
-
 def _name(run: AuditedRun) -> str:
     return f"{run.method} (seed {run.seed})" if run.seed else run.method
 
@@ -236,9 +229,10 @@ def _name(run: AuditedRun) -> str:
 def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     """Return the verdict, the accuracies, and the next steps."""
     lines = []
-    for run, lead in _beside_best(audit) if audit.runs else []:
+    leads = audit.runs[0].leads if audit.runs else []
+    for run, lead in zip(audit.runs, leads, strict=True):
         line = f"{_name(run)}: {run.accuracy.words()}"
-        if run != audit.best:
+        if run != audit.runs[0]:
             line += f"; the best minus this: {lead.words(' points')}"
         lines.append(line)
     rerun = (

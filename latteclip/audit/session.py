@@ -72,15 +72,15 @@ class QuestionSession:
         phase: str | None = None,
     ) -> None:
         """Add a question about a row of the index."""
-        name, path, content = (
+        question = Question(
+            len(self.questions),
             image["image_id"],
             image["path"],
             image["checksum"].hex(),
+            options,
+            phase,
         )
-        number = len(self.questions)
-        self.questions.append(
-            Question(number, name, path, content, options, phase)
-        )
+        self.questions.append(question)
 
     def answers(self) -> dict[str, Answer]:
         return self.file.read().answers

@@ -28,7 +28,11 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, read_object, replacing
 from latteclip.deploy import transformers_clip
-from latteclip.deploy.guaranteed_predictions import guarantee, run_of
+from latteclip.deploy.guaranteed_predictions import (
+    abstention_threshold,
+    guarantee,
+    run_of,
+)
 from latteclip.deploy.predict import Predictor
 from latteclip.train.settings import TrainingMetadata
 
@@ -76,17 +80,14 @@ def export(
     promise = ""
     metadata = {}
     if abstain is not None:
-        threshold = Predictor(
-            opened.folder, device="cpu", abstain=abstain
-        ).threshold
-        assert threshold is not None
+        classify = Predictor(opened.folder, device="cpu")
+        threshold = abstention_threshold(opened, classify, abstain)
         promise = guarantee(threshold, abstain)
-        described = {
+        metadata["abstain"] = {
             "max_error": abstain,
             "threshold": threshold,
             "guarantee": promise,
         }
-        metadata["abstain"] = described
     with replacing(folder) as temporary:
         temporary.mkdir()
         if format == "onnx":

@@ -27,7 +27,7 @@ from latteclip.core.tables import IndexMetadata
 from latteclip.data.folder_files import linked
 from latteclip.deploy.guaranteed_predictions import threshold_of
 from latteclip.labels.fusion_report import LABELS, NAME, Check, read_fusion_report
-from latteclip.labels.guarantees import Floats
+from latteclip.labels.votes import Floats
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 50  # that calibrate
@@ -76,8 +76,8 @@ def read(
     ids = labels["image_id"]
     of_index = tables.read_metadata(index, IndexMetadata)
     classnames = of_index.classnames
-    written = of_index.written_names
-    names = pa.array([written.get(name, name) for name in classnames], pa.string())
+    written = [of_index.written_names.get(name, name) for name in classnames]
+    names = pa.array(written, pa.string())
     check = report.checks.get(LABELS, [])
     calibration = calibrate(check)
     answers = report.answers
@@ -135,7 +135,7 @@ def read(
     if max_error is not None:
         is_sure = confidence >= threshold_of(check, max_error, folder)
         columns["accepted"] = pc.or_(pc.is_valid(rows), pa.array(is_sure))
-    return pa.table(columns), LabelsMetadata(names.to_pylist(), calibration)
+    return pa.table(columns), LabelsMetadata(written, calibration)
 
 
 def _places(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -129,7 +129,7 @@ def predictability(features: Floats, names: Names) -> Floats:
     unit = normalised(features)
     queries = np.arange(0, n_images, -(-n_images // QUERIES))
     # A term of few images can be found in as few of the neighbours.
-    reach = np.clip(images - 1, 1, min(NEIGHBOURS, n_images - 1))
+    reach = np.minimum(images - 1, NEIGHBOURS)
     hits = np.zeros(len(images))
     asked = np.zeros(len(images))
     for start in range(0, len(queries), ROWS):
@@ -178,8 +178,7 @@ def weighted(
     n_images, n_terms = names.has.shape
     if not n_terms:
         return names.has, np.zeros(n_images, np.float32), np.full(n_images, -1)
-    ratio = n_images / np.maximum(names.images, 1)
-    rarity = np.log(np.maximum(ratio, 1)) ** FREQUENCY_EXPONENT
+    rarity = np.log(n_images / names.images) ** FREQUENCY_EXPONENT
     rated = names.has.multiply(weights).tocsr()
     reliability = rated.max(axis=1).toarray().ravel()
     best = rated.argmax(axis=1).A1

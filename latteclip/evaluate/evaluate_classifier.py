@@ -19,7 +19,7 @@ from latteclip.core.files import link_folder, replacing
 from latteclip.core.holdout import held_out_for_choice
 from latteclip.core.tables import EncoderMetadata
 from latteclip.evaluate.results import RunFiles, read_evaluated_images, write_run
-from latteclip.labels.guarantees import Ints
+from latteclip.labels.votes import Ints
 
 
 def evaluate_classifier(

@@ -22,12 +22,8 @@ from latteclip.core import tables
 from latteclip.core.files import write_json
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
 from latteclip.labels.fusion_report import FusionReport
-from latteclip.labels.guarantees import (
-    MIN_ANSWERS,
-    Interval,
-    Ints,
-    share_of_new,
-)
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval, share_of_new
+from latteclip.labels.votes import Ints
 
 log = logging.getLogger(__name__)
 Run = tuple[str, int]  # method and seed
@@ -39,19 +35,25 @@ QUESTIONS = 120  # the default --budget of `latteclip teach`, of which half chec
 
 
 @dataclass(frozen=True)
-class RunFiles:
-    """The files of a run."""
+class OfRun:
+    """What is about one run of a dataset."""
 
     method: str
     seed: int
-    metrics: str
-    train_predictions: str  # of training images that the run did not learn from
-    predictions: str = ""  # of the images that are evaluated
-    model: str = ""  # folder
 
     @property
     def run(self) -> Run:
         return self.method, self.seed
+
+
+@dataclass(frozen=True)
+class RunFiles(OfRun):
+    """The files of a run."""
+
+    metrics: str
+    train_predictions: str  # of training images that the run did not learn from
+    predictions: str = ""  # of the images that are evaluated
+    model: str = ""  # folder
 
 
 def read_evaluated_images(images_path: str) -> tuple[pa.Table, list[str]]:
@@ -111,7 +113,7 @@ def write_run(
         is_right = ranked == labels[:, None]
         recalls = [is_right[labels == c, 0].mean() for c in np.unique(labels)]
         metrics["acc1"] = float(is_right[:, 0].mean())
-        metrics["acc5"] = float(is_right[:, :5].any(axis=1).mean())
+        metrics["acc5"] = float(is_right.any(axis=1).mean())
         metrics["mean_per_class_recall"] = float(np.mean(recalls))
         log.info("%s, %s, seed %d: acc1 %.4f", dataset, *run.run, metrics["acc1"])
     write_json(run.metrics, metrics)
@@ -141,33 +143,21 @@ def pool_seeds(predictions: Sequence[Ints], methods: Sequence[str]) -> list[Ints
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(OfRun):
     """The model that was chosen for a dataset."""
 
     dataset: str
-    method: str
-    seed: int
     reason: str
     # A row for each: its run and flags, and how votes compare it with the best without training.
     candidates: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def run(self) -> Run:
-        return self.method, self.seed
-
 
 @dataclass(frozen=True)
-class AuditedRun:
+class AuditedRun(OfRun):
     """The accuracy of a run that reads no label, by a person's answers, and its lead over each."""
 
-    method: str
-    seed: int
     accuracy: Interval
     leads: list[Interval]  # R: its accuracy minus that of each run of the audit
-
-    @property
-    def run(self) -> Run:
-        return self.method, self.seed
 
 
 @dataclass(frozen=True)
@@ -180,7 +170,7 @@ class Audit:
     answered: int  # images of which a person knew the class, or that it is none
     # The verdict: the best run, and the runs that it decidedly beats.
     sentence: str
-    runs: list[AuditedRun]
+    runs: list[AuditedRun]  # the most accurate first
 
     def of(self, run: Run) -> AuditedRun | None:
         return next((each for each in self.runs if each.run == run), None)
@@ -194,11 +184,6 @@ class Audit:
             if scored and other in others
             else None
         )
-
-    @property
-    def best(self) -> AuditedRun:
-        """Return the most accurate run, the first of equal ones."""
-        return max(self.runs, key=lambda each: each.accuracy.value)
 
 
 def accuracy_by_answers(

@@ -40,7 +40,7 @@ from latteclip.evaluate.results import (
     pool_seeds,
     predicted_classes,
 )
-from latteclip.labels.guarantees import Floats, Ints
+from latteclip.labels.votes import Floats, Ints
 
 log = logging.getLogger(__name__)
 # Objectives without training: where two are equally good, the first is taken.
@@ -154,7 +154,7 @@ def select_model(
     with replacing(model_output) as folder:
         link_folder(chosen.model, folder)
     rows = [_row(each, choice.leads.get(each.run)) for each in flagged]
-    selection = Selection(dataset, chosen.method, chosen.seed, choice.reason, rows)
+    selection = Selection(*chosen.run, dataset, choice.reason, rows)
     write_record(output, selection)
     log.info("%s: %s is chosen. %s", dataset, chosen.method, choice.reason)
 

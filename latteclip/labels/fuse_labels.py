@@ -26,7 +26,7 @@ from latteclip.labels.fusion_report import (
     FusionReport,
     LabellerReport,
 )
-from latteclip.labels.guarantees import MIN_ANSWERS, Bools, Interval, share_right
+from latteclip.labels.guarantees import MIN_ANSWERS, Interval, share_right
 from latteclip.labels.image_classes import LinearHead
 from latteclip.labels.label_inputs import (
     LabelFiles,
@@ -36,7 +36,7 @@ from latteclip.labels.label_inputs import (
 )
 from latteclip.labels.label_model import LabelModel
 from latteclip.labels.labellers import Labeller
-from latteclip.labels.votes import ZERO_SHOT, Answers, Floats, Ints
+from latteclip.labels.votes import ZERO_SHOT, Answers, Bools, Floats, Ints
 
 log = logging.getLogger(__name__)
 MIN_WEIGHT = 0.05  # of votes that compare classifiers

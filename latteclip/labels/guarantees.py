@@ -13,12 +13,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import bdtr, stdtrit
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int_]
+from latteclip.labels.votes import Bools, Floats, Ints
+
 MIN_ANSWERS = 10  # about images drawn at random, for an interval that is stated
 ALPHA = 0.05  # probability that a guarantee or an interval fails
 MANY = 10**6  # images for each of a sample, of which new ones will be
@@ -129,7 +127,7 @@ def stratified_mean(
     variance = float((shares**2 * variances / n_counted * left).sum())
     freedom = max(1, len(values) - np.count_nonzero(is_answered))
     quantile = float(stdtrit(freedom, 1 - ALPHA / 2))
-    return float((shares * means).sum()), max(0.0, variance), quantile
+    return float((shares * means).sum()), variance, quantile
 
 
 def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:

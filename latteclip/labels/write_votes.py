@@ -107,10 +107,10 @@ def write_votes(
             "from labellers."
         )
     columns = {
-        **dict.fromkeys(tables.CLASS_SCORES.names, pa.nulls(len(index))),
         "image_id": index["image_id"],
         "options": options,
         "log_probabilities": scores,
+        "error": pa.nulls(len(index)),
     }
     tables.write(output, columns, tables.CLASS_SCORES, ClassesMetadata(classnames))
     log.info(

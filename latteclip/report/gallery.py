@@ -44,15 +44,11 @@ def read_gallery(
     index = tables.read(images, ["image_id", "path", "split", "label"])
     classnames = tables.read_metadata(images, IndexMetadata).classnames
     train = index.filter(pc.not_equal(index["split"], "test"))
-    label, confidence, source = "pseudo_label", "confidence", "zero-shot label"
-    path = pseudo_labels
+    path, label, confidence = pseudo_labels, "pseudo_label", "confidence"
+    source = "zero-shot label"
     if fused_labels:
-        label, confidence, source = (
-            "fused_label",
-            "fused_confidence",
-            "fused label",
-        )
-        path = fused_labels
+        path, label, confidence = fused_labels, "fused_label", "fused_confidence"
+        source = "fused label"
     shares = tables.lookup_column(path, confidence, train["image_id"])
     order = np.argsort(-shares.to_numpy(), kind="stable")
     some = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(int)

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 
 import pyarrow as pa
 import torch
@@ -221,10 +222,9 @@ def _flags(settings: FinetuneSettings, training: Training) -> list[str]:
     """Return the keys of `core.tables.FLAGS` that apply to a run."""
     flags = [*settings.flags]
     last = training.history[-1]["epoch"]
-    agreements = [
+    agreement = fmean(
         row["agreement"] for row in training.history if row["epoch"] == last
-    ]
-    agreement = sum(agreements) / len(agreements)
+    )
     predicted = int((training.predicted > 0).sum())
     n = len(training.predicted)
     if predicted < MIN_CLASSES * n or agreement < MIN_AGREEMENT:

@@ -77,7 +77,7 @@ def write_audit(folder, dataset, methods):
         for number, method in enumerate(methods)
     ]
     path = folder / "audit.json"
-    audit = Audit(dataset, "test", 53, 40, "It <i>helped</i>.", runs)
+    audit = Audit(dataset, "test", 53, 40, "It <i>helped</i>.", runs[::-1])
     path.write_text(json.dumps(asdict(audit)))
     return str(path)
 
