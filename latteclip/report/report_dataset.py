@@ -128,9 +128,7 @@ def report_dataset(
         lead_words=MODELS.get(
             settings.config["methods"][lead.method]["objective"], TRAINED
         ),
-        is_chosen=is_chosen,
         accuracy=accuracy,
-        labels_right=report.labels_right if report else None,
         model_right=model_right,
         asking=asking,
         report=report,
