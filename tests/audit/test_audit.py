@@ -21,7 +21,7 @@ from latteclip.core.answers import CHECK, CLASS, TEACH, Answer, AnswerFile
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_record
 from latteclip.core.tables import ClassesMetadata
-from latteclip.evaluate.results import MISSING, Audit, RunFiles
+from latteclip.evaluate.results import MISSING, Audit
 
 N_TEST = 120
 
@@ -124,12 +124,8 @@ def test_answers_after_the_first_image_without_one_are_left_out(session, label_o
 def score_again(results):
     """What the rule writes of an audit of made results."""
     folder, output = results.folder / "audit" / "test", str(results.folder / "audit.json")
-    files = [
-        RunFiles(run.method, run.seed, run.metrics, "", run.predictions)
-        for run in results.runs
-    ]
     plan = str(folder / "plan.parquet")
-    score.score_audit("made", results.images, plan, files, output)
+    score.score_audit("made", results.images, plan, results.runs, output)
     return read_record(Audit, output)
 
 

@@ -156,9 +156,8 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(
     ]  # fmt: skip  # as of a page that was written before the images were moved
     assert len(entries) == 30 and len({one["image"] for one in entries}) == 30
     exported = taken.folder / "exported.json"
-    exported.write_text(
-        json.dumps({**session.file.document().as_json(), "answers": entries})
-    )
+    document = {**session.file.document().as_json(), "answers": entries}
+    exported.write_text(json.dumps(document))
     import_answers(TeachingSession(taken.folder, 30), str(exported))
     assert [one.phase for one in session.answers().values()].count(CHECK) == 15
 

@@ -117,9 +117,8 @@ def test_torchvision_and_datasets_read_the_image_folder(taken, tmp_path):
         found[os.path.relpath(path, output)] = name
         assert read.classes[label] == folder_of(wanted[name])
         assert os.readlink(path) == str(taken.folder / name)
-    assert {
-        row["file"]: row["image_id"] for row in read_csv(output / "labels.csv")
-    } == found
+    listed = read_csv(output / "labels.csv")
+    assert {row["file"]: row["image_id"] for row in listed} == found
     place = {"data_dir": str(output), "cache_dir": str(tmp_path / "cache")}
     loaded = hub.load_dataset("imagefolder", split="train", **place)
     assert loaded.features["label"].names == read.classes
@@ -157,14 +156,8 @@ def test_names_are_files_of_every_system_that_differ_on_macos_and_windows():
     assert found == ["", "2.png", "3.png", ""]
     joined = "\U0001f408\u200d\U0001f984.png"  # one cat, by a joiner
     names = ["f-16 a/b", "..", ".hidden", "a\n?b", "end. ", joined]
-    assert [new_name(name) for name in names] == [
-        "f-16 a_b",
-        "_",
-        "_hidden",
-        "a__b",
-        "end_",
-        joined,
-    ]
+    wanted = ["f-16 a_b", "_", "_hidden", "a__b", "end_", joined]
+    assert [new_name(name) for name in names] == wanted
 
 
 # --- what is left out, and what is refused -------------------------------------------------------
@@ -217,10 +210,7 @@ def test_answers_are_accepted_and_guarantee_other_labels(taken):
     assert len(found) == n - 1 < len(taken.ids)  # one: no class
 
 
-@pytest.mark.parametrize("checking", [30, 0])
-def test_too_few_answers_say_how_many_it_takes(taken, checking):
-    if checking:
-        check(taken, checking)
+def test_without_answers_the_refusal_says_how_many_it_takes(taken):
     with pytest.raises(UserError, match=r"59.* --budget 118,"):
         labels("export", str(taken.folder), "csv", "labels.csv", max_error=0.05)
 

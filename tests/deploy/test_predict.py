@@ -88,9 +88,8 @@ def test_the_table_has_the_predictions(model, pictures, tmp_path, capsys):
     assert rows[0] == ["path", *names, *(f"{name}_2" for name in names)]
     for row, one in zip(rows[1:], predictions(model, pictures), strict=True):
         assert row[:2] == [one.path, one.classname]
-        assert [*map(float, row[2:4])] == pytest.approx(
-            [one.probability, one.score], abs=1e-6
-        )
+        wanted = [one.probability, one.score]
+        assert [*map(float, row[2:4])] == pytest.approx(wanted, abs=1e-6)
     assert run(model, pictures[0], "-k", 10**12) == 0
     assert capsys.readouterr().out.partition("\n")[0].endswith(f"score_{C}")
 

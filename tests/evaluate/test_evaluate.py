@@ -64,9 +64,8 @@ def evaluate(folder, index, clip, classifier):
     tables.write(
         folder / "history", {"step": [0, 1], "loss": [0.5, 0.25]}, schema, metadata
     )
-    outputs = [
-        str(folder / name) for name in ("predictions", "metrics", "train_predictions")
-    ]
+    names = ("predictions", "metrics", "train_predictions")
+    outputs = {f"{name}_output": str(folder / name) for name in names}
     stage.evaluate(
         index,
         *(str(folder / name) for name in ("model", "history")),
@@ -75,17 +74,16 @@ def evaluate(folder, index, clip, classifier):
         dataset="set",
         method="latteclip",
         seed=4,
-        predictions_output=outputs[0],
-        metrics_output=outputs[1],
-        train_predictions_output=outputs[2],
+        **outputs,
         device="cpu",
         threads=1,
     )
     found = []
-    for path in (outputs[0], outputs[2]):
+    for name in ("predictions", "train_predictions"):
+        path = folder / name
         assert tables.read_metadata(path, ClassesMetadata).classnames == CLASSNAMES
         found.append(tables.read(path).to_pylist())
-    return found[0], json.loads(Path(outputs[1]).read_text()), found[1]
+    return found[0], json.loads((folder / "metrics").read_text()), found[1]
 
 
 def test_test_images_and_those_left_out_get_the_class_of_the_nearest_prototype(
@@ -113,16 +111,9 @@ def test_test_images_and_those_left_out_get_the_class_of_the_nearest_prototype(
     for i, (hit, _) in zip(tests, hits, strict=True):
         recalls[labels[i]].append(hit)
     recall = np.mean([np.mean(own) for own in recalls.values()])
-    assert found == {
-        **{
-            "dataset": "set",
-            "method": "latteclip",
-            "seed": 4,
-            "flags": ["ours"],
-            "images": 4,
-        },
-        **{"acc1": acc1, "acc5": acc5, "mean_per_class_recall": pytest.approx(recall)},
-    }
+    wanted = {"dataset": "set", "method": "latteclip", "seed": 4, "flags": ["ours"]}
+    wanted |= {"images": 4, "acc1": acc1, "acc5": acc5}
+    assert found == wanted | {"mean_per_class_recall": pytest.approx(recall)}
 
 
 # --- classifiers without training -----------------------------------------------------------------
@@ -139,16 +130,13 @@ class Dataset(ZeroShotFiles):
             folder, World(torch.arange(N) % C, torch.randn(N, D), torch.randn(C, D))
         )
         self.bias = torch.randn(C)
-        self.best = (
-            (self.world.features @ self.world.texts.T + self.bias).argmax(dim=1).tolist()
-        )
+        scores = self.world.features @ self.world.texts.T + self.bias
+        self.best = scores.argmax(dim=1).tolist()
 
     def run(self, votes=None, *encoder):
         """Predictions of the test split, metrics, and predictions of training images."""
-        path, outputs = (
-            self.path("classifier"),
-            ("predictions", "metrics", "train_predictions"),
-        )
+        path = self.path("classifier")
+        outputs = ("predictions", "metrics", "train_predictions")
         head = Classifier.of(self.world.texts, self.bias)
         index, pseudo_labels, _ = self.write()
         save_classifier(path, head, self.described)
@@ -228,10 +216,8 @@ IDS = [f"{number}.png" for number in range(40)]
 def predictions(tmp_path):
     """Of 30 checked images 24 were left out of the training, and 18 of these are right."""
     path = tmp_path / "train_predictions.parquet"
-    columns = {
-        "image_id": IDS[:24],
-        "prediction": np.repeat([0, 1], [18, 6]).astype(np.int32),
-    }
+    predicted = np.repeat([0, 1], [18, 6]).astype(np.int32)
+    columns = {"image_id": IDS[:24], "prediction": predicted}
     tables.write(path, columns, tables.TRAIN_PREDICTIONS, ClassesMetadata(["a", "b"]))
     return RunFiles(*RUN, "", str(path))
 
@@ -250,9 +236,8 @@ def test_checks_of_labels_are_checks_of_a_model_that_did_not_learn_from_them(pre
 
 def test_a_classifier_that_answers_made_is_checked_without_them(predictions):
     check = [(0.5, row < 12) for row in range(15)]
-    found, _ = accuracy_by_answers(
-        predictions, records.fusion(checks={"flyp": check}), None
-    )
+    report = records.fusion(checks={"flyp": check})
+    found, _ = accuracy_by_answers(predictions, report, None)
     assert (found.value, found.n) == (0.8, 15)
 
 

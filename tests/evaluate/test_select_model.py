@@ -168,13 +168,11 @@ def chosen(*args):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_equals_the_simplest_is_chosen(order):
-    named = candidates("zero_shot", "zero_shot_adapted", "image_prototypes", "flyp")[
-        ::order
-    ]
+    methods = ("zero_shot", "zero_shot_adapted", "image_prototypes", "flyp")
+    named = candidates(*methods[::order])
     assert chosen(named, votes_for(*[range(60)] * 4)) == "zero_shot"
-    assert (
-        chosen(named, votes_for(*[range(60), range(60, 120)][::order] * 2)) == "zero_shot"
-    )
+    halves = [range(60), range(60, 120)][::order]
+    assert chosen(named, votes_for(*halves * 2)) == "zero_shot"
 
 
 def test_a_lead_within_a_quarter_of_a_standard_error_is_a_tie():
@@ -216,9 +214,8 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
         candidate("image_prototypes"),
     ]
     votes = votes_for(range(20), range(M), range(M), range(M), range(40))
-    best = audit(
-        named, {one.method: 0.1 + 0.2 * (one.method[:4] == "flyp") for one in named}
-    )
+    rates = {one.method: 0.1 + 0.2 * (one.method[:4] == "flyp") for one in named}
+    best = audit(named, rates)
     for answers in (None, best):
         assert chosen(named, votes, answers) == "image_prototypes"
     assert chosen(named, "nobody was asked", best) == "zero_shot"

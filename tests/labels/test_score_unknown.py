@@ -96,9 +96,8 @@ def test_none_of_these_calibrates_the_threshold(dataset):
     asked = training[:60]
     table, described = dataset.run(share=0.02, answers=dataset.write_answers(asked))
     scores, unknown = (table[name].to_numpy() for name in ("score", "is_unknown"))
-    limit = (
-        scores[asked[outside[asked]]].mean() + scores[asked[~outside[asked]]].mean()
-    ) / 2
+    none, known = asked[outside[asked]], asked[~outside[asked]]
+    limit = (scores[none].mean() + scores[known].mean()) / 2
     assert dataset.threshold == pytest.approx(limit, abs=1e-6)
     assert described.answers == 60
     assert (unknown[asked] == outside[asked]).all()

@@ -68,9 +68,8 @@ def test_supervision_needs_every_label(tmp_path):
 
 
 def test_groups_have_their_most_frequent_class_and_other_classes_their_description(files):
-    groups = files.groups(
-        [[1, 0, 2, 5], [2, 6, 3, 0]], ["a", "b"]
-    )  # of classes 0222 and 2112
+    # Of classes 0222 and 2112.
+    groups = files.groups([[1, 0, 2, 5], [2, 6, 3, 0]], ["a", "b"])
     data, texts = files.read(group_captions=groups)
     assert [texts[i] for i in data.texts.groups] == ["a", "b", "a striped.", "a dotted."]
     # The first of equally frequent ones.
@@ -84,9 +83,8 @@ def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypat
     assert len(out) == 2
     kept = [i for i in range(7) if i not in out]
     one, other = sorted(out)
-    groups = files.groups(
-        [kept[:4], [*kept[:3], one], [kept[2]] * 4, [other] * 4], list("abcd")
-    )
+    members = [kept[:4], [*kept[:3], one], [kept[2]] * 4, [other] * 4]
+    groups = files.groups(members, list("abcd"))
     captions = files.captions([f"caption {i}" for i in range(7)])
     data, texts = files.read(fold=fold, image_captions=captions, group_captions=groups)
     assert [Path(path).name for path in data.paths] == [files.names[i] for i in kept]

@@ -32,10 +32,8 @@ def test_of_rates_that_images_cannot_tell_apart_the_highest_is_taken():
 
 def find(folder, n, model):
     """Search on pictures of three classes. The labels of their index are wrong."""
-    inputs, output = (
-        Inputs(folder, [i % 3 for i in range(n)]),
-        folder / "learning_rate.json",
-    )
+    inputs = Inputs(folder, [i % 3 for i in range(n)])
+    output = folder / "learning_rate.json"
     stage.find_learning_rate(
         TrainingFiles(inputs.index, inputs.labels),
         settings("flyp", model, **AUTO),
