@@ -61,7 +61,7 @@ class Page(Protocol):
 
 
 class RefusedError(Exception):
-    """A refused request, with its HTTPStatus, and perhaps a sentence."""
+    """A refused request, with its HTTPStatus."""
 
 
 class PageServer(ThreadingHTTPServer):

@@ -199,7 +199,7 @@ def read_votes(
     """
     options, scores = read_class_scores(path, image_ids)
     if without_bias:
-        scores = scores - _class_means(options, scores)[options]
+        scores -= _class_means(options, scores)[options]
     best = scores.max(axis=1, keepdims=True)
     best[~np.isfinite(best)] = 0
     return Votes.of((options, np.exp(scores - best)))
@@ -244,10 +244,10 @@ def _class_means(options: Ints, scores: Floats) -> Floats:
 
     means = np.zeros(n_classes)
     for _ in range(ITERATIONS):
-        left = left - means_of(images, len(scores))[images]
+        left -= means_of(images, len(scores))[images]
         step = means_of(classes, n_classes)
         means += step
-        left = left - step[classes]
+        left -= step[classes]
     return means.astype(np.float32)
 
 

@@ -17,7 +17,7 @@ from latteclip.config import registry
 from latteclip.core import tables
 from latteclip.core.errors import Signals, Terminated, ending_in_order
 from latteclip.core.files import (
-    digest_of,
+    digest,
     fingerprint,
     new_folder,
     read_object,
@@ -104,13 +104,13 @@ def _identity(
         **settings.model_dump(),
         "fold": asdict(fold),
         "recipe": asdict(recipe),
+        "seed": seed,
+        "inputs": inputs,
     }
-    decisive |= {"seed": seed, "inputs": inputs}
-    if local := registry.clip_model(
-        settings.clip.model, settings.clip.pretrained
-    ).path:
-        decisive["model"] = fingerprint(local)
-    return digest_of([json.dumps(decisive, sort_keys=True)])
+    clip = registry.clip_model(settings.clip.model, settings.clip.pretrained)
+    if clip.path:
+        decisive["model"] = fingerprint(clip.path)
+    return digest(json.dumps(decisive, sort_keys=True))
 
 
 class Checkpoint:

@@ -100,10 +100,9 @@ def test_without_labellers_class_texts_and_images_label(dataset):
 def test_labels_are_better_than_votes_and_zero_shot(tmp_path):
     dataset = Dataset(tmp_path, noise=0.35)
     columns, report = dataset.run()
+    right = dataset.right(columns["fused_label"])
     for name in ("caption", "adapted", "image"):
-        assert dataset.right(columns["fused_label"]) >= dataset.right(
-            columns[f"{name}_label"]
-        )
+        assert right >= dataset.right(columns[f"{name}_label"])
     assert columns["lmm_label"] == columns["lmm_confidence"] == [None] * len(dataset.ids)
     adapted, _ = load_classifier(dataset.path("adapted"))
     features = dataset.world.features[dataset.training]

@@ -167,15 +167,8 @@ def captioned(tmp_path, index, demo_clip):
         write_captions(path, TRAINING, captions)
         settings = VotesSettings(name="words", captions=CLIP)
         output = str(tmp_path / "votes.parquet")
-        write_votes(
-            index(names),
-            settings,
-            output,
-            captions_path=str(path),
-            class_embeddings_path=texts,
-            device="cpu",
-            threads=1,
-        )
+        files = {"captions_path": str(path), "class_embeddings_path": texts}
+        write_votes(index(names), settings, output, **files, device="cpu", threads=1)
         return output
 
     @torch.no_grad()

@@ -44,17 +44,12 @@ class Trainings(Inputs):
         self.write_index(written=written)
         parts = ("model", "history.parquet", "checkpoint")
         outputs = [self.folder / name / part for part in parts]
-        files = TrainingFiles(self.index, self.labels, *self.texts)
-        chosen = settings(objective, **given)
         finetune(
-            files,
-            chosen,
+            TrainingFiles(self.index, self.labels, *self.texts),
+            settings(objective, **given),
             Fold(),
             *map(str, outputs),
-            seed=seed,
-            checkpoint_minutes=0,
-            device="cpu",
-            threads=1,
+            **{"seed": seed, "checkpoint_minutes": 0, "device": "cpu", "threads": 1},
         )
         return outputs[:2]
 
