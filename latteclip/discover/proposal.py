@@ -93,7 +93,7 @@ def propose_classes(
         )
     columns = {
         "image_id": proposal.image_ids,
-        "class": proposal.labels.astype(np.int32),
+        "class": proposal.labels,
     }
     tables.write(output, columns, PROPOSED, proposal.about)
 

@@ -95,7 +95,7 @@ def write_run(
     columns = {
         "image_id": images["image_id"],
         "label": images["label"],
-        "prediction": ranked[:, 0].astype(np.int32),
+        "prediction": ranked[:, 0],
     }
     tables.write(run.predictions, columns, tables.PREDICTIONS, classes)
     metrics: dict[str, Any] = {

@@ -36,7 +36,7 @@ from latteclip.labels.label_inputs import (
 )
 from latteclip.labels.label_model import LabelModel
 from latteclip.labels.labellers import Labeller
-from latteclip.labels.votes import ZERO_SHOT, Answers, Bools, Floats, Ints
+from latteclip.labels.votes import ZERO_SHOT, Answers, Floats, Ints
 
 log = logging.getLogger(__name__)
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
@@ -243,14 +243,14 @@ def labels_right(n: int, answers: Answers, held_out: Ints) -> Interval:
     """
     drawn = answers.select(answers.drawn)
     is_right = drawn.shares[np.arange(len(held_out)), held_out] > 0
-    names_class: Bools = np.asarray(answers.shares.any(axis=1))
+    chosen_right = answers.select(~answers.drawn).shares.any(axis=1)
     return share_right(
         n,
         len(is_right),
         int(is_right.sum()),
-        right=int((names_class & ~answers.drawn).sum()),
-        wrong=int((~names_class & ~answers.drawn).sum()),
+        right=int(chosen_right.sum()),
+        wrong=int((~chosen_right).sum()),
         unsure=answers.unsure_chosen,
         drawn_unsure=answers.unsure_drawn,
-        corrected=int((~is_right & names_class[answers.drawn]).sum()),
+        corrected=int((~is_right & drawn.shares.any(axis=1)).sum()),
     )

@@ -100,8 +100,8 @@ def write_pseudo_labels(
             add(
                 {
                     "image_id": table["image_id"][some],
-                    "pseudo_label": pa.array(labels[:, 0].numpy(), pa.int32()),
-                    "confidence": shares.gather(1, labels[:, :1])[:, 0].numpy(),
+                    "pseudo_label": labels[:, 0].numpy(),
+                    "confidence": shares.amax(dim=1).numpy(),
                     "topk_labels": labels.tolist(),
                     "image_features": tables.list_column(part.numpy()),
                 }
