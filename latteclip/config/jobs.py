@@ -159,12 +159,13 @@ def labellers(dataset: Dataset) -> list[Settings]:
 def write_votes(labeller: Labeller) -> Settings:
     """Return what a labeller's votes follow from: captions, a file, or a CLIP model."""
     dataset, keys = labeller.dataset, labeller.keys
+    values: Settings = {"name": keys.name, "kind": keys.kind}
     if labeller.asks is not None:
-        return {"name": keys.name, "captions": dataset.keys.clip}
+        return {**values, "captions": dataset.keys.clip}
     if labeller.clip is not None:
         zero_shot = {"clip": labeller.clip, **sections(dataset, *CLASS_TEXTS)}
-        return {"name": keys.name, "zero_shot": zero_shot}
-    return {"name": keys.name, "file": keys.file}
+        return {**values, "zero_shot": zero_shot}
+    return {**values, "file": keys.file}
 
 
 def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:

@@ -60,6 +60,7 @@ class VotesSettings(Section):
     """A labeller whose votes follow from captions, a file, or another CLIP model."""
 
     name: str
+    kind: str  # by which further kinds are told apart (CONTRIBUTING.md)
     file: str | None = None
     zero_shot: ZeroShotSettings | None = None  # another CLIP model that votes
     captions: ClipSection | None = None  # the CLIP model that reads them

@@ -52,7 +52,7 @@ def written(tmp_path, index):
             table.to_json(path, orient="records", lines=True)
         else:
             table.to_parquet(path)
-        settings = VotesSettings(name="mine", file=str(path))
+        settings = VotesSettings(name="mine", kind="file", file=str(path))
         output = str(tmp_path / "votes.parquet")
         write_votes(index(classnames), settings, output, device="cpu", threads=1)
         return dense(output, len(classnames))
@@ -165,7 +165,7 @@ def captioned(tmp_path, index, demo_clip):
     def write(captions):
         path = tmp_path / "captions.parquet"
         write_captions(path, TRAINING, captions)
-        settings = VotesSettings(name="words", captions=CLIP)
+        settings = VotesSettings(name="words", kind="captions", captions=CLIP)
         output = str(tmp_path / "votes.parquet")
         files = {"captions_path": str(path), "class_embeddings_path": texts}
         write_votes(index(names), settings, output, **files, device="cpu", threads=1)
