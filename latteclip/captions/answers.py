@@ -7,9 +7,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -200,6 +200,9 @@ class Runner:
     threads: int
     cache: AnswerCache
     images: Workers[Request, Request]
+    # By row, the digest of its request, and of the request after an empty or cut answer.
+    first: Mapping[int, str] = field(default_factory=dict)
+    second: Mapping[int, str] = field(default_factory=dict)
     # By digest of the request.
     failed: dict[str, Response] = field(default_factory=dict)
     n_asked: int = 0
@@ -209,20 +212,23 @@ class Runner:
 
     def ask_all(self) -> None:
         """Ask about all rows, and once more where the answer is empty or cut."""
-        wanted = self.questions.wanted
-        self._ask(wanted, again=False)
-        poor = {row for row in wanted if is_poor(self._found(row, again=False))}
-        self._ask(poor, again=True)
+        self.first = self._digests(self.questions.wanted, again=False)
+        self._ask(self.first, again=False)
+        poor = [
+            row
+            for row, digest in self.first.items()
+            if is_poor(self._found(digest))
+        ]
+        self.second = self._digests(poor, again=True)
+        self._ask(self.second, again=True)
 
     def answer(self, row: int) -> Response | None:
         """Return the answer about a row, also of an earlier run, or why there is none.
 
         A whole second answer takes the place of an empty or cut one, with the tokens of both.
         """
-        if row not in self.questions.wanted:
-            return None
-        first = self._found(row, again=False)
-        second = self._found(row, again=True) if is_poor(first) else None
+        first = self._found(self.first[row]) if row in self.first else None
+        second = self._found(self.second[row]) if row in self.second else None
         if first is None or second is None or second.error is not None:
             return first
         n_tokens = (first.n_tokens or 0) + (second.n_tokens or 0)
@@ -230,9 +236,14 @@ class Runner:
         better = first if is_poor(second) else second
         return replace(better, n_tokens=n_tokens, n_read=n_read)
 
-    def _found(self, row: int, *, again: bool) -> Response | None:
-        key = digest(self.questions.request(row, again=again), self._identity)
-        return self.cache.get(key) or self.failed.get(key)
+    def _found(self, digest: str) -> Response | None:
+        return self.cache.get(digest) or self.failed.get(digest)
+
+    def _digests(self, rows: Iterable[int], *, again: bool) -> dict[int, str]:
+        request = self.questions.request
+        return {
+            row: digest(request(row, again=again), self._identity) for row in rows
+        }
 
     @cached_property
     def _identity(self) -> str:
@@ -245,46 +256,52 @@ class Runner:
     def _engine(self) -> Engine:
         return start(self.captioner, self.threads, scoring=self.questions.scoring)
 
-    def _ask(self, rows: Collection[int], *, again: bool) -> None:
-        """Ask about rows, in the order of the questions, unless they have an answer.
+    def _ask(self, digests: Mapping[int, str], *, again: bool) -> None:
+        """Ask about these rows, in the order of the questions, unless they have an answer.
 
         Equal requests are one. What a server fails to answer is asked again, but not what it
         refuses.
         """
-        ask = partial(self.questions.request, again=again)
-        ordered = [row for row in self.questions.order if row in rows]
-        row_of = {digest(ask(row), self._identity): row for row in ordered}
-        new = [row for key, row in row_of.items() if self.cache.get(key) is None]
+        rows = [row for row in self.questions.order if row in digests]
+        row_of = {digests[row]: row for row in rows}
+        new = [
+            row for digest, row in row_of.items() if self.cache.get(digest) is None
+        ]
         self.is_answered |= len(new) < len(row_of)
-        failed = self._round(map(ask, new), len(new), MAX_CONSECUTIVE_FAILURES)
+        failed = self._round(new, digests, again, MAX_CONSECUTIVE_FAILURES)
         if not self._loads_model:  # a model would fail again
-            self._round(map(ask, failed), len(failed), math.inf)
+            self._round(failed, digests, again, math.inf)
 
     def _round(
-        self, requests: Iterable[Request], n: int, most: float
+        self,
+        rows: Sequence[int],
+        digests: Mapping[int, str],
+        again: bool,
+        most: float,
     ) -> list[int]:
-        """Ask n requests, and return the rows without an answer, but not those that were refused.
+        """Ask about rows, and return those without an answer, but not those that were refused.
 
         UserError: `most` requests failed one after another, so that further ones would fail.
         """
         failed = list[int]()
-        if not n:
+        if not rows:
             return failed
         n_failures = 0
         engine = self._engine
-        progress = Progress(n, "answers")
+        progress = Progress(len(rows), "answers")
+        requests = (self.questions.request(row, again=again) for row in rows)
         for request, answer in engine.answer(self.images.in_order(requests)):
             self.n_asked += 1
             progress.add(1)
-            key = digest(request, self._identity)
+            digest = digests[request.key]
             if answer.error is None:
-                self.cache.add(key, answer)
+                self.cache.add(digest, answer)
                 if not self._loads_model:  # the answer may be paid
                     self.cache.commit()
                 self.is_answered = True
                 n_failures = 0
                 continue
-            self.failed[key] = answer
+            self.failed[digest] = answer
             if not answer.is_refused:
                 failed.append(request.key)
             elif self.is_answered:

@@ -99,7 +99,12 @@ def test_shards_give_the_same_bytes_however_many_there_are(
 # --- worker processes ----------------------------------------------------------------------------
 
 
-def test_an_image_that_changed_since_it_was_indexed_is_named(dataset, recorder):
+def test_an_image_that_is_no_image_is_named(dataset, recorder):
+    """Also one that changed since it was indexed."""
     Image.new("RGB", (9, 9)).save(dataset.files[3])
     with pytest.raises(UserError, match=f"{dataset.files[3]}.*run the workflow"):
+        dataset.caption_images()
+    Path(dataset.files[3]).write_bytes(b"no image")
+    dataset.index(dataset.files)
+    with pytest.raises(UserError, match=dataset.files[3]):
         dataset.caption_images()
