@@ -129,13 +129,11 @@ class QuestionSession:
     def save(self, content: bytes) -> dict[str, Any]:
         """Save new answers, and take others back. An earlier answer of another page stays."""
         sent = self.file.parse(content, "The request")
-        saved = self.answers()
-        new = {key: one for key, one in sent.answers.items() if key not in saved}
+        saved = self.file.update(sent.answers, sent.removed, keeps_earlier=True)
         is_late = any(
             saved.get(key, one) != one for key, one in sent.answers.items()
         )
-        state = self.state(self.file.update(new, sent.removed))
-        return {**state, "is_late": is_late}
+        return {**self.state(saved), "is_late": is_late}
 
     def render(self) -> tuple[str, str]:
         return self._render(SERVED, {"state": self.state(self.answers())})
@@ -205,14 +203,11 @@ def import_answers(session: QuestionSession, path: str) -> None:
     """Add the answers of an exported file about images that have no answer yet."""
     exported = session.read_file(path)
     exported.warn(path, session.folder)
-    saved = session.answers()
-    new = {
-        key: answer for key, answer in exported.answers.items() if key not in saved
-    }
-    session.file.update(new)
+    before = session.answers()
+    saved = session.file.update(exported.answers, keeps_earlier=True)
     log.info(
         "Took %d of %s from %s.",
-        len(new),
+        len(saved) - len(before),
         counted(len(exported.answers), "answer"),
         path,
     )

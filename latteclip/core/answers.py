@@ -168,19 +168,28 @@ class AnswerFile:
         return self.parse(self.path.read_bytes(), str(self.path))
 
     def update(
-        self, changed: Mapping[str, Answer], removed: Collection[str] = ()
+        self,
+        changed: Mapping[str, Answer],
+        removed: Collection[str] = (),
+        *,
+        keeps_earlier: bool = False,
     ) -> dict[str, Answer]:
         """Change and remove some answers by their images, and return all about now.
 
         The file keeps what other processes have saved, and answers about other images and classes.
+        It may keep earlier answers about the same images as well.
         """
         added = self._resolve(self.document(changed.values())).entries
-        replaced = {*removed, *(one.image_id for one in added)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
+            before = self.read()
+            if keeps_earlier:
+                earlier = before.answers.keys() - {*removed}
+                added = [one for one in added if one.image_id not in earlier]
+            replaced = {*removed, *(one.image_id for one in added)}
             others = [
                 one
-                for one in self.read().entries
+                for one in before.entries
                 if one.state == GONE or one.image_id not in replaced
             ]
             saved = self.document([*others, *added])
