@@ -14,11 +14,15 @@ class Model:
     def __init__(self, path):
         self.session = onnxruntime.InferenceSession(path)
         about = self.session.get_modelmeta().custom_metadata_map
-        self.classnames = json.loads(about["classnames"])
-        self.inputs = json.loads(about["inputs"])
+        self.classnames = json.loads(about.get("classnames", "[]"))
+        self.inputs = json.loads(about.get("inputs", "[]"))
         self.threshold = json.loads(about.get("abstain", "{}")).get(
             "threshold", 0.0
         )
+        if self.session.get_outputs()[0].shape[1] != len(self.classnames):
+            sys.exit(
+                f"{path} scores other classes than it names; export the model again."
+            )
 
     def __call__(self, path):  # scores [C] and probabilities [C]
         image = ImageOps.exif_transpose(Image.open(path))
