@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import signal
 
 import pytest
@@ -10,6 +11,7 @@ from support.shards import labelled, picture, tar_shard
 
 from latteclip.core.errors import UserError
 from latteclip.data import images, index_images
+from latteclip.data.images import checksum
 from latteclip.data.index_images import CACHE
 
 
@@ -17,6 +19,15 @@ from latteclip.data.index_images import CACHE
 def root(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     return folders(tmp_path / "d")
+
+
+def test_every_image_is_listed_with_its_checksum(root, tmp_path):
+    rows, _, corrupt = index(root, tmp_path, threads=2)
+    by_id = {row["image_id"]: row for row in rows}
+    assert len(by_id) == 20 and not corrupt
+    dog = root / "dog" / "1.jpg"
+    assert by_id["dog/1.jpg"]["path"] == str(dog)
+    assert by_id["dog/1.jpg"]["checksum"] == checksum(dog.read_bytes())
 
 
 def test_a_limit_draws_the_same_images_evenly_from_each_split(root, tmp_path):
@@ -121,3 +132,10 @@ def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(root, tmp_pat
     rows, _, corrupt = index(root, tmp_path, kind="webdataset")
     assert len(rows) == 30 and not corrupt
     assert "20 of 30 images are in the cache" in caplog.text
+
+
+def test_a_damaged_cache_is_named(root, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / CACHE).write_bytes(b"no database" * 999)
+    with pytest.raises(UserError, match=re.escape(CACHE)):
+        index(root, tmp_path)
