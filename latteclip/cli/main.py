@@ -150,10 +150,13 @@ def add_log_file(file: str) -> None:
 
 
 def _is_for_run(record: logging.LogRecord) -> bool:
-    """Return whether a message is ours, and a warning, an error, or one with FOR_RUN."""
+    """Return whether a message is ours, and a warning or one with FOR_RUN.
+
+    The run prints the errors of its jobs when it ends.
+    """
     is_own = record.name.partition(".")[0] == "latteclip"
     return is_own and (
-        record.levelno >= logging.WARNING or hasattr(record, "is_for_run")
+        record.levelno == logging.WARNING or hasattr(record, "is_for_run")
     )
 
 

@@ -48,8 +48,10 @@ OLD_PAGE = (
     "This page is older than its data: a run has begun that will write it again. If that run "
     "failed, run again:"
 )
-# In what Snakemake says of a job that failed.
-COMMAND = "CalledProcessError in file"
+# In what Snakemake says of jobs that failed, whose errors are printed at the end.
+OF_FAILED = re.compile(
+    "CalledProcessError in file|Look above for error|At least one job did not"
+)
 REASONS = "Reasons:"  # begins a list of the jobs by their reasons
 # What the inputs and outputs of a job say too, in the reason for which it will run.
 OF_FILES = re.compile(
@@ -240,7 +242,7 @@ class JobLines(logging.Filter):
         if event == LogEvent.JOB_ERROR:  # jobs that failed are reported at the end
             return str(record.rule_msg).startswith(REFUSED)
         text = str(record.msg)
-        if event not in (None, LogEvent.ERROR) or COMMAND in text:
+        if event not in (None, LogEvent.ERROR) or OF_FAILED.search(text):
             return False
         is_urgent = record.levelno >= logging.WARNING
         return is_urgent or text.startswith(NOTHING)

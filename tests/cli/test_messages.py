@@ -36,6 +36,7 @@ def test_what_slurm_refuses_is_printed_and_commands_of_failed_jobs_are_not():
     lines = messages.JobLines(SimpleNamespace(runs_jobs=True))
     for msg, is_printed in (
         ("RuleException:\nCalledProcessError in file", False),
+        ("Exiting because a job execution failed. Look above for error messages", False),
         ("Oh", True),
     ):
         record = logging.makeLogRecord({"event": LogEvent.ERROR, "msg": msg, "levelno": 40})
