@@ -112,8 +112,12 @@ def report_dataset(
     accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
     is_tested = accuracy is not None or bool(audit and audit.runs)
     model_right, asking = results.accuracy_by_answers(lead, report, audit)
+    n_asked = min(results.QUESTIONS, images.n_train)
     steps = [
-        *_next_steps(settings, lead.run, is_chosen, is_tested, report, discovery)
+        *_next_steps(
+            *(settings, lead.run, is_chosen, is_tested, report, discovery),
+            n_asked,
+        )
     ]
     folder = Path(output).parent
     table = summary(
@@ -161,6 +165,7 @@ def _next_steps(
     is_tested: bool,
     report: FusionReport | None,
     discovery: Mapping[str, Any] | None,
+    n_asked: int,
 ) -> Iterator[tuple[str, str]]:
     """Yield what to do next as a text and a command, the most important first."""
     folder = f"results/{settings.dataset}"
@@ -173,8 +178,8 @@ def _next_steps(
         yield "Check the proposed classes:", f"latteclip classes {quoted}"
     if report and not report.labels_right:
         yield (
-            f"Answer questions about {results.QUESTIONS} images, in about twenty minutes. The "
-            "answers improve the labels and estimate their accuracy:",
+            f"Answer questions about {counted(n_asked, 'image')}, ten seconds each. The answers "
+            "improve the labels and estimate their accuracy:",
             f"latteclip teach {quoted}",
         )
         yield rerun

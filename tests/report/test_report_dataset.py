@@ -109,6 +109,7 @@ def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_
     assert first.count("is not known") == 2 and "\xa0%" not in first
     assert "verdict" not in text.split("<body>")[1]  # nobody knows what is right
     step = page.sections["next"]
+    assert f"questions about {results.n_train} images" in step  # fewer than usual
     assert step.index("latteclip teach results/made") < step.index("dataset=made")
     files = fused(results, labels, answers={"a": "b"}, checking=["a"])
     page, _ = write(results, selection=chosen, **files)
