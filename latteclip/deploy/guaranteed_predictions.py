@@ -5,6 +5,7 @@ classifier did not learn from. They set the probability below which a prediction
 """
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to `Predictio
 def result_file(name: str, model: Path, option: str) -> Path:
     """Return a file in the folder results/<dataset> of a model, or raise UserError."""
     # A model is in results/<dataset>/<method>/seed<n>/model.
-    for place in model.absolute().parents[:3]:
+    for place in (*model.parents[:3], *model.absolute().parents[:3]):
         if (place / name).is_file():
             return place / name
     raise UserError(
@@ -99,7 +100,8 @@ def threshold_of(check: Check, max_error: float, folder: Path) -> float:
         raise UserError(
             f"A guarantee of {max_error:g} takes {needed:,} answers about images that were drawn "
             f"at random and that the model did not learn from, and there are {n}: latteclip teach "
-            f"{folder} --budget {max(2 * needed, asked + needed - n)}, then run the workflow again."
+            f"{shlex.quote(str(folder))} --budget {max(2 * needed, asked + needed - n)}, then run "
+            "the workflow again."
         )
     confidence, right = map(np.array, zip(*check, strict=True))
     return pac_threshold(confidence, ~right, max_error)

@@ -125,6 +125,15 @@ def test_only_images_that_the_model_was_not_trained_on_count(results):
     assert found == results.threshold(slice(8, 20))
 
 
+def test_the_command_for_more_answers_names_the_results_as_the_user_does(
+    results, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    results.model = results.model.relative_to(tmp_path)
+    with pytest.raises(UserError, match="latteclip teach results/mine --budget"):
+        results.classifier(abstain=0.05)
+
+
 def test_a_classifier_that_answers_made_is_checked_without_them(results):
     (results.model.parent / "history.parquet").unlink()
     place = results.folder / "classifiers" / "image_prototypes.safetensors"
