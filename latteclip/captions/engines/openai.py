@@ -23,7 +23,7 @@ from latteclip.captions.engine import Response, at_once, failed, messages, score
 from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
-from latteclip.core.errors import UserError
+from latteclip.core.errors import Terminated, UserError
 from latteclip.core.terminal import FOR_RUN, one_line
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class ServerEngine:
         """Yield each request with its answer.
 
         Where the server refuses all requests, answers that are under way are yielded before the
-        error, for they may be paid.
+        error, for they may be paid, and after a signal those that have arrived.
         """
         source = iter(requests)
         n = at_once(self._settings, AT_ONCE)
@@ -104,13 +104,19 @@ class ServerEngine:
                 if not waiting:
                     break
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    request = waiting.pop(future)
                     try:
                         answer = future.result()
                     except UserError as error:
                         refusal = error
                     else:
-                        yield request, answer
+                        yield waiting[future], answer
+                    del waiting[future]
+        except Terminated:
+            # Answers that have arrived may be paid too.
+            for future, request in waiting.items():
+                if future.done() and not future.exception():
+                    yield request, future.result()
+            raise
         finally:
             for future in waiting:
                 future.cancel()

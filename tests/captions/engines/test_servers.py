@@ -1,9 +1,12 @@
 """Engines that ask a server: what they have in common, chat completions and decision models."""
 
+import asyncio
 import gzip
 import json
 import math
+import signal
 import threading
+from concurrent.futures import wait
 from unittest import mock
 
 import numpy as np
@@ -17,7 +20,7 @@ from latteclip.captions.engine import scores_of
 from latteclip.captions.engines import openai
 from latteclip.captions.questions import Choices, Request
 from latteclip.captions.score_classes import letters_of, letters_prompt
-from latteclip.core.errors import UserError
+from latteclip.core.errors import Terminated, UserError
 
 NAMES = ("banded", "dotted", "woven")
 SOON = {"retry-after-ms": 1}
@@ -66,6 +69,24 @@ def test_several_requests_are_under_way_and_each_gets_its_answer(service):
     assert sorted(answers) == list(range(12))
     assert not any(answer.error for answer in answers.values())
     assert service.most_active == 4
+
+
+def test_a_signal_loses_no_answer_that_has_arrived(service, monkeypatch):
+    def answered(coroutine, loop, start=asyncio.run_coroutine_threadsafe):
+        future = start(coroutine, loop)
+        wait([future])
+        return future
+
+    def interrupted():
+        yield from requests(service, 3)
+        raise Terminated(signal.SIGINT)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", answered)
+    found = []
+    with pytest.raises(Terminated):
+        for request, _ in engine(service).answer(interrupted()):
+            found.append(request.key)
+    assert sorted(found) == [0, 1, 2]
 
 
 ENDLESS = {
