@@ -329,7 +329,7 @@ class AnswersMetadata:
     """The metadata of CAPTIONS and CLASS_SCORES: who answered, and what that took."""
 
     model: str  # which was asked, or the user's file
-    requests: int = 0  # rows that were asked about, now or in an earlier run
+    questions: int = 0  # rows that were asked about, now or in an earlier run
     tokens_read: int = 0
     tokens_written: int = 0
     # Rows, which are images or groups.
@@ -342,7 +342,7 @@ class AnswersMetadata:
     def in_words(self) -> str:
         """What was asked, in words."""
         return (
-            f"{counted(self.requests, 'question')} to {self.model}, "
+            f"{counted(self.questions, 'question')} to {self.model}, "
             f"{self.tokens_read:,} tokens read, {self.tokens_written:,} written, "
             f"{counted(self.not_asked, 'image')} left out, "
             f"{self.failed:,} failed, {self.refused:,} refused, {self.empty:,} empty"
@@ -353,7 +353,7 @@ class AnswersMetadata:
         if answer is None:
             self.not_asked += 1
             return
-        self.requests += 1
+        self.questions += 1
         self.tokens_read += answer.n_read or 0
         self.tokens_written += answer.n_tokens or 0
         if answer.error is None:
@@ -390,7 +390,7 @@ def _write_table(runner: Runner, output: str) -> None:
                 metadata.count(columns[-1], answer)
                 reason = reason or columns[-1]["error"]
             add(pa.Table.from_pylist(columns, schema))
-        asked = metadata.requests
+        asked = metadata.questions
         missing = metadata.failed + metadata.empty
         allowed = captioner.max_failed
         if 0 < asked == missing + metadata.refused or missing > allowed * asked:

@@ -31,7 +31,7 @@ TITLES = {
     NAMES: "names of images",
     SCORES: "class scores",
 }
-# Rules that ask a captioner, by what they ask for: they grow with their requests.
+# Rules that ask a captioner, by what they ask for: they grow with their questions.
 ASKING = {
     "caption_images": IMAGES,
     "caption_groups": GROUPS,
@@ -80,33 +80,33 @@ def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     if asked:
         yield f"{dataset.name}: to ask, where answers are not cached:"
     for captioner in asked:
-        yield f"  {_requests(captioner, images)}"
+        yield f"  {_questions(captioner, images)}"
 
 
-def _requests(captioner: Captioner, images: Counts | None) -> str:
-    """Return the requests of a table and their tokens, as far as they are known, in words."""
+def _questions(captioner: Captioner, images: Counts | None) -> str:
+    """Return the questions of a table and their tokens, as far as they are known, in words."""
     labeller = f" of the labeller {captioner.name}" if captioner.name else ""
     name = f"{TITLES[captioner.kind]}{labeller} by {captioner.settings.model}"
     if images is None:
         return f"{name}: not known before the images are indexed"
-    n = n_requests(captioner, images)
-    requests = f"{name}: at most {counted(n, 'question')}"
+    n = n_questions(captioner, images)
+    questions = f"{name}: at most {counted(n, 'question')}"
     # Runs of this dataset, and limited ones.
     dataset = captioner.dataset
     limited = sorted(RESULTS.glob(f"{dataset.whole}_*"), key=_limit, reverse=True)
     for folder in (RESULTS / dataset.name, *limited):
         if (folder / captioner.table).is_file():
             used = tables.read_metadata(folder / captioner.table, AnswersMetadata)
-            if used.requests and used.model == captioner.settings.model:
-                read = n * used.tokens_read / used.requests
-                written = n * used.tokens_written / used.requests
+            if used.questions and used.model == captioner.settings.model:
+                read = n * used.tokens_read / used.questions
+                written = n * used.tokens_written / used.questions
                 tokens = f"{read:,.0f} tokens read and {written:,.0f} written"
-                return f"{requests}, about {tokens} as in {folder}"
-    return f"{requests}, tokens not known before a limited run"
+                return f"{questions}, about {tokens} as in {folder}"
+    return f"{questions}, tokens not known before a limited run"
 
 
-def n_requests(captioner: Captioner, images: Counts) -> int:
-    """Return the requests of a table about so many images, if no answer is cached."""
+def n_questions(captioner: Captioner, images: Counts) -> int:
+    """Return the questions of a table about so many images, if no answer is cached."""
     most = captioner.max_images
     return images.train if most is None else min(images.train, most)
 
@@ -156,7 +156,7 @@ def _lines(name: str) -> Iterator[str]:
         )
     for captioner in whole.answer_tables:
         if not captioner.engine.reads_file:
-            yield f"  {_requests(captioner, after)}"
+            yield f"  {_questions(captioner, after)}"
 
 
 def _stages(
@@ -184,8 +184,8 @@ def _stages(
                 each for each in dataset.captioners if each.name == name != ""
             )
             captioner = next(of_labeller, dataset.captioner(ASKING[cost.rule]))
-            growth = n_requests(captioner, after) / max(
-                1, n_requests(captioner, before)
+            growth = n_questions(captioner, after) / max(
+                1, n_questions(captioner, before)
             )
         elif cost.rule in TRAINING:
             keys = dataset.method(cost.run.partition(",")[0]).keys.finetune

@@ -82,6 +82,6 @@ def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     ):
         if (
             path.is_file()
-            and (answers := read_metadata(path, AnswersMetadata)).requests
+            and (answers := read_metadata(path, AnswersMetadata)).questions
         ):
             yield path.relative_to(folder).as_posix(), answers

@@ -30,7 +30,7 @@ def summarize(
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    Below the table for people are the choices of models, the verdicts of audits, and the requests
+    Below the table for people are the choices of models, the verdicts of audits, and the questions
     and tokens of captioners.
     """
     table = summary([read_object(path) for path in metrics_paths], baseline)

@@ -28,7 +28,7 @@ def test_every_training_image_is_asked_and_tests_never(dataset, recorder):
 def test_groups_show_the_grid_of_their_members(dataset, recorder):
     columns = dataset.caption_groups()
     metadata = provenance(dataset.output)
-    assert (metadata.model, metadata.requests) == (SETTINGS.model, 7)
+    assert (metadata.model, metadata.questions) == (SETTINGS.model, 7)
     drawn = draw_groups(dataset.names, LABELS)
     assert columns["id"] == dataset.names
     assert columns["members"] == [[dataset.names[m] for m in drawn[i]] for i in range(7)]
@@ -60,7 +60,7 @@ def test_an_empty_or_cut_answer_is_asked_for_once_more(
     metadata = provenance(dataset.output)
     assert columns["caption"] == [caption] * 7
     assert len(recorder.requests) == 14
-    assert (metadata.requests, metadata.tokens_read) == (7, 140)
+    assert (metadata.questions, metadata.tokens_read) == (7, 140)
     recorder.forget()
     assert dataset.caption_images(max_failed=1) == columns
     assert recorder.starts == 0
@@ -73,7 +73,7 @@ def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder, capl
     columns = dataset.caption_images(engine="file", images_file=str(path))
     assert columns["caption"] == ["NA", 'a "dot", seen', *[""] * len(others)]
     assert f"no row for {len(others)} of {len(dataset.names)} images" in caplog.text
-    assert provenance(dataset.output).requests == 0
+    assert provenance(dataset.output).questions == 0
     assert recorder.starts == 0
 
 

@@ -49,7 +49,7 @@ def test_requests_and_tokens_are_counted_also_where_answers_are_cached(scored, d
     for _ in range(2):
         decisions_of(scored, max_images=4)
         found = provenance(scored.output)
-        assert (found.requests, found.not_asked, found.tokens_written) == (4, N - 4, 0)
+        assert (found.questions, found.not_asked, found.tokens_written) == (4, N - 4, 0)
         assert found.tokens_read > 4 * 92
         assert f"4 questions to decider, {found.tokens_read:,} tokens" in found.in_words
     assert len(decisions.requests) == 4

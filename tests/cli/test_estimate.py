@@ -54,7 +54,7 @@ def test_requests_are_counted(most, n):
 def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
     given = {"captioner": SERVER, "scores": {**LETTERS, "max_images": 750}}
     for place, model in (("demo_8", "other"), ("demo_64", "m"), ("demo_128", "other")):
-        used = {"requests": 4, "tokens_read": 400, "tokens_written": 8}
+        used = {"questions": 4, "tokens_read": 400, "tokens_written": 8}
         metadata = AnswersMetadata(model, **used)
         path = folder / "results" / place / "class_scores.parquet"
         write(path, tables.CLASS_SCORES, metadata)

@@ -109,7 +109,7 @@ def found(by_vllm):
 def test_vllm_writes_what_transformers_writes(by_vllm, answers):
     path = by_vllm / "captions.parquet"
     assert read(path) == answers
-    assert tables.read_metadata(path, AnswersMetadata).requests == N
+    assert tables.read_metadata(path, AnswersMetadata).questions == N
 
 
 @pytest.mark.slow
