@@ -157,12 +157,12 @@ class Evidence:
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
         a = max(float(share @ [one.accuracy for one in seen]), LEAST)
         named = float(share @ [one.named_share / one.meant for one in seen])
-        if not self.texts_alone:
-            self.fits = min(1.0, named / a**2, 2 * named) ** SHARPNESS
+        fits = named / a**2
         if self.has_texts and texts.accuracy > a:
-            improved = float(share @ [self._improved(one) for one in seen])
-            self.fits = max(self.fits, min(1.0, improved) ** SHARPNESS)
+            fits = float(share @ [self._improved(one) for one in seen])
             texts.starts = texts.accuracy**2
+        if not self.texts_alone:
+            self.fits = min(1.0, fits) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + 2)
         if self.has_texts and believed == self.labellers[:1]:
             self._leave_texts_alone()

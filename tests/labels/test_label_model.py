@@ -172,6 +172,16 @@ def test_images_correct_random_votes(right):
     assert np.allclose(model.predict_proba(planted.x).sum(axis=1), 1)
 
 
+def test_images_correct_random_votes_about_look_alikes():
+    """Sixty kinds in twelve groups: images name a sixth of what the labeller names."""
+    planted = Planted(counts=(25,) * 60, noise=0.22, right=0.45, width=64)
+    groups = np.repeat(planted.centres[:12], 5, axis=0)
+    planted.centres = unit(groups + 0.5 * planted.centres)
+    planted.x = planted.images(planted.truth)
+    labels = planted.fit().labels_
+    assert planted.right(labels) > planted.right(planted.votes) + 0.1
+
+
 def test_a_class_that_no_vote_names_has_no_image_and_no_new_image():
     planted = Planted(counts=(60, 60, 60, 60, 0), noise=0.4)
     votes = np.where(planted.votes == 4, 0, planted.votes)
