@@ -59,6 +59,11 @@ class FeatureMemmap:
     ) -> None:
         self._mapped()[rows] = values.numpy()
 
+    def read(self) -> np.ndarray:
+        """Return the table in memory, without the pages of a mapping beside it."""
+        self._file.seek(0)
+        return np.fromfile(self._file, np.float32).reshape(self.shape)
+
     def _mapped(self) -> np.ndarray:
         """Map the table each time: pages of a mapping count as the process's memory."""
         if 0 in self.shape:

@@ -81,7 +81,7 @@ def propose_classes(
     ids = index["image_id"]
     column = tables.lookup_column(names_path, "caption", ids)
     answers = [text or "" for text in column.to_pylist()]
-    features = read_features(features_path, ids)[:].numpy()
+    features = read_features(features_path, ids).read()
     evidence = Evidence.of(Whitener(features)(features), read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
     proposal = propose(ids.to_pylist(), evidence, wanted)

@@ -91,7 +91,7 @@ class LabelInputs:
         image_ids = images["image_id"]
         classes, described = load_classifier(files.class_embeddings)
         features = [
-            read_features(path, image_ids)[:].numpy()
+            read_features(path, image_ids).read()
             for path in (files.pseudo_labels, *image_encoders_paths)
         ]
         examples = np.zeros(0, np.int64)

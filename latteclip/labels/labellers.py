@@ -54,8 +54,7 @@ class Labelled:
         best = votes[self.has].max(axis=1)
         self.is_soft = is_text or len(np.unique(best.round(2))) > FEW
         self.named = votes.argmax(axis=1)
-        self.first = first(votes)
-        self.votes = votes if self.is_soft else self.first
+        self.votes = votes if self.is_soft else first(votes)
         c = votes.shape[1]
         self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
         self.theta = (0.9 * np.eye(c) + 0.1 * self.overall).astype(np.float32)
@@ -76,6 +75,11 @@ class Labelled:
             0.0,
         )
         self.meant = 0.98  # share of votes that are not random
+
+    @property
+    def first(self) -> Floats:
+        """Return the first choices [n, C]."""
+        return first(self.votes)
 
     def share_meant(self, q: Floats, votes: Floats) -> Floats:
         """Return the probability [n] that votes [n, C] are not random, given images [n, C]."""
