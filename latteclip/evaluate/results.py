@@ -107,7 +107,7 @@ def write_run(
         **dict.fromkeys(FIGURES),
     }
     if images["label"].null_count:
-        log.warning("No labels to test with in %s: predictions only.", dataset)
+        log.info("No labels to test with in %s: predictions only.", dataset)
     else:
         labels = images["label"].to_numpy()
         is_right = ranked == labels[:, None]
