@@ -241,7 +241,7 @@ def as_texts(folder: Path, audit: Audit) -> dict[str, Any]:
     )
     steps = [(rerun, run_command(folder))]
     if audit.answered < audit.images:
-        budget = audit.answered + 100
+        budget = min(audit.answered + 100, audit.images)
         command = f"latteclip audit {shlex.quote(str(folder))} --budget {budget}"
         steps.append(("To decide more, answer more:", command))
     return {"sentence": audit.sentence, "lines": lines, "steps": steps}

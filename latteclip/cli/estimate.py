@@ -66,8 +66,13 @@ def counts_of(dataset: Dataset) -> Counts | None:
     stated = dataset.keys.split.counts
     if not {"train", "test"} <= stated.keys():
         return None
-    most = dataset.run.keys.limit or sys.maxsize
+    most = _most(dataset)
     return Counts(min(stated["train"], most), min(stated["test"], most))
+
+
+def _most(dataset: Dataset) -> int:
+    """Return how many images of each split a run takes at most."""
+    return dataset.run.keys.limit or sys.maxsize
 
 
 def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
@@ -75,7 +80,7 @@ def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     images = counts_of(dataset)
     folder = dataset.keys.source.folder
     if images is None and folder and dataset.keys.split.kind == "folders":
-        images = Counts(len(image_files(folder)), 0)
+        images = Counts(min(len(image_files(folder)), _most(dataset)), 0)
     asked = dataset.pending_captioners(pending)
     if asked:
         yield f"{dataset.name}: to ask, where answers are not cached:"

@@ -51,6 +51,14 @@ def test_requests_are_counted(most, n):
     )
 
 
+def test_a_limited_run_asks_about_its_images_alone(folder):
+    for number in range(9):
+        (folder / f"{number}.jpg").touch()
+    given = {"dataset": "mine", "image_dir": str(folder), "captioner": SERVER}
+    [line] = plan(**given, limit=4)
+    assert "at most 4 questions" in line
+
+
 def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
     given = {"captioner": SERVER, "scores": {**LETTERS, "max_images": 750}}
     for place, model in (("demo_8", "other"), ("demo_64", "m"), ("demo_128", "other")):
