@@ -137,15 +137,16 @@ class TeachingSession(QuestionSession):
     def status(self, answers: Mapping[str, Answer]) -> str:
         n = sum(answer.phase == CHECK for answer in answers.values())
         return (
-            "The labels learn from every ten answers. The last half of the questions check the "
-            f"labels, with images drawn at random: {counted(n, 'check')} so far."
+            f"The labels learn from every ten answers. The last {self.total - self.n_taught} "
+            "questions check the labels, with images drawn at random: "
+            f"{counted(n, 'check')} so far."
         )
 
     def result(self) -> dict[str, Any]:
         answers = self.answers()
         sentence = (
-            f"The share of right labels is not known yet: it takes {MIN_ANSWERS} checks, after the "
-            f"first {self.n_taught} answers."
+            f"The share of right labels is not known yet: it takes {MIN_ANSWERS} checks, which "
+            "follow the questions that teach."
         )
         given = self._answered(answers)
         if given.drawn.sum() >= MIN_ANSWERS:

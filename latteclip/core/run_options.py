@@ -95,6 +95,7 @@ def labels_path(folder: Path) -> Path:
     if not path.is_file():
         command = run_command(folder, "labels")
         raise UserError(
-            f"{path} does not exist: run the workflow first, {command}."
+            f"{path} does not exist: give a folder results/<dataset>, or run the "
+            f"workflow first, {command}."
         )
     return path

@@ -11,6 +11,7 @@ from latteclip.audit.session import import_answers
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.core.answers import CHECK, CLASS, NONE, TEACH, UNSURE, Answer
+from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
@@ -91,6 +92,11 @@ def test_questions_follow_the_model_of_the_fused_labels(taken):
     assert session.posterior.argmax(axis=1).tolist() == labels["fused_label"].to_pylist()
 
 
+def test_a_folder_without_labels_is_told_from_that_of_the_results(taken):
+    with pytest.raises(UserError, match="results/<dataset>"):
+        TeachingSession("mine", 10)
+
+
 def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     session = TeachingSession(taken.folder, 40)
     answers = answer_all(session, lambda one: label_of[one.image_id])
@@ -101,7 +107,8 @@ def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     rest = [name for name in drawn if name not in taught]
     assert [one.image_id for one in list(answers.values())[20:]] == rest[:20]
     assert all(one.content for one in answers.values())
-    assert "20 checks" in session.status(answers)
+    status = session.status(answers)
+    assert "last 20 questions" in status and "20 checks" in status
 
 
 def test_its_last_line_and_the_report_state_one_share_of_right_labels(taken, label_of):
@@ -172,3 +179,4 @@ def test_an_image_that_has_an_answer_keeps_it(taken):
     exported.write_text(json.dumps(session.file.document(others.values()).as_json()))
     import_answers(session, str(exported))
     assert [one.classname for one in session.answers().values()] == [dots, lines]
+    assert session.result() == TeachingSession(taken.folder, 30).result()
