@@ -120,7 +120,9 @@ def _labellers(dataset: Dataset) -> Iterator[str]:
             )
         file = labeller.keys.file
         if file and not os.path.isfile(file):
-            yield f"of the labeller {labeller.name}, file {file} is not a file."
+            yield (
+                f"of the labeller {labeller.name}, file {file} is not a file; correct the path."
+            )
 
 
 def _methods(dataset: Dataset) -> Iterator[str]:
