@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
@@ -198,7 +197,11 @@ CONFIGURED = (
     "method=latteclip",
     "seeds=1",
 )
-INDEX, CAPTIONS = "results/demo/images.parquet", "results/demo/captions/images.parquet"
+WRITTEN = INDEX, CAPTIONS, GROUPS = (
+    "results/demo/images.parquet",
+    "results/demo/captions/images.parquet",
+    "results/demo/captions/groups.parquet",
+)
 # The training waits after its first step until SLURM stops it: at the end of finetune.py.
 WAITING = """
 
@@ -276,13 +279,13 @@ def run(finished, tmp_path_factory):
             "this machine's name does not stand for 127.0.0.1: others could reach SLURM"
         )
     checkout = finished.copy(tmp_path_factory.mktemp("cluster") / "checkout")
-    for name in (INDEX, CAPTIONS):
+    for name in WRITTEN:
         (checkout.root / name).unlink()
     folder = tmp_path_factory.mktemp("slurm") / "slurm"
     with pytest.MonkeyPatch.context() as patch, Slurm(folder) as slurm:
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         run = ClusterRun(checkout, slurm)
-        run.start(warm.interpreter(), CAPTIONS)
+        run.start(warm.interpreter(), CAPTIONS, GROUPS)
         run.finish()
         yield run
         run.stop()
@@ -291,9 +294,10 @@ def run(finished, tmp_path_factory):
 def test_each_stage_asks_for_what_it_needs(run):
     jobs = run.slurm.jobs()
     found = {rule: asked(first) for rule, [first, *_] in jobs.items()}
-    assert found.keys() == {"index_images", "caption_images_shard", "gather_captions"}
+    on_gpus = {"pseudo_label_images", "caption_images_shard", "caption_groups_shard"}
+    assert found.keys() == {"index_images", "gather_captions", *on_gpus}
     for rule, each in found.items():
-        assert each["gpu"] == (rule == "caption_images_shard"), rule
+        assert each["gpu"] == (rule in on_gpus), rule
         assert each["partition"] == ("gpu" if each["gpu"] else "cpu"), rule
         assert each["memory"] >= 4_000, rule
         assert each["minutes"] >= 10, rule
@@ -303,14 +307,14 @@ def test_each_stage_asks_for_what_it_needs(run):
 
 
 def test_a_requeued_training_continues_to_what_one_machine_trains(run, finished):
-    for name in (INDEX, CAPTIONS):
+    for name in WRITTEN:
         assert (run.root / name).read_bytes() == (finished.root / name).read_bytes()
     folder, model = run.root / TRAINING, "model/open_clip_model.safetensors"
     shutil.rmtree(folder)
     with (run.root / "latteclip/train/finetune.py").open("a") as file:
         file.write(WAITING)
-    # Signals of SLURM reach the stages, which are no children of warm processes.
-    run.start(sys.executable, f"{TRAINING}/history.parquet")
+    # Signals of SLURM reach Snakemake and its jobs, which are no children of warm processes.
+    run.start(warm.interpreter("stages"), f"{TRAINING}/history.parquet")
     wait(lambda: [*folder.glob("checkpoint/*.pt")], "a checkpoint")
     [training] = run.slurm.jobs()["finetune"]
     assert asked(training)["gpu"]

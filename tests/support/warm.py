@@ -10,6 +10,7 @@ import atexit
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import select
@@ -45,6 +46,7 @@ COMMANDS = {
         *("pillow_heif", "sqlite3"),
     ),
 }
+FORK = multiprocessing.get_context("fork")
 IMPORTED = COMMANDS | {"vllm": ("vllm.entrypoints.openai.api_server",)}
 
 
@@ -65,14 +67,18 @@ def run(script, arguments, environment, folder, stages=False):
         return ended(server), said
 
 
-def interpreter():
-    """Python of an environment in which Snakemake and `latteclip` are warm."""
+# By environment: its commands that a warm process runs. In `stages` Snakemake is none of them.
+WARM = {"environment": ("python", *IMPORTED), "stages": ("latteclip",)}
+
+
+def interpreter(name="environment"):
+    """Python of an environment of WARM, in which processes of its commands are forked."""
     for script in COMMANDS:
         _connect(script).close()
-    folder = Path(os.environ[FOLDER]) / "environment"
+    folder = Path(os.environ[FOLDER]) / name
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            _write_environment(folder)
+            _write_environment(folder, WARM[name])
     return folder / "bin" / "python"
 
 
@@ -112,7 +118,7 @@ def _connect(script):
     return server
 
 
-def _write_environment(folder):
+def _write_environment(folder, warm):
     """That of the tests, but for commands that ask the warm processes."""
     commands = folder / "bin"
     commands.mkdir(parents=True)
@@ -122,7 +128,9 @@ def _write_environment(folder):
     )
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     source = (TESTS / "support" / "warm_command.py").read_text()
-    for name in ("python", *IMPORTED):
+    (commands / "python").symlink_to(sys.executable)
+    for name in warm:
+        (commands / name).unlink(missing_ok=True)
         (commands / name).write_text(f"#!{sys.executable} -IS\n{source}")
         (commands / name).chmod(0o755)
 
@@ -197,8 +205,9 @@ def _main(name):
     sys.executable = os.environ.pop(PYTHON, sys.executable)
     try:
         if name == "vllm":
-            # Of processes that this code spawns, none looks for the module.
             sys.modules["__main__"] = types.ModuleType("__main__")
+            # vLLM spawns its engine, and that its worker. Forks need not import it again.
+            multiprocessing.get_context = lambda _=None: FORK
             exec(sys.argv.pop(1), vars(sys.modules["__main__"]))
         else:
             runpy.run_path(str(script), run_name="__main__")

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -253,15 +252,6 @@ def test_captions_that_were_removed_are_made_again_without_an_engine(finished_co
     assert planned(finished_copy) == {}  # the same bytes rerun nothing
 
 
-# The processes of a warm Snakemake are in another group than those that started it.
-WITH_WARM_STAGES = """
-import sys
-from snakemake import cli
-sys.executable = sys.argv.pop(1)
-cli.main()
-"""
-
-
 @pytest.mark.slow
 def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy):
     """Ctrl-C is SIGINT to all processes of a terminal."""
@@ -270,7 +260,8 @@ def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy)
     command += ["--config", "seeds=1", "compute={'checkpoint_minutes': 0}"]
     command += ["finetune={'epochs': 6}"]  # of three steps
     options = {"start_new_session": True, "preexec_fn": hear_interrupts}
-    words = (sys.executable, "-c", WITH_WARM_STAGES, warm.interpreter(), *command)
+    # The processes of a warm Snakemake are in another group than those that started it.
+    words = (warm.interpreter("stages"), "-m", "snakemake", *command)
     run = finished_copy.start(*words, **options)
     while not [*folder.glob("checkpoint/*.pt")] and run.poll() is None:
         time.sleep(0.005)

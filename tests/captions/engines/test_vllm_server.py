@@ -40,7 +40,6 @@ def vllm_server(tmp_path_factory):
         **os.environ,
         **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         **{"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"},
-        "VLLM_WORKER_MULTIPROC_METHOD": "fork",
     }
     log = folder / "log"
     with log.open("w") as file:
