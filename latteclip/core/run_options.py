@@ -9,6 +9,7 @@ from typing import Any
 
 from latteclip.core.errors import CORES, DELETE, UserError
 from latteclip.core.files import read_object, write_json
+from latteclip.core.tables import ClassesMetadata, IndexMetadata, read_metadata
 
 # Notes in the folder in which the workflow runs.
 NOTES = Path(".snakemake", "latteclip_options")
@@ -90,12 +91,22 @@ def _command(root: Path, *arguments: str) -> str:
 
 
 def labels_path(folder: Path) -> Path:
-    """Return the table FUSED_LABELS of a dataset's results. UserError: there is none."""
+    """Return the table FUSED_LABELS of a dataset's results.
+
+    UserError: there is none, or the index has other classes since, as after a run that failed.
+    """
     path = folder / "fused_labels.parquet"
+    index = folder / "images.parquet"
     if not path.is_file():
         command = run_command(folder, "labels")
         raise UserError(
             f"{path} does not exist: give a folder results/<dataset>, or run the "
             f"workflow first, {command}."
+        )
+    labelled = read_metadata(path, ClassesMetadata).classnames
+    if labelled != read_metadata(index, IndexMetadata).classnames:
+        raise UserError(
+            f"The classes of {index} have changed since the labels of {path} were made; run the "
+            f"workflow again: {run_command(folder)}."
         )
     return path

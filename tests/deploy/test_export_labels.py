@@ -60,6 +60,15 @@ def test_csv_and_parquet_have_the_same_values_and_no_formula(taken, tmp_path):
     assert described.classnames == CLASSNAMES
 
 
+def test_labels_of_other_classes_than_those_of_the_index_are_refused(taken):
+    """As after a change of the classes, and a run that failed."""
+    classes = IndexMetadata(["added", *CLASSNAMES])
+    table = tables.read("images.parquet")
+    tables.write("images.parquet", table, tables.IMAGES, classes)
+    with pytest.raises(UserError, match=r"images\.parquet"):
+        label_table.read(taken.folder)
+
+
 # --- Label Studio --------------------------------------------------------------------------------
 
 

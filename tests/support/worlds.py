@@ -143,7 +143,9 @@ class Taken(ZeroShotFiles):
             "fused_confidence": self.confidence,
             "labeller_labels": self.truth[:, None].tolist(),
         }
-        tables.write(self.path("fused_labels.parquet"), columns, tables.FUSED_LABELS)
+        metadata = tables.ClassesMetadata(self.classnames)
+        table = self.path("fused_labels.parquet")
+        tables.write(table, columns, tables.FUSED_LABELS, metadata)
         self.write_report()
         self.write_duplicates([])
         captions = [f'a "{row}",\nand more' for row in range(n)]
