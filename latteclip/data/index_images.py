@@ -148,7 +148,8 @@ def _metadata(split: Split, settings: IndexSettings) -> IndexMetadata:
     written_names = {name: written for name, written in named if name != written}
     others = dict(split.skipped.most_common())
     if others:
-        log.warning("Left out files that are no images, by suffix: %s.", others)
+        suffixes = ", ".join(f"{suffix} ({n:,})" for suffix, n in others.items())
+        log.warning("Left out files that are no images: %s.", suffixes)
     return IndexMetadata(names, written_names, others)
 
 
