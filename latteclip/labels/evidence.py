@@ -32,6 +32,7 @@ from latteclip.labels.votes import (
 
 PRIOR = 6.0  # votes that what is known without them is worth
 SHARPNESS = 6  # of the trust in images
+LEAST_NAMED = 2 / 3  # votes that trusted images name, for one that is right
 ANSWERED = 2.0  # images that an answered one is worth where texts are alone
 # Agreement with class texts of the only labeller, if it repeats them.
 REPEATS = 0.98
@@ -157,7 +158,7 @@ class Evidence:
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
         a = max(float(share @ [one.accuracy for one in seen]), LEAST)
         named = float(share @ [one.named_share / one.meant for one in seen])
-        fits = named / a**2
+        fits = named / (a * max(a, LEAST_NAMED))
         if self.has_texts and texts.accuracy > a:
             fits = float(share @ [self._improved(one) for one in seen])
             texts.starts = texts.accuracy**2

@@ -36,8 +36,10 @@ apart,
 
     a = (kappa_v1 kappa_v2 / kappa_12)^(1/2),  within the share A of votes that q names, and u.
 
-- Images are trusted as t = min(1, A / (u a^2))^6 m / (m + 2): they name as many of the votes that
-  are not random as two sources of accuracy a would. m is the mean number of votes of a class.
+- Images are trusted as t = min(1, A / (u a max(a, 2/3)))^6 m / (m + 2): of the votes that are not
+  random, they name as many as two sources of accuracy a would, and two thirds as many as are right.
+  m is the mean number of votes of a class. Where a labeller confuses look-alikes that images do not
+  tell apart, t is near 0, and labels are the votes.
 - Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
   bound is weaker in company: the sum of (1 - rho) kappa / a over others, which says how right they
@@ -46,8 +48,8 @@ apart,
   votes they are right as often as these and answers say, a_t, and without votes as ten answers or
   more say. Their share in b is smaller by a_t^2, images start from the votes, and the weight of
   texts falls to 1 - t (1 - a_t^2). Where a_t > a, images start from texts too, by a_t^2, and are
-  trusted by kappa_vq / kappa_vt in place of A / (u a^2): q, learned from the texts t, names more of
-  the votes than the texts do.
+  trusted by kappa_vq / kappa_vt to the sixth: q, learned from the texts t, names more of the votes
+  than the texts do.
 - Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
 - A class that no vote and no answer names has no images, where most images have a vote, and ten for
   each class.
