@@ -181,11 +181,9 @@ def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
 
 def fold(dataset: Dataset, seed: int | str) -> Settings:
     """Return which training images a seed leaves out: another part for each seed of the run."""
-    share, seeds, number = (
-        dataset.keys.selection.share,
-        dataset.run.keys.seeds,
-        int(seed),
-    )
+    share = dataset.keys.selection.share
+    seeds = dataset.run.keys.seeds
+    number = int(seed)
     # A seed outside the run, whose model a user asks for by its path, has a part too.
     if share and number in seeds:
         number = seeds.index(number)

@@ -115,9 +115,8 @@ class Evidence:
     def known(self) -> tuple[Ints, Ints]:
         """Return rows and classes of answers that name one class."""
         single = (self.answers.shares > 0).sum(axis=1) == 1
-        return self.answers.rows[single], self.answers.shares[single].argmax(
-            axis=1
-        )
+        classes = self.answers.shares[single].argmax(axis=1)
+        return self.answers.rows[single], classes
 
     @property
     def is_taught(self) -> bool:
@@ -194,16 +193,13 @@ class Evidence:
         """Return the accuracy of texts by answers, and by labellers that err apart from them."""
         texts = self.labellers[0]
         rows, classes = self.known
-        named, right = (
-            float((texts.named[rows] == classes).sum()),
-            float(len(rows)),
-        )
+        named = float((texts.named[rows] == classes).sum())
+        right = float(len(rows))
         if not seen:
             return (named + PRIOR * texts.accuracy) / (right + PRIOR)
         for one in seen:
-            named += (
-                agreement(texts.first[one.has], one.first[one.has]) * one.has.sum()
-            )
+            agree = agreement(texts.first[one.has], one.first[one.has])
+            named += agree * one.has.sum()
             right += one.accuracy * one.has.sum()
         return float(min(0.99, named / max(right, TINY)))
 
@@ -222,10 +218,8 @@ class Evidence:
         one.tells = False
         if len(p) < 2 or blind > -TINY:
             return
-        tables, offset = (
-            [table[has] for table in self._scores(votes)],
-            self._offset(votes),
-        )
+        tables = [table[has] for table in self._scores(votes)]
+        offset = self._offset(votes)
         found, b = self._best_share(one, p, tables, offset)
         q = softmax(pool(offset, b, tables))
         is_predicted = found - blind > FEW
@@ -268,9 +262,7 @@ class Evidence:
         return found, b
 
     def _offset(self, r: Floats) -> Floats:
-        table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes)).astype(
-            np.float32
-        )
+        table = np.log((r.sum(axis=0) + 1) / (r.sum() + self.n_classes))
         return self._of_named(table if self.texts_alone else table / 2)
 
     @property

@@ -68,12 +68,9 @@ class Labelled:
         # Classes that images name for it.
         self.by_images = np.full(len(votes), NO_VOTE)
         # Of images that predict the votes:
-        self.gain, self.accuracy, self.named_share, self.size = (
-            1.0,
-            np.nan,
-            0.0,
-            0.0,
-        )
+        self.gain = 1.0
+        self.accuracy = np.nan
+        self.named_share = self.size = 0.0
         self.meant = 0.98  # share of votes that are not random
 
     @property

@@ -47,15 +47,11 @@ class Votes:
         if isinstance(table, tuple):
             options, shares = (np.asarray(one) for one in table)
         elif (array := np.asarray(table)).ndim == 2:
-            options, shares = (
-                np.broadcast_to(np.arange(array.shape[1]), array.shape),
-                array,
-            )
+            options = np.broadcast_to(np.arange(array.shape[1]), array.shape)
+            shares = array
         else:
-            options, shares = (
-                array[..., None],
-                np.ones((*array.shape, 1), np.float32),
-            )
+            options = array[..., None]
+            shares = np.ones((*array.shape, 1), np.float32)
         is_table = options.shape == shares.shape and options.ndim == 2
         if (
             not is_table
