@@ -63,13 +63,16 @@ if __name__ == "__main__":
     parser.add_argument("photo", nargs="+", help="image file, such as photo.jpg")
     paths = parser.parse_args().photo
     model = Model(Path(__file__).with_name("model.onnx"))
+    status = 0
     for path in paths:
         try:
             shares = model(path)[1]
         except OSError as error:  # it is no picture, or a broken one
             print(f"skipped: {path}: {error}", file=sys.stderr)
+            status = 3  # as that of latteclip predict
             continue
         abstained = " (abstained)" if shares.max() < model.threshold else ""
         print(
             f"{path}\t{model.classnames[shares.argmax()]}{abstained}\t{shares.max():.4f}"
         )
+    sys.exit(status)
