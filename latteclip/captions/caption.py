@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +17,6 @@ from latteclip.captions.questions import Questions, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core import tables
-from latteclip.core.user_tables import cells_by_image, read_table
 
 # Added to the prompt of a second request, after an answer that was empty or cut.
 SHORTER = " Answer with one short sentence."
@@ -89,6 +87,11 @@ def _copy_captions(
     questions: CaptionQuestions, captioner: CaptionerSection, output: str
 ) -> None:
     """Write the captions of the user's file, by its columns image_id and caption."""
+    # Here: engines need no pandas.
+    import pandas as pd
+
+    from latteclip.core.user_tables import cells_by_image, read_table
+
     key = "groups_file" if questions.layout.canvas else "images_file"
     file, name = getattr(captioner, key), f"captioner.{key}"
     ids = questions.images["image_id"].to_pylist()

@@ -23,6 +23,20 @@ def test_help_and_what_a_plan_imports_are_light():
         main.parser()
         checks.refuse_unready(Run(layers.defaults(project=None), {{}}))
         print(*({HEAVY!r} & set(sys.modules)))"""
+    assert_prints_nothing(script)
+
+
+def test_what_the_processes_that_read_images_import_is_light():
+    """Each imports the module of its job again."""
+    heavy = HEAVY | {"pandas", "scipy"}
+    assert_prints_nothing(f"""if True:
+        import sys
+        from latteclip.captions import caption
+        from latteclip.data import index_images
+        print(*({heavy!r} & set(sys.modules)))""")
+
+
+def assert_prints_nothing(script):
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == []
