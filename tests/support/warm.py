@@ -24,7 +24,7 @@ import types
 from pathlib import Path
 
 from filelock import FileLock
-from support.warm_command import FOLDER, NUMBER, PYTHON, ask, ended
+from support.warm_command import FOLDER, MODULE, NUMBER, PYTHON, ask, ended
 
 TESTS = Path(__file__).parents[1]
 OWNER = "WARM_OWNER"  # the process whose end is theirs
@@ -209,6 +209,8 @@ def _main(name):
             # vLLM spawns its engine, and that its worker. Forks need not import it again.
             multiprocessing.get_context = lambda _=None: FORK
             exec(sys.argv.pop(1), vars(sys.modules["__main__"]))
+        elif module := os.environ.pop(MODULE, ""):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(str(script), run_name="__main__")
         status = 0

@@ -1,7 +1,8 @@
 """A command of the environment, which a warm process runs (see `warm`); started with `python -IS`.
 
 Signals that would end it end that process, and it ends as that one does. As `python` it is
-`python -m snakemake` or `python -m latteclip`, or else Python itself.
+`python -m snakemake` or `python -m latteclip`, or else Python itself. The program of
+`latteclip status` is Snakemake too.
 """
 
 import json
@@ -13,6 +14,8 @@ import sys
 NUMBER = 8  # bytes of a number between the processes
 FOLDER = "WARM_FOLDER"  # of the sockets
 PYTHON = "WARM_PYTHON"  # what a command takes to be its interpreter
+STATUS = "latteclip.cli.status"
+MODULE = "WARM_MODULE"  # that Snakemake runs in place of its own
 
 
 def ask(server, arguments, environment, folder, streams):
@@ -36,6 +39,8 @@ if __name__ == "__main__":
     environment = dict(os.environ)
     if name == "python":
         named = arguments[1:] if arguments[:1] == ["-u"] else arguments
+        if named[:2] == ["-m", STATUS]:
+            environment[MODULE], named[1] = STATUS, "snakemake"
         if named[:2] not in (["-m", "snakemake"], ["-m", "latteclip"]):
             os.execv(sys.executable, [path, *arguments])
         _, name, *arguments = named
