@@ -305,7 +305,9 @@ class LabelModel:
             self.is_checked_ |= accuracy is not None
             is_other = has & unasked & (labels != self.labels_)
             if has.any() and not is_other.any() and not self.reason_:
-                self.reason_ = f"All labels are those of {name}: {self._why(one)}."
+                self.reason_ = (
+                    f"Each vote of {name} is the label: {self._why(one)}."
+                )
 
     def _why(self, one: Labelled) -> str:
         """Return why the labels are those of a labeller."""
@@ -319,7 +321,7 @@ class LabelModel:
         if model.trust < 0.5 <= model.fits:
             return "there are too few images of a class to learn from"
         if model.trust < 0.5:
-            return f"the images name only {one.named_share:.0%} of what it names"
+            return f"the images name only {100 * one.named_share:.0f} % of what it names"
         return "the images name what it names"
 
     def _fit_heads(self, held_out: Mapping[int, Floats]) -> None:

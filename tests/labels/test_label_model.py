@@ -267,7 +267,7 @@ def test_images_that_cannot_tell_classes_apart_change_nothing():
         model.labellers_["a"].accuracy is None and model.labellers_["a"].answers_needed > 50
     )
     if (model.labels_ == planted.votes).all():
-        assert model.reason_.startswith("All labels are those of a: ")
+        assert model.reason_.startswith("Each vote of a is the label: ")
 
 
 def test_nobody_can_know_that_a_labeller_swaps_two_classes():
