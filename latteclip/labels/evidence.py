@@ -82,9 +82,8 @@ class Evidence:
         self.trust = self.fits = 1.0
         self.size = np.inf
         self.is_blind = not images
-        self.zero_shot = first(votes[0]) if has_texts else None
         if images and votes:
-            self._look_at_labellers()
+            self._look_at_labellers(first(votes[0]))
         for one in self.labellers:
             if self.is_blind or not one.tells:
                 one.lists = None
@@ -127,13 +126,16 @@ class Evidence:
         """Return a posterior [n, C] that answers decide where there are some."""
         return decided(table, self.answers.rows, self.answers.shares)
 
-    def _look_at_labellers(self) -> None:
-        """Learn gain and accuracy of labellers, and the trust in images, from votes as given."""
+    def _look_at_labellers(self, zero_shot: Floats) -> None:
+        """Learn gain and accuracy of labellers, and the trust in images, from votes as given.
+
+        With class texts, `zero_shot` [n, C] are their first choices with their lean.
+        """
         views = self.images[0].halves()
         for one in self.labellers:
             self._look_at(one, views)
         for one in self.labellers[1:]:
-            if one.tells and self._errs_with_texts(one):
+            if one.tells and self.has_texts and self._repeats(one, zero_shot):
                 one.tells = False
         believed = [one for one in self.labellers if one.tells]
         seen = [one for one in believed if not one.is_text]
@@ -175,18 +177,16 @@ class Evidence:
         by_images = np.eye(self.n_classes, dtype=np.float32)[texts.by_images[rows]]
         return agreement(votes, by_images) / max(agreement(votes, named), LEAST)
 
-    def _errs_with_texts(self, one: Labelled) -> bool:
+    def _repeats(self, one: Labelled, zero_shot: Floats) -> bool:
         """Return whether most votes repeat class texts, which images predict however wrong.
 
         If a share s does, the votes agree with texts of accuracy a for about s + (1 - s) a. Where
         nothing says how right texts are, nearly all votes must agree with them.
         """
-        if self.zero_shot is None:
-            return False
         others = [
             each for each in self.labellers[1:] if each.tells and each is not one
         ]
-        agree = agreement(one.first[one.has], self.zero_shot[one.has])
+        agree = agreement(one.first[one.has], zero_shot[one.has])
         return agree > ((1 + self._judged(others)) / 2 if others else REPEATS)
 
     def _judged(self, seen: Sequence[Labelled]) -> float:

@@ -240,14 +240,13 @@ class LabelModel:
     def _learned(self, given: Answers) -> Posterior:
         """Return the model of a sample of the rows, and of these answers."""
         rows = self._sample
-        votes = self._dense(rows)
         images = [
             ImageClasses(white(one[rows]), self._folds[rows])
             for white, one in zip(self._whiteners, self._features, strict=True)
         ]
         return Posterior(
             images,
-            votes,
+            self._dense(rows),
             self.n_classes,
             given.within(rows),
             has_texts=self._texts is not None,

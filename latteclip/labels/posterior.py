@@ -78,11 +78,10 @@ class Posterior(Evidence):
             if not self.is_blind:
                 r = self.put(softmax(_joint(w, likelihoods, scores)))
                 self.rho = shared_errors(self.labellers, r, softmax(scores))
-        self.tables = self._tables(scores, self.given)
         if len(self.known[0]):
             self._fit_exponents(scores)
-            self.tables = self._tables(scores, self.given)
-        self.r = self.put(self.tables.r)
+        self.answered = self._answered(scores)
+        self.r = self.put(self._tables(scores, self.given).r)
 
     def _likelihoods(self, votes: Sequence[Floats]) -> list[Floats]:
         return [
@@ -126,15 +125,20 @@ class Posterior(Evidence):
     def _fit_exponents(self, scores: Floats) -> None:
         """Learn from answers the exponents of the labellers and of the images."""
         rows, classes = self.known
-        terms = [*self.tables.terms, np.float32(self.trust) * scores]
+        images = np.float32(self.trust) * scores[rows]
         self.exponents = fit_weights(
-            [term[rows] for term in terms],
+            [*self._answered(scores).terms, images],
             np.eye(self.n_classes)[classes],
             0.0,
             self.exponents,
             centre=1.0,
             precision=PRIOR if self.texts_alone else PRIOR_ANSWERS,
         )
+
+    def _answered(self, scores: Floats) -> Tables:
+        """Return the posterior of images whose class is known, by scores [n, C] of all."""
+        rows, _ = self.known
+        return self._tables(scores[rows], [p[rows] for p in self.given])
 
     def _tables(self, scores: Floats, votes: Sequence[Floats]) -> Tables:
         """Return the posterior of images by their scores and votes."""
@@ -216,17 +220,17 @@ class Confidence:
 
     def _fit_factor(self) -> None:
         """Multiply by how often class texts are right over how sure they are, by answers."""
-        rows, classes = self.model.known
-        known = self.model.tables.r[rows]
+        _, classes = self.model.known
+        known = self.model.answered.r
         right = (known.argmax(axis=1) == classes).sum()
         right += PRIOR * (1 + self.model.labellers[0].accuracy) / 2
         self.factor = min(1.0, float(right / (known.max(axis=1).sum() + PRIOR)))
 
     def _fit_share(self) -> None:
         """Fit the share of the posterior to answers, with a normal prior at a half."""
-        rows, classes = self.model.known
-        r, q = self.model.tables.r[rows], self.model.tables.q[rows]
-        best, at = r.argmax(axis=1), np.arange(len(rows))
+        _, classes = self.model.known
+        r, q = self.model.answered.r, self.model.answered.q
+        best, at = r.argmax(axis=1), np.arange(len(r))
         shares = np.linspace(0, 1, 21)[:, None]
         sure = shares * r[at, best] + (1 - shares) * q[at, best]
         fit = np.log(
