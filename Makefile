@@ -49,7 +49,7 @@ demo: install
 	@cat results/summary.md
 
 # Files of tests side by side: more than two cores keep busy, for some mostly wait.
-TESTS_AT_ONCE ?= 4
+TESTS_AT_ONCE ?= 3
 test: install
 	pytest --numprocesses=$(TESTS_AT_ONCE) --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
