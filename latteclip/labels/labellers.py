@@ -76,7 +76,7 @@ class Labelled:
     @property
     def first(self) -> Floats:
         """Return the first choices [n, C]."""
-        return first(self.votes)
+        return first(self.votes) if self.is_soft else self.votes
 
     def share_meant(self, q: Floats, votes: Floats) -> Floats:
         """Return the probability [n] that votes [n, C] are not random, given images [n, C]."""

@@ -115,7 +115,7 @@ class Posterior(Evidence):
             self._learn_confusion(k, r)
         new = self._likelihoods(self.given)
         for k, one in enumerate(self.labellers):
-            if self.is_bounded(k):
+            if self.is_bounded(k) and not one.is_soft:
                 self._bound(k, _joint(w, new, scores), w[k])
             else:
                 one.delta[:] = 0
