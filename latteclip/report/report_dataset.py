@@ -115,7 +115,12 @@ def report_dataset(
     n_asked = min(results.QUESTIONS, images.n_train)
     steps = [
         *_next_steps(
-            *(settings, lead.run, is_chosen, is_tested, report, discovery),
+            settings,
+            lead.run,
+            is_chosen,
+            is_tested,
+            report,
+            discovery,
             n_asked,
         )
     ]
