@@ -38,6 +38,7 @@ ANSWERED = 2.0  # images that an answered one is worth where texts are alone
 REPEATS = 0.98
 # Starts of the share of votes that are not random.
 MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5
+COMPARISONS = 10  # steps to accuracies by which labellers agree as they do
 LEAST = 0.05  # accuracy or trust in a quotient
 NEVER = -100.0  # logit of a class that no vote and no answer names
 
@@ -73,7 +74,8 @@ class Evidence:
         self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
         # Until errors are known, all labellers are copies of one. The last source are the images.
         # Without images nothing tells errors apart, and only copies are found.
-        self.kappa = agreements(self.labellers)
+        self.agree, self.shared = agreements(self.labellers)
+        self.kappa = self.agree * self.shared
         self.rho = np.eye(v + 1)
         self.rho[:v, :v] = 1 if images else self.kappa > REPEATS
         np.fill_diagonal(self.rho, 1)
@@ -139,6 +141,7 @@ class Evidence:
                 one.tells = False
         believed = [one for one in self.labellers if one.tells]
         seen = [one for one in believed if not one.is_text]
+        self._compare(seen)
         # Class texts see what their encoder sees, so that votes judge them, or else answers.
         texts = self.labellers[0]
         if self.has_texts and (seen or len(self.known[0]) >= FEW):
@@ -157,9 +160,8 @@ class Evidence:
         share = np.array([one.gain for one in seen])
         share /= share.sum()
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
-        a = max(float(share @ [one.accuracy for one in seen]), LEAST)
-        named = float(share @ [one.named_share / one.meant for one in seen])
-        fits = named / (a * max(a, LEAST_NAMED))
+        fits = float(share @ [one.fits for one in seen])
+        a = float(share @ [one.accuracy for one in seen])
         if self.has_texts and texts.accuracy > a:
             fits = float(share @ [self._improved(one) for one in seen])
             texts.starts = texts.accuracy**2
@@ -168,6 +170,23 @@ class Evidence:
         self.trust = self.fits * self.size / (self.size + 2)
         if self.has_texts and believed == self.labellers[:1]:
             self._leave_texts_alone()
+
+    def _compare(self, seen: Sequence[Labelled]) -> None:
+        """Lower the accuracy of labellers that contradict others: not all can be right.
+
+        One factor explains their agreement (Spearman 1904), as far as images allow.
+        """
+        at = [self.labellers.index(one) for one in seen]
+        agree, shared = self.agree[np.ix_(at, at)], self.shared[np.ix_(at, at)]
+        by_images = found = np.array([one.accuracy for one in seen])
+        if not agree.any():
+            return
+        for _ in range(COMPARISONS):
+            size = (shared > 0) @ found**2
+            by_others = np.where(size, agree @ found / np.maximum(size, TINY), 1)
+            found = np.sqrt(found * np.minimum(by_images, by_others))
+        for one, accuracy in zip(seen, found, strict=True):
+            one.accuracy = float(accuracy)
 
     def _improved(self, one: Labelled) -> float:
         """Return how much better images that learned the texts name votes than the texts do."""
@@ -237,7 +256,10 @@ class Evidence:
         by_halves = [agreement(one.first[has], half) for half in halves]
         accuracy = math.sqrt(math.prod(by_halves) / max(agreement(*halves), 1e-3))
         most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
-        one.accuracy = min(max(min(0.99, accuracy), one.named_share), most)
+        accuracy = min(max(min(0.99, accuracy), one.named_share), most)
+        one.accuracy = max(accuracy, LEAST)
+        one.fits = one.named_share / one.meant
+        one.fits /= one.accuracy * max(one.accuracy, LEAST_NAMED)
 
     def _best_share(
         self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats

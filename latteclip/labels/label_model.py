@@ -40,10 +40,14 @@ apart,
   random, they name as many as two sources of accuracy a would, and two thirds as many as are right.
   m is the mean number of votes of a class. Where a labeller confuses look-alikes that images do not
   tell apart, t is near 0, and labels are the votes.
+- Images predict a labeller that sees their features however wrong it is, but two that err apart
+  agree for a_i a_j. So a falls to the least squares of kappa_ij, sum_j kappa_vj a_j / sum_j a_j^2,
+  where it is above them.
 - Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
   bound is weaker in company: the sum of (1 - rho) kappa / a over others, which says how right they
-  are, by these votes, and how far they err apart.
+  are, by these votes, and how far they err apart. By them, aim has company in place of t, and a is
+  (1 - rho) kappa at least. The smaller aim counts.
 - Class texts see what their encoder sees, so images predict them however wrong they are. Beside
   votes they are right as often as these and answers say, a_t, and without votes as ten answers or
   more say. Their share in b is smaller by a_t^2, images start from the votes, and the weight of

@@ -70,7 +70,7 @@ class Labelled:
         # Of images that predict the votes:
         self.gain = 1.0
         self.accuracy = np.nan
-        self.named_share = self.size = 0.0
+        self.named_share = self.size = self.fits = 0.0
         self.meant = 0.98  # share of votes that are not random
 
     @property
@@ -111,28 +111,27 @@ class Labelled:
 
     def likelihood(self, votes: Floats) -> Floats:
         """Return the log-likelihood [n, C] of votes [n, C]; 0 where the labeller is silent."""
-        if self.is_soft:
-            return log(votes @ self.theta.T)
         named = votes.argmax(axis=1)
-        at = np.arange(len(votes))
-        table = log(self.theta.T)[named]
-        table[at, named] += self.delta[named].astype(np.float32)
+        theta = self.theta.T
+        table = log(votes @ theta) if self.is_soft else log(theta)[named]
+        table[np.arange(len(votes)), named] += self.delta[named].astype(np.float32)
         if self.lists is not None:
             table += self.lists.likelihood(votes, named)
         table[~votes.any(axis=1)] = 0
         return np.asarray(table)
 
 
-def agreements(labellers: Sequence[Labelled]) -> Floats:
-    """Return [V, V] how far others agree with a labeller, on the share they speak about."""
-    kappa = np.zeros((len(labellers), len(labellers)))
+def agreements(labellers: Sequence[Labelled]) -> tuple[Floats, Floats]:
+    """Return [V, V] how far others agree with a labeller, and on which share of its votes."""
+    n = len(labellers)
+    agree, shared = np.zeros((n, n)), np.zeros((n, n))
     for k, one in enumerate(labellers):
         for j, other in enumerate(labellers):
             both = one.has & other.has
             if j != k and both.sum() >= FEW:
-                agree = agreement(one.first[both], other.first[both])
-                kappa[k, j] = agree * both.sum() / one.has.sum()
-    return kappa
+                agree[k, j] = agreement(one.first[both], other.first[both])
+                shared[k, j] = both.sum() / one.has.sum()
+    return agree, shared
 
 
 def shared_errors(labellers: Sequence[Labelled], r: Floats, q: Floats) -> Floats:

@@ -42,9 +42,15 @@ class Posterior(Evidence):
         return not (self.is_blind or one.is_text) and one.tells
 
     def aim(self, k: int) -> float:
-        """Return how right votes are at least, by how far images and others are trusted."""
-        trusted = max(self.trust, self.company(k))
-        return float(1 - trusted * (1 - self.labellers[k].accuracy))
+        """Return how right votes are at least, by how far images and others are trusted.
+
+        They are at least as right as others agree with them that err apart.
+        """
+        one, v = self.labellers[k], len(self.labellers)
+        confirmed = ((1 - self.rho[k, :v]) * self.agree[k]).max()
+        by_images = self.trust * (1 - one.accuracy)
+        by_others = self.company(k) * (1 - max(one.accuracy, confirmed))
+        return float(1 - max(by_images, by_others))
 
     def weights(self, trust: float, has: Bools) -> Floats:
         """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
@@ -115,7 +121,7 @@ class Posterior(Evidence):
             self._learn_confusion(k, r)
         new = self._likelihoods(self.given)
         for k, one in enumerate(self.labellers):
-            if self.is_bounded(k) and not one.is_soft:
+            if self.is_bounded(k):
                 self._bound(k, _joint(w, new, scores), w[k])
             else:
                 one.delta[:] = 0

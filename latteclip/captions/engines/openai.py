@@ -7,7 +7,6 @@ import asyncio
 import base64
 import io
 import itertools
-import logging
 import os
 import re
 import threading
@@ -24,9 +23,8 @@ from latteclip.captions.questions import Choices, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core.errors import Terminated, UserError
-from latteclip.core.terminal import FOR_RUN, one_line
+from latteclip.core.terminal import one_line
 
-log = logging.getLogger(__name__)
 AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds from a request to the end of its reply
 MAX_REPLY = 2**24  # bytes of a reply
@@ -64,7 +62,6 @@ class ServerEngine:
         self._where = f"The server at {one_line(url)} ({address})"
         self._variables = f"{address}, {key}"
         self._settings = settings
-        self.prices = list[float]()  # of the requests whose reply has a price
         # Not in the main thread, where asyncio would only log what a signal raises.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -120,13 +117,6 @@ class ServerEngine:
         finally:
             for future in waiting:
                 future.cancel()
-            if self.prices:
-                price = sum(self.prices)
-                # Requests that are asked again are answered later.
-                self.prices.clear()
-                log.info(
-                    "The server says that this cost %.4g.", price, extra=FOR_RUN
-                )
         if refusal:
             raise refusal
 
@@ -232,9 +222,6 @@ class OpenaiEngine(ServerEngine):
                 continue
             if not reply.choices:  # some services send their errors so
                 raise ValueError(getattr(reply, "error", "it has no choices"))
-            price = getattr(reply.usage, "cost", None)  # of OpenRouter and others
-            if isinstance(price, float):
-                self.prices.append(price)
             return reply
 
     async def _caption(self, turns: Any) -> Response:

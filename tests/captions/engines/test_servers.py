@@ -185,13 +185,6 @@ def test_an_answer_is_what_files_take_or_a_refusal(server, message, text, is_ref
     assert (answer.text, answer.is_refused) == (text, is_refused)
 
 
-def test_the_price_that_a_server_says_is_logged(server, caplog):
-    caplog.set_level("INFO")
-    server.change = lambda _, reply: reply | {"usage": reply["usage"] | {"cost": 0.0125}}
-    ask(server, 2)
-    assert "0.025" in caplog.text
-
-
 def score(server, n=1, options=("banded", "dotted", "woven")):
     prompts = (letters_prompt(options), letters_prompt(options[::-1]))
     choices = Choices(letters_of(len(options)), prompts, by_letters=True)
