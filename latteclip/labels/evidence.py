@@ -141,6 +141,7 @@ class Evidence:
                 one.tells = False
         believed = [one for one in self.labellers if one.tells]
         seen = [one for one in believed if not one.is_text]
+        fits = [_fits(one) for one in seen]
         self._compare(seen)
         # Class texts see what their encoder sees, so that votes judge them, or else answers.
         texts = self.labellers[0]
@@ -149,7 +150,9 @@ class Evidence:
             texts.gain *= texts.accuracy**2
             texts.replaced = 1 - texts.accuracy**2
             texts.starts = float(not seen)
-        seen = seen or believed
+        if not seen:
+            seen = believed
+            fits = [_fits(one) for one in seen]
         if not seen:  # images predict no votes, and may learn from answers alone
             self.is_blind = len(self.answers.rows) < self.n_classes
             self.size = 0.0 if self.is_blind else _size(self.answers.shares)
@@ -160,13 +163,12 @@ class Evidence:
         share = np.array([one.gain for one in seen])
         share /= share.sum()
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
-        fits = float(share @ [one.fits for one in seen])
-        a = float(share @ [one.accuracy for one in seen])
-        if self.has_texts and texts.accuracy > a:
-            fits = float(share @ [self._improved(one) for one in seen])
+        accuracy = share @ [one.accuracy for one in seen]
+        if self.has_texts and texts.accuracy > accuracy:
+            fits = [self._improved(one) for one in seen]
             texts.starts = texts.accuracy**2
         if not self.texts_alone:
-            self.fits = min(1.0, fits) ** SHARPNESS
+            self.fits = min(1.0, float(share @ fits)) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + 2)
         if self.has_texts and believed == self.labellers[:1]:
             self._leave_texts_alone()
@@ -258,8 +260,6 @@ class Evidence:
         most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
         accuracy = min(max(min(0.99, accuracy), one.named_share), most)
         one.accuracy = max(accuracy, LEAST)
-        one.fits = one.named_share / one.meant
-        one.fits /= one.accuracy * max(one.accuracy, LEAST_NAMED)
 
     def _best_share(
         self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats
@@ -301,6 +301,12 @@ class Evidence:
         for one in self.images:
             one.learn(r)
         return [one.scores() for one in self.images]
+
+
+def _fits(one: Labelled) -> float:
+    """Return the votes that images name, for each that two sources as right would name."""
+    a = max(one.accuracy, LEAST)
+    return float(one.named_share / (one.meant * a * max(a, LEAST_NAMED)))
 
 
 def _size(shares: Floats) -> float:

@@ -70,7 +70,7 @@ class Labelled:
         # Of images that predict the votes:
         self.gain = 1.0
         self.accuracy = np.nan
-        self.named_share = self.size = self.fits = 0.0
+        self.named_share = self.size = 0.0
         self.meant = 0.98  # share of votes that are not random
 
     @property

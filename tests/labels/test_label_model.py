@@ -159,12 +159,12 @@ def test_labellers_beside_meaningless_texts_all_count():
         assert all(model.labellers_[name].weight > 0 for name in given)
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_a_labeller_that_sees_the_features_is_contradicted_by_others(n):
-    """Images predict it however wrong it is, as another classifier of their features."""
+@pytest.mark.parametrize(("n", "wrong"), [(1, 0.35), (3, 0.35), (2, 9.0), (8, 9.0)])
+def test_a_labeller_that_sees_the_features_is_contradicted_by_others(n, wrong):
+    """Images predict it however wrong it is, as they do any classifier of their features."""
     for seed in range(2):
         planted = Planted(seed, (30,) * 10, noise=0.3, right=0.7)
-        shift = 0.35 * planted.rng.normal(size=planted.centres.shape)
+        shift = wrong * planted.rng.normal(size=planted.centres.shape)
         sees = (planted.x @ unit(planted.centres + shift).T).argmax(axis=1)
         given = {"sees": sees, **{str(k): planted.voter(0.7) for k in range(n)}}
         model = planted.fit(given)
