@@ -123,14 +123,16 @@ class Labelled:
 
 def agreements(labellers: Sequence[Labelled]) -> tuple[Floats, Floats]:
     """Return [V, V] how far others agree with a labeller, and on which share of its votes."""
-    n = len(labellers)
-    agree, shared = np.zeros((n, n)), np.zeros((n, n))
+    agree, shared = np.zeros((2, len(labellers), len(labellers)))
     for k, one in enumerate(labellers):
-        for j, other in enumerate(labellers):
+        for j, other in enumerate(labellers[:k]):
             both = one.has & other.has
-            if j != k and both.sum() >= FEW:
-                agree[k, j] = agreement(one.first[both], other.first[both])
+            if both.sum() >= FEW:
+                agree[k, j] = agree[j, k] = agreement(
+                    one.first[both], other.first[both]
+                )
                 shared[k, j] = both.sum() / one.has.sum()
+                shared[j, k] = both.sum() / other.has.sum()
     return agree, shared
 
 
