@@ -174,20 +174,25 @@ class Evidence:
             self._leave_texts_alone()
 
     def _compare(self, seen: Sequence[Labelled]) -> None:
-        """Lower the accuracy of labellers that contradict others: not all can be right.
+        """Lower accuracy and gain of labellers that contradict others: not all can be right.
 
-        One factor explains their agreement (Spearman 1904), as far as images allow.
+        One factor explains how labellers agree (Spearman 1904), as far as images allow. Class texts
+        are a witness beside two.
         """
-        at = [self.labellers.index(one) for one in seen]
+        witnesses = [*seen]
+        if self.has_texts and len(seen) > 1:
+            witnesses.append(self.labellers[0])
+        at = [self.labellers.index(one) for one in witnesses]
         agree, shared = self.agree[np.ix_(at, at)], self.shared[np.ix_(at, at)]
-        by_images = found = np.array([one.accuracy for one in seen])
+        by_images = found = np.array([one.accuracy for one in witnesses])
         if not agree.any():
             return
         for _ in range(COMPARISONS):
             size = (shared > 0) @ found**2
             by_others = np.where(size, agree @ found / np.maximum(size, TINY), 1)
             found = np.sqrt(found * np.minimum(by_images, by_others))
-        for one, accuracy in zip(seen, found, strict=True):
+        for one, accuracy in zip(seen, found, strict=False):
+            one.gain *= float(accuracy / one.accuracy) ** 2
             one.accuracy = float(accuracy)
 
     def _improved(self, one: Labelled) -> float:

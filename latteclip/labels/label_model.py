@@ -42,7 +42,7 @@ apart,
   tell apart, t is near 0, and labels are the votes.
 - Images predict a labeller that sees their features however wrong it is, but two that err apart
   agree for a_i a_j. So a falls to the least squares of kappa_ij, sum_j kappa_vj a_j / sum_j a_j^2,
-  where it is above them.
+  where it is above them, and the share in b falls with its square. Texts are a witness beside two.
 - Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
   evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
   bound is weaker in company: the sum of (1 - rho) kappa / a over others, which says how right they
