@@ -74,10 +74,9 @@ class Evidence:
         self.has = np.array([one.has for one in self.labellers]).reshape(v, n)
         # Until errors are known, all labellers are copies of one. The last source are the images.
         # Without images nothing tells errors apart, and only copies are found.
-        self.agree, self.shared = agreements(self.labellers)
-        self.kappa = self.agree * self.shared
+        self.kappa, self.shared = agreements(self.labellers)
         self.rho = np.eye(v + 1)
-        self.rho[:v, :v] = 1 if images else self.kappa > REPEATS
+        self.rho[:v, :v] = 1 if images else self.kappa * self.shared > REPEATS
         np.fill_diagonal(self.rho, 1)
         self.exponents = np.ones(v + 1)
         self.b = np.full(len(self.images), 10.0 / max(1, len(self.images)))
@@ -183,13 +182,13 @@ class Evidence:
         if self.has_texts and len(seen) > 1:
             witnesses.append(self.labellers[0])
         at = [self.labellers.index(one) for one in witnesses]
-        agree, shared = self.agree[np.ix_(at, at)], self.shared[np.ix_(at, at)]
+        kappa, shared = self.kappa[np.ix_(at, at)], self.shared[np.ix_(at, at)]
         by_images = found = np.array([one.accuracy for one in witnesses])
-        if not agree.any():
+        if not kappa.any():
             return
         for _ in range(COMPARISONS):
             size = (shared > 0) @ found**2
-            by_others = np.where(size, agree @ found / np.maximum(size, TINY), 1)
+            by_others = np.where(size, kappa @ found / np.maximum(size, TINY), 1)
             found = np.sqrt(found * np.minimum(by_images, by_others))
         for one, accuracy in zip(seen, found, strict=False):
             one.gain *= float(accuracy / one.accuracy) ** 2

@@ -123,17 +123,17 @@ class Labelled:
 
 def agreements(labellers: Sequence[Labelled]) -> tuple[Floats, Floats]:
     """Return [V, V] how far others agree with a labeller, and on which share of its votes."""
-    agree, shared = np.zeros((2, len(labellers), len(labellers)))
+    kappa, shared = np.zeros((2, len(labellers), len(labellers)))
     for k, one in enumerate(labellers):
         for j, other in enumerate(labellers[:k]):
             both = one.has & other.has
             if both.sum() >= FEW:
-                agree[k, j] = agree[j, k] = agreement(
+                kappa[k, j] = kappa[j, k] = agreement(
                     one.first[both], other.first[both]
                 )
                 shared[k, j] = both.sum() / one.has.sum()
                 shared[j, k] = both.sum() / other.has.sum()
-    return agree, shared
+    return kappa, shared
 
 
 def shared_errors(labellers: Sequence[Labelled], r: Floats, q: Floats) -> Floats:

@@ -32,9 +32,12 @@ class Posterior(Evidence):
 
     def company(self, k: int) -> float:
         """Return how right others are that err apart from a labeller, by its votes; at most 1."""
-        v = len(self.labellers)
-        agree = (1 - self.rho[k, :v]) @ self.kappa[k]
+        agree = self._agreeing(k) @ self.shared[k]
         return float(min(1.0, agree / max(self.labellers[k].accuracy, LEAST)))
+
+    def _agreeing(self, k: int) -> Floats:
+        """Return how far each other labeller agrees with one, as far as they err apart [V]."""
+        return np.asarray((1 - self.rho[k, :-1]) * self.kappa[k])
 
     def is_bounded(self, k: int) -> bool:
         """Return whether images limit how wrong a labeller is: not if they see what it sees."""
@@ -46,8 +49,8 @@ class Posterior(Evidence):
 
         They are at least as right as others agree with them that err apart.
         """
-        one, v = self.labellers[k], len(self.labellers)
-        confirmed = ((1 - self.rho[k, :v]) * self.agree[k]).max()
+        one = self.labellers[k]
+        confirmed = self._agreeing(k).max()
         by_images = self.trust * (1 - one.accuracy)
         by_others = self.company(k) * (1 - max(one.accuracy, confirmed))
         return float(1 - max(by_images, by_others))
@@ -123,9 +126,7 @@ class Posterior(Evidence):
         for k, one in enumerate(self.labellers):
             if self.is_bounded(k):
                 self._bound(k, _joint(w, new, scores), w[k])
-            else:
-                one.delta[:] = 0
-            new[k] = one.likelihood(self.given[k])
+                new[k] = one.likelihood(self.given[k])
         return new
 
     def _fit_exponents(self, scores: Floats) -> None:
