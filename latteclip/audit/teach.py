@@ -41,7 +41,11 @@ from latteclip.core.terminal import counted
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, in_words, read_fusion_report
 from latteclip.labels.guarantees import MIN_ANSWERS
-from latteclip.labels.label_inputs import LabelInputs, answered_rows
+from latteclip.labels.label_inputs import (
+    LabelInputs,
+    answered_rows,
+    drawing_order,
+)
 from latteclip.labels.votes import Answers, Floats
 
 SEED = 0
@@ -99,7 +103,7 @@ class TeachingSession(QuestionSession):
         imported = sum(answer.phase is None for answer in answers.values())
         self.total = min(budget + imported, len(self.ids))
         self.n_taught = self.total - min(budget // 2, self.total)
-        self._order = np.random.default_rng(SEED).permutation(len(self.ids))
+        self._order = drawing_order(self.index)
         self.pool = self._choose_pool(answers)  # [P] ascending rows
         report = read_fusion_report(self.folder / NAME)
         self.has_votes = any(one.weight > 0 for one in report.labellers)

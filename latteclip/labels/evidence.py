@@ -95,7 +95,7 @@ class Evidence:
         self.r = self.put(normalised(total))  # what images learn first
 
     def _leave_texts_alone(self) -> None:
-        """Let texts alone name classes: images of a class are a cluster, until answers are some."""
+        """Let texts alone name classes: images of a class are a cluster, until answers are ten."""
         self.texts_alone = True
         for one in self.images:
             one.clusters = len(self.answers.rows) < FEW
@@ -130,7 +130,11 @@ class Evidence:
     def _look_at_labellers(self, zero_shot: Floats) -> None:
         """Learn gain and accuracy of labellers, and the trust in images, from votes as given.
 
-        With class texts, `zero_shot` [n, C] are their first choices with their lean.
+        With class texts, `zero_shot` [n, C] are their first choices with their lean. Beside votes,
+        these judge the texts, of accuracy a_t. Their gain falls with a_t^2, images start from the
+        votes, and trusted images replace 1 - a_t^2 of the texts' weight. Texts that are righter
+        than the votes teach the images at the start too, by a_t^2. Then images are trusted by the
+        votes that they name for each that texts do.
         """
         views = self.images[0].halves()
         for one in self.labellers:
@@ -175,8 +179,9 @@ class Evidence:
     def _compare(self, seen: Sequence[Labelled]) -> None:
         """Lower accuracy and gain of labellers that contradict others: not all can be right.
 
-        One factor explains how labellers agree (Spearman 1904), as far as images allow. Class texts
-        are a witness beside two.
+        One factor explains how labellers agree (Spearman 1904): a_v is at most the least squares of
+        kappa_vj = a_v a_j over the others, and the gain falls with its square. Class texts are a
+        witness beside two.
         """
         witnesses = [*seen]
         if self.has_texts and len(seen) > 1:

@@ -112,7 +112,10 @@ class ImageClasses:
         return centre, sums - n[:, None] * centre
 
     def scores(self, x: Floats | None = None, folds: Ints | None = None) -> Floats:
-        """Return scores [n, C] of images by those of other folds, by default of the own images."""
+        """Return scores [n, C] of images by those of other folds, by default of the own images.
+
+        They are <x, S_c / |S_c|>, or of clusters <x, m_c> - |m_c|^2 / 2, m_c = S_c / (n_c + kappa).
+        """
         x = self.x if x is None else x
         folds = self.folds if folds is None else folds
         table = np.empty((len(x), self.counts.shape[1]), dtype=np.float32)

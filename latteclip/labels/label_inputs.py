@@ -265,16 +265,31 @@ def read_answers(
     return answered_rows(saved.answers, images, classnames)
 
 
+def drawing_order(images: pa.Table) -> Ints:
+    """Return the rows of images in the order in which they are drawn to check labels.
+
+    It is random, and follows from contents: images that are added later stand among the others.
+    """
+    return np.asarray(pc.sort_indices(images["checksum"]), np.int64)
+
+
 def answered_rows(
     answers: Mapping[str, Answer], images: pa.Table, classnames: Sequence[str]
 ) -> Answers:
-    """Return answers about images of a table."""
+    """Return answers about images of a table.
+
+    Checks that follow an image without an answer in the drawing order are no random sample of the
+    images of now, and teach.
+    """
     columns = ["image_id", "kind", "classname", "phase"]
     given = pd.DataFrame(map(vars, answers.values()), columns=columns)
     names = pa.array(given["image_id"], pa.string())
     given["row"] = pc.index_in(names, images["image_id"]).to_pandas()
     given = given.dropna(subset="row").sort_values("row")
-    is_drawn = given["phase"] == CHECK
+    order = drawing_order(images)
+    is_open = ~np.isin(order, given["row"])
+    sample = order[: is_open.argmax()] if is_open.any() else order
+    is_drawn = (given["phase"] == CHECK) & given["row"].isin(sample)
     is_unsure = given["kind"] == UNSURE
     known = given[~is_unsure]
     # -1: none of them.

@@ -1,68 +1,42 @@
 """Label images by everything that names classes: one model. Not in the paper.
 
-Letters: N images, C classes, V labellers, D embedding width.
+N images, C classes, V labellers: a person's file, a multimodal model, words of captions, CLIP's
+class texts. S_c [D] is the sum of the whitened features of class c, without an image's own fold.
 
-**Labellers.** Whoever names classes is a labeller: a person's file, a multimodal model, words of
-captions, and CLIP's class texts by softmax(100 cosines). Its first choice v is evidence of the
-class c by a confusion matrix, P(v | c) = theta_cv (Dawid and Skene 1979). Probabilities p that
-differ between images are soft votes, sum_v theta_cv p_v, as texts are, once what these lean to is
-subtracted (`lean`). Where they follow from the rank alone, a class after the first choice counts by
-P(listed | c) / P(listed | v), if images predict the votes.
+    images   q(c | x) = softmax_c(log(frequency_c) / 2 + sum_m b_m <x_m, S_mc / |S_mc|>), encoders m
+    votes    P(v | c) = theta_cv, of first choices or probabilities (Dawid and Skene 1979)
+    labels   log r(c) = w_x t log q(c | x) + sum_v w_v log P(vote_v | c) + constant
 
-**Images** are whitened by their total covariance. S_c [D] is the sum of the images of class c,
-without those of the image's own fold. Scores are directions s_c = <x, S_c / |S_c|>; where texts
-alone name classes, they are clusters s_c = <x, m_c> - |m_c|^2 / 2 with m_c = S_c / (n_c + kappa).
+Each follows from the others in turn. theta and S are learned from r, and b from the votes. By
+correlations rho of errors, w_v = 1 / sum_u max(0, rho_uv): a copy counts half. A person's answers
+replace r, and fit an exponent of each term. Methods say what holds for few images, for class texts
+alone, and for labels without images, which are Dawid and Skene's.
 
-**Pool.**   q(c | x) = softmax_c(frequency_c^(1/2) and sum_m b_m s_mc, of the encoders m)
-            log r(c) = w_x t log q(c | x) + sum_v w_v log P(vote_v | c) + constant
+**How right a labeller is**, a, the likelihood does not tell: where images predict votes well, every
+theta is as likely as theta = 1, to first order. Two halves of the features, rotated at random, are
+two further views. If views that err apart agree beyond chance by kappa_ij = a_i a_j,
 
-- b make the votes likeliest: half as they are, by u q + (1 - u) overall, of which a share 1 - u is
-  random, and half by sum_c q_c theta_cv. Either alone is wrong somewhere: images that are right
-  where votes are confused would count for little, or errors of images would be errors of votes.
-  Votes that images do not make likelier by ten nats count for nothing where others are made so,
-  unless there are fewer than ten of a class. Nor do votes of which most repeat class texts, beyond
-  how often these are right by other votes: they share their errors.
-  Class texts beside none but such votes name classes alone.
-- theta follows by expectation-maximisation under a Dirichlet prior.
-- w_v = 1 / sum_u max(0, rho_uv), of correlations of errors: a copy counts half. Images count by t.
-- A person's answer replaces r, and exponents of all sources have a normal prior at 1, worth 200
-  answers. Where texts alone name classes it is worth six, an answered image counts twice in S_c,
-  and scores are directions from ten answers on: texts may be wrong, and nothing else says so.
+    a = (kappa_v1 kappa_v2 / kappa_12)^(1/2).
 
-**How right a labeller is** cannot be read off the likelihood: where images predict votes well,
-every theta is as likely as theta = 1, to first order. Two halves of the whitened features, rotated
-at random, are two further views. If kappa_ij is the agreement beyond chance of two views that err
-apart,
+It is lowered for labellers that agree less with others, which are not all right. Class texts see
+what their encoder sees, so images predict them however wrong they are: votes and answers judge
+them.
 
-    a = (kappa_v1 kappa_v2 / kappa_12)^(1/2),  within the share A of votes that q names, and u.
+**Trust in images.** Of the votes, a share u is not random, and q names a share A. Full trust takes
+as many as two sources of accuracy a share, u a^2, and two thirds of those that are right, u a:
 
-- Images are trusted as t = min(1, A / (u a max(a, 2/3)))^6 m / (m + 2): of the votes that are not
-  random, they name as many as two sources of accuracy a would, and two thirds as many as are right.
-  m is the mean number of votes of a class. Where a labeller confuses look-alikes that images do not
-  tell apart, t is near 0, and labels are the votes.
-- Images predict a labeller that sees their features however wrong it is, but two that err apart
-  agree for a_i a_j. So a falls to the least squares of kappa_ij, sum_j kappa_vj a_j / sum_j a_j^2,
-  where it is above them, and the share in b falls with its square. Texts are a witness beside two.
-- Votes of a class are right, by the mean of r, for at least 1 - 1.5 (1 - aim), aim = 1 - t (1 - a):
-  evidence delta >= 0 is added until they are. Otherwise whole classes move into look-alikes. The
-  bound is weaker in company: the sum of (1 - rho) kappa / a over others, which says how right they
-  are, by these votes, and how far they err apart. By them, aim has company in place of t, and a is
-  (1 - rho) kappa at least. The smaller aim counts.
-- Class texts see what their encoder sees, so images predict them however wrong they are. Beside
-  votes they are right as often as these and answers say, a_t, and without votes as ten answers or
-  more say. Their share in b is smaller by a_t^2, images start from the votes, and the weight of
-  texts falls to 1 - t (1 - a_t^2). Where a_t > a, images start from texts too, by a_t^2, and are
-  trusted by kappa_vq / kappa_vt to the sixth: q, learned from the texts t, names more of the votes
-  than the texts do.
-- Without images there is no bound and no w: Dawid and Skene's model, with a weak prior.
-- A class that no vote and no answer names has no images, where most images have a vote, and ten for
-  each class.
+    t = min(1, A / (u a max(a, 2/3)))^6 m / (m + 2),    m the mean number of votes of a class.
 
-**Confidence** is a mean of r and q, by answers if there are some. Where images are few or say
-little, it is the labeller's own. It is checked where answers or a tell how right a labeller is: a
-is told from 85 % on, below which images and votes confuse the same look-alikes. **New images** are
-classified by a linear discriminant of the labels (covariance within classes), by texts beside it,
-and by the frequencies of the classes, shrunken halfway to equal ones.
+Where a labeller confuses look-alikes that images do not tell apart, t is near 0, and labels are the
+votes.
+
+**Votes are right** in each class, by the mean of r, for at least 1 - 1.5 (1 - aim) with
+aim = 1 - t (1 - a): evidence delta >= 0 is added until they are. Otherwise whole classes move into
+look-alikes. Beside labellers that err apart the bound is weaker, the righter they are.
+
+**Confidence** is a mean of r and q, by answers if there are some. It is checked where answers or a
+tell how right a labeller is: a is told from 85 % on, below which images and votes confuse the same
+look-alikes. **New images** are classified by a linear discriminant of the labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -93,7 +93,11 @@ class Labelled:
         )
 
     def confused_targets(self, q: Floats, likelihood: Floats) -> Floats:
-        """Return the same, half as the votes are and half by their log-likelihood [n, C]."""
+        """Return the same, half as the votes are and half by their log-likelihood [n, C].
+
+        By the first half alone, errors of images would be errors of votes. By the second alone,
+        images would count for little where they are right and votes are confused.
+        """
         confused = self.share_meant(q, self.votes)[:, None] * softmax(
             log(q) + likelihood
         )

@@ -130,7 +130,11 @@ class Posterior(Evidence):
         return new
 
     def _fit_exponents(self, scores: Floats) -> None:
-        """Learn from answers the exponents of the labellers and of the images."""
+        """Learn from answers the exponents of the labellers and of the images.
+
+        They have a normal prior at 1. It is weak where texts alone name classes: these may be
+        wrong, and nothing else tells.
+        """
         rows, classes = self.known
         images = np.float32(self.trust) * scores[rows]
         self.exponents = fit_weights(
@@ -164,7 +168,7 @@ class Posterior(Evidence):
         return self._tables(self._pooled(scores, votes), self._without_lean(votes))
 
     def _learn_confusion(self, k: int, r: Floats) -> None:
-        """Learn theta of a labeller by a posterior [n, C]."""
+        """Learn theta of a labeller by a posterior [n, C], with a Dirichlet prior."""
         one, c = self.labellers[k], self.n_classes
         counts = one.counts(r * one.has[:, None])
         accuracy = float(np.trace(counts) / max(counts.sum(), TINY))

@@ -8,7 +8,7 @@ import pytest
 from latteclip.core.answers import Answer, AnswerFile
 from latteclip.core.errors import UserError
 from latteclip.data.images import checksum
-from latteclip.labels.label_inputs import answered_rows
+from latteclip.labels.label_inputs import answered_rows, drawing_order
 
 
 def content(text):
@@ -90,11 +90,30 @@ def test_answers_become_shares_of_classes():
         about(IDS[2], "unsure"),
         about(IDS[4], "unsure", phase="check"),
     ]
-    found = answered_rows({one.image_id: one for one in answers}, IMAGES, CLASSNAMES)
+    images = IMAGES.slice(0, 5)
+    found = answered_rows({one.image_id: one for one in answers}, images, CLASSNAMES)
     assert found.rows.tolist() == [0, 1, 3]
     assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert found.drawn.tolist() == [False, False, True]
     assert (found.unsure_chosen, found.unsure_drawn) == (1, 1)
+
+
+def test_after_images_are_added_checks_are_a_sample_of_all_or_teach():
+    old = [f"old {i}" for i in range(100)]
+    now = index({name: name for name in [*old, *(f"new {i}" for i in range(100))]})
+    order = [now["image_id"][row].as_py() for row in drawing_order(now)]
+    asked = [name for name in order if name in old][:40]
+    answers = {name: about(name, "class", "dots", phase="check") for name in asked}
+
+    def n_drawn(images):
+        return answered_rows(answers, images, CLASSNAMES).drawn.sum()
+
+    assert n_drawn(now.slice(0, 100)) == 40
+    first = next(place for place, name in enumerate(order) if name not in answers)
+    assert n_drawn(now) == first < 20
+    before = order[: order.index(asked[-1])]
+    answers |= {name: about(name, "none", phase="check") for name in before}
+    assert n_drawn(now) == len(before) + 1 > 60
 
 
 def about_pictures(path, pictures, classnames=CLASSNAMES):

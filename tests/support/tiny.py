@@ -262,8 +262,8 @@ def write_index(
         "hashes": pa.nulls(len(files), pa.binary(96)),
     }
     columns["checksum"] = [
-        checksum(Path(file).read_bytes() if Path(file).is_file() else name.encode())
-        for name, file in zip(columns["image_id"], files, strict=True)
+        checksum(Path(file).read_bytes()) if Path(file).is_file() else number.to_bytes(16)
+        for number, file in enumerate(files)
     ]
     metadata = IndexMetadata(classnames, written or {}, **metadata)
     tables.write(path, columns, tables.IMAGES, metadata)
