@@ -4,6 +4,7 @@ The page is served and its answers saved one by one, or it works offline and exp
 same JSON.
 """
 
+import json
 import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from latteclip.core.answers import (
     SavedAnswers,
 )
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_text
+from latteclip.core.files import digest, write_text
 from latteclip.core.terminal import counted
 from latteclip.report.gallery import picture
 from latteclip.report.render import fill
@@ -150,7 +151,9 @@ class QuestionSession:
             for question in questions
         ]
         take = f"latteclip {self.name} {shlex.quote(str(self.folder))} --answers answers.json"
-        return self._render(OFFLINE, {"take": take, "questions": asked})[0]
+        values = {"take": take, "questions": asked}
+        of_page = digest(json.dumps([self.file.classnames, values]))
+        return self._render(OFFLINE, {**values, "digest": of_page})[0]
 
     def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
         names = sorted(self.file.classnames)

@@ -223,8 +223,10 @@ def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
 def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, tmp_path):
     results = made_audit(tmp_path / "made")
     file, exported = tmp_path / "audit.html", tmp_path / "answers.json"
-    words = [*command(results, "--offline", str(file)), "--budget", "15"]
-    subprocess.run(words, check=True, cwd=ROOT)
+    other = tmp_path / "other.html"
+    for path, budget in ((file, "15"), (other, "10")):
+        words = [*command(results, "--offline", str(path)), "--budget", budget]
+        subprocess.run(words, check=True, cwd=ROOT)
     page = visit(file.as_uri(), width=390, offline=True)
     for number in range(12):
         at(page, number, 15)
@@ -238,6 +240,12 @@ def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, tm
             break
         page.wait_for_timeout(1000)
     at(page, 12, 15)  # the browser's memory keeps them
+    page.goto(other.as_uri())
+    at(page, 0, 10)  # a page with other questions has other answers
+    page.keyboard.press("1")
+    at(page, 1, 10)
+    page.goto(file.as_uri())
+    at(page, 12, 15)
     with page.expect_download() as download:
         page.locator("#export").click()
     download.value.save_as(exported)

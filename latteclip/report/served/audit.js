@@ -12,13 +12,12 @@ const server = {
   },
 };
 
-// Without a server, questions are in this page, and answers in the browser's memory.
+// Without a server, questions are in this page, and answers in the browser's memory, which all files share.
 const offline = {
-  place: `latteclip-audit-${page.plan}`,
+  place: `latteclip-${page.digest}`,
   load() {
     try {
-      const saved = JSON.parse(localStorage.getItem(this.place)) || [];
-      answers = saved.filter((one) => page.questions.some((question) => question.image === one.image));
+      answers = JSON.parse(localStorage.getItem(this.place)) || [];
     } catch { /* a browser that saves nothing for files: the answers live as long as the page */ }
     return this.state(answers);
   },
