@@ -78,8 +78,10 @@ def labels(
         )
         # Whose folders do not say which labels are accepted.
         if format == "imagefolder":
-            table = table.filter(table["accepted"])
-    for kind in leave_out:
+            accepted = table.filter(table["accepted"])
+            table = label_table.with_duplicates(accepted, folder)
+    # Unknown images first: of each set of duplicates, one of the rest stays.
+    for kind in sorted(leave_out, reverse=True):
         if not (path := folder / f"{kind}.parquet").is_file():
             raise UserError(
                 f"--leave-out {kind} reads {path}, which does not exist yet; run "
@@ -89,7 +91,7 @@ def labels(
         notes.append(
             f"Left out by {kind}: {counted(len(table) - len(rest), 'image')}."
         )
-        table = rest
+        table = label_table.with_duplicates(rest, folder)
     with replacing(place) as temporary:
         WRITERS[format](temporary, table, described)
     if format == "label-studio":
@@ -108,9 +110,7 @@ def _is_of_kind(table: pa.Table, kind: str) -> pa.ChunkedArray:
     by_person = pc.and_(
         pc.is_valid(table["answered"]), pc.is_valid(table["label"])
     )
-    return pc.and_not(
-        pc.fill_null(table["is_unknown"], fill_value=False), by_person
-    )
+    return pc.and_not(table["is_unknown"], by_person)
 
 
 def _write_csv(path: Path, table: pa.Table, _: LabelsMetadata) -> None:
@@ -198,9 +198,13 @@ def _write_image_folder(
     def place(row: dict[str, Any]) -> list[Any]:
         if row["label"] is None:
             return [None, *row.values()]
-        target = folders[row["label"]] / new_name[row["label"]](_file_name(row))
+        name = _file_name(row)
+        # `torchvision.datasets.ImageFolder` silently ignores other suffixes.
+        is_read = name.suffix.lower() in IMG_EXTENSIONS
+        name = name if is_read else name.with_suffix(".jpg")
+        target = folders[row["label"]] / new_name[row["label"]](name.name)
         target.parent.mkdir(exist_ok=True)
-        _write_image(row["path"], target)
+        _write_image(row["path"], target, is_read)
         return [target.relative_to(folder).as_posix(), *row.values()]
 
     with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
@@ -208,30 +212,28 @@ def _write_image_folder(
         tables.write_csv(file, ["file", *table.column_names], rows)
 
 
-def _write_image(path: str, target: Path) -> None:
+def _write_image(path: str, target: Path, is_read: bool) -> None:
     if not image_exists(path):
         raise UserError(
             f"Image {path} is not there; run it in the folder of the results, or rerun the "
             "workflow."
         )
-    if shard_member(path):
-        target.write_bytes(read_image(path))
-    # `torchvision.datasets.ImageFolder` silently ignores other suffixes.
-    elif Path(path).suffix.lower() in IMG_EXTENSIONS:
-        target.symlink_to(Path(path).absolute())
-    else:  # the converted image is upright and in RGB
+    if not is_read:  # the converted image is upright and in RGB
         open_rgb(path).save(target, quality=QUALITY, subsampling=0)
+    elif shard_member(path):
+        target.write_bytes(read_image(path))
+    else:
+        target.symlink_to(Path(path).absolute())
 
 
-def _file_name(row: Mapping[str, Any]) -> str:
-    """Return a file name for an image. An image in a shard has the suffix of its format."""
-    path = PurePath(row["path"])
-    if shard_member(row["path"]):
-        file = io.BytesIO(read_image(row["path"]))
-        with Image.open(file, formats=FORMATS) as image:
-            return f"{PurePath(row['image_id']).stem}.{str(image.format).lower()}"
-    is_read = path.suffix.lower() in IMG_EXTENSIONS
-    return path.name if is_read else path.with_suffix(".jpg").name
+def _file_name(row: Mapping[str, Any]) -> PurePath:
+    """Return the file name of an image. An image in a shard has the suffix of its format."""
+    if not shard_member(row["path"]):
+        return PurePath(row["path"])
+    file = io.BytesIO(read_image(row["path"]))
+    with Image.open(file, formats=FORMATS) as image:
+        suffix = str(image.format).lower()
+    return PurePath(f"{PurePath(row['image_id']).stem}.{suffix}")
 
 
 WRITERS: dict[str, Callable[..., None]] = {

@@ -7,7 +7,6 @@ temperature, plus an intercept. Both are fitted to the answers by maximum likeli
 """
 
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,14 +127,11 @@ def read(
     )
     columns["unknown_score"] = column("unknown.parquet", tables.UNKNOWN, "score")
     columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")
-    # The image_id of another row of the same picture.
-    columns["duplicate_of"] = _duplicates(
-        folder / "duplicates.parquet", ids, answers
-    )
     if max_error is not None:
         is_sure = confidence >= threshold_of(check, max_error, folder)
         columns["accepted"] = pc.or_(pc.is_valid(rows), pa.array(is_sure))
-    return pa.table(columns), LabelsMetadata(written, calibration)
+    table = with_duplicates(pa.table(columns), folder)
+    return table, LabelsMetadata(written, calibration)
 
 
 def _places(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -146,21 +142,22 @@ def _places(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(below, places, paths)
 
 
-def _duplicates(
-    path: Path, ids: pa.ChunkedArray, answers: Collection[str]
-) -> pa.ChunkedArray | pa.Array:
-    """Return the first image of the set for the others of each set. Answered ones come first."""
-    if not path.is_file():
-        return pa.nulls(len(ids), pa.string())
-    images = tables.read(path).to_pandas()
-    images = images[images["image_id"].isin(ids.to_pandas())]
-    images["is_answered"] = images["image_id"].isin(answers)
+def with_duplicates(table: pa.Table, folder: Path) -> pa.Table:
+    """Return a table with the column `duplicate_of`, for its images.
+
+    For all but the first image of a set it has the first one. Answered ones come first.
+    """
+    ids = table["image_id"].to_pandas()
+    images = tables.read(folder / "duplicates.parquet").to_pandas()
+    images = images[images["image_id"].isin(ids)]
+    answered = ids[table["answered"].is_valid().to_pandas()]
+    images["is_answered"] = images["image_id"].isin(answered)
     ordered = images.sort_values("is_answered", ascending=False, kind="stable")
     images["first"] = ordered.groupby("set")["image_id"].transform("first")
-    others = images[images["image_id"] != images["first"]].set_index("image_id")[
-        "first"
-    ]
-    return pa.array(others.reindex(ids.to_pandas()), pa.string(), from_pandas=True)
+    others = images[images["image_id"] != images["first"]].set_index("image_id")
+    firsts = pa.array(others["first"].reindex(ids), pa.string(), from_pandas=True)
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    return pa.table({**columns, "duplicate_of": firsts})
 
 
 @dataclass(frozen=True)

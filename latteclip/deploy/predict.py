@@ -150,7 +150,7 @@ class Predictor:
             features = torch.cat(parts, dim=1)[readable]
             named = [paths[i] for i, error in marks if not error]
             unknown_scores: list[Any] = [None] * len(named)
-            if self.detector:
+            if self.detector and named:
                 unknown_scores = self.detector.scores(others[0][readable]).tolist()
             yield from self._predict(named, features, topk, unknown_scores)
 

@@ -110,6 +110,7 @@ def test_uncertain_and_unknown_images_are_marked(results, tmp_path, capsys):
     assert "20 answers" in printed and f"{threshold:.4f}" in printed
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert main.main(["predict", str(results.model), str(words[4]), "--unknown"]) == 3
     for name, column in flags.items():
         assert [row[name] for row in rows] == [str(mark).lower() for mark in column]
     scores = [float(row["unknown_score"]) for row in rows]
