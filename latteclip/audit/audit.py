@@ -31,7 +31,12 @@ from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
-from latteclip.evaluate.results import MISSING, Audit, RunFiles
+from latteclip.evaluate.results import (
+    MISSING,
+    Audit,
+    RunFiles,
+    predicted_classes,
+)
 from latteclip.labels.votes import Ints
 
 log = logging.getLogger(__name__)
@@ -154,9 +159,14 @@ def draw_plan(
     teach.
     """
     image_ids = index["image_id"]
-    predicted = scoring.read_predictions(
-        runs_in(folder), image_ids, classnames, split
-    )
+    runs = [
+        run
+        for run in runs_in(folder)
+        if scoring.predicts_most(
+            run.run, predicted_classes(run.predictions, image_ids)
+        )
+    ]
+    predicted = scoring.read_predictions(runs, image_ids, classnames, split)
     saved = AnswerFile(folder / ANSWERS, index, classnames).read()
     taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
     known = pc.invert(

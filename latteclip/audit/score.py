@@ -47,8 +47,8 @@ TRAIN = "train"
 # an answer says nothing about their difference. After Neyman (1934), rates are proportional to
 # standard deviations.
 RATES = np.array([0.3, 1.0])  # [H]
-# Share of a plan's images that a run may leave unpredicted, else it is left out. It may have
-# learned from a few of them, whose files were renamed after the drawing.
+# Share of the images that a run may leave unpredicted, else it is left out. It may be of an earlier
+# index, or have learned from a few images of a plan, whose files were renamed after the drawing.
 MAX_MISSING = 0.1
 
 
@@ -118,19 +118,22 @@ def predictions_of(
 ) -> dict[Run, Ints]:
     """Return what the runs predict that predict most images of a plan, or raise UserError."""
     ids = plan.file.images["image_id"]
-    predicted = read_predictions(runs, ids, plan.file.classnames, plan.split)
-    for run in list(predicted):
-        if (predicted[run] == MISSING).mean() > MAX_MISSING:
-            log.warning(
-                "%s predicts few images of the audit and is left out.", run[0]
-            )
-            del predicted[run]
+    read = read_predictions(runs, ids, plan.file.classnames, plan.split)
+    predicted = {run: row for run, row in read.items() if predicts_most(run, row)}
     if not predicted:
         raise UserError(
             "No model predicts the images of this audit. Run the workflow, or move the folder "
             f"audit/{plan.split} of the results away to begin a new one."
         )
     return predicted
+
+
+def predicts_most(run: Run, classes: Ints) -> bool:
+    """Return whether a run predicts most images, and log that it is left out if not."""
+    if (classes == MISSING).mean() <= MAX_MISSING:
+        return True
+    log.warning("%s predicts few images of the audit and is left out.", run[0])
+    return False
 
 
 def score(

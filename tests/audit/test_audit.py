@@ -86,6 +86,15 @@ def test_without_a_model_nothing_is_asked(results):
         AuditSession(results.folder, 10)
 
 
+def test_runs_of_an_earlier_index_do_not_make_the_audit_small(results, caplog):
+    path = results.folder / "flyp" / "seed1" / "predictions.parquet"
+    table = tables.read(path)
+    metadata = tables.read_metadata(path, ClassesMetadata)
+    tables.write(path, table[:20], tables.PREDICTIONS, metadata)
+    assert len(image_ids(AuditSession(results.folder, 60))) == N_TEST
+    assert "flyp predicts few" in caplog.text
+
+
 def test_of_many_classes_those_that_runs_predict_are_offered_in_the_order_of_the_classes():
     names = [f"class {c}" for c in range(30)]
     offered = offered_classes(names, [29, MISSING, 7, 29], [12, 7, 3, 20, 1, 2])
