@@ -5,6 +5,7 @@ classifier did not learn from. They set the probability below which a prediction
 """
 
 import logging
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.model import MODEL, FinetunedModel
 from latteclip.core import tables
-from latteclip.core.answers import ANSWERS, read_answer_file
+from latteclip.core.answers import ANSWERS, CHECK, read_answer_file
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_record
 from latteclip.evaluate.results import Selection
@@ -76,35 +77,60 @@ def abstention_threshold(
     """
     path = result_file(NAME, model.folder, "--abstain")
     report = read_fusion_report(path)
-    check = _check_by_folds(model, report, path.parent)
+    check, share = _check_by_folds(model, report, path.parent), 1.0
     if check is None:
-        check = _check_unseen(model, report, path.parent, classify)
-    threshold = threshold_of(check, max_error, path.parent)
+        ids, share = _unseen(model, report, path.parent)
+        check = _check_unseen(model, report, path.parent, classify, ids)
+    threshold = threshold_of(check, max_error, path.parent, share)
     log.info(
         "%s It rests on %d answers.", guarantee(threshold, max_error), len(check)
     )
     return threshold
 
 
-def threshold_of(check: Check, max_error: float, folder: Path) -> float:
+def threshold_of(
+    check: Check, max_error: float, folder: Path, share: float = 1.0
+) -> float:
     """Return the probability that a label or prediction needs for a guarantee.
 
     With 95 % probability, at most the share `max_error` of all is wrong and above it. UserError:
-    too few answers check the results in the folder.
+    too few answers check the results in the folder, and about a `share` of its images they would.
     """
     n, needed = len(check), fewest_answers(max_error)
     if n < needed:
-        path = folder / ANSWERS
-        saved = read_answer_file(path).entries if path.exists() else []
-        asked = sum(one.phase is not None for one in saved)
         raise UserError(
             f"A guarantee of {max_error:g} takes {needed:,} answers about images that were drawn "
-            f"at random and that the model did not learn from, and there are {n}: latteclip teach "
-            f"{shlex.quote(str(folder))} --budget {max(2 * needed, asked + needed - n)}, then run "
-            "the workflow again."
+            f"at random and that the model did not learn from, and there are {n}"
+            f"{_advice(needed - n, share, folder)}."
         )
     confidence, right = map(np.array, zip(*check, strict=True))
     return pac_threshold(confidence, ~right, max_error)
+
+
+def _advice(missing: int, share: float, folder: Path) -> str:
+    """Return the end of a sentence: what to do where answers about a share of images count."""
+    path = folder / ANSWERS
+    saved = read_answer_file(path).entries if path.exists() else []
+    phases = [one.phase for one in saved]
+    if missing > share * (_n_images(folder) - len(saved)):
+        others = ", or use image_prototypes or a model trained on fused labels"
+        return (
+            ", and answers about other images cannot add the rest; allow a larger share of errors"
+            f"{others if share < 1 else ''}"
+        )
+    more = math.ceil(missing / share)
+    budget = len(saved) - phases.count(None) + more
+    if CHECK not in phases:  # the first half teaches
+        budget = max(2 * more, budget)
+    return (
+        f": latteclip teach {shlex.quote(str(folder))} --budget {budget}, then run the workflow "
+        "again"
+    )
+
+
+def _n_images(folder: Path) -> int:
+    index = folder / "images.parquet"
+    return len(tables.read_unlabelled(index, training=True)[0])
 
 
 def _check_by_folds(
@@ -124,10 +150,13 @@ def _check_by_folds(
 
 
 def _check_unseen(
-    model: FinetunedModel, report: FusionReport, folder: Path, classify: Classify
+    model: FinetunedModel,
+    report: FusionReport,
+    folder: Path,
+    classify: Classify,
+    ids: Sequence[str],
 ) -> Check:
-    """Return a check by the answers about images that a run did not learn from."""
-    ids = _unseen(model, report.checking)
+    """Return a check by the answers about some images."""
     index, wanted = folder / "images.parquet", pa.chunked_array([ids], pa.string())
     column = tables.lookup_column(index, "path", wanted)
     class_of = dict(
@@ -143,15 +172,21 @@ def _check_unseen(
     ]
 
 
-def _unseen(model: FinetunedModel, ids: Sequence[str]) -> Sequence[str]:
-    """Return which answered images a run did not learn from."""
+def _unseen(
+    model: FinetunedModel, report: FusionReport, folder: Path
+) -> tuple[list[str], float]:
+    """Return which images that check a run did not learn from, and the share that it leaves out."""
     run, _ = run_of(model.folder)
     history = run / "history.parquet"
     if not history.is_file():  # nothing was trained
-        return ids
+        return report.checking, 1.0
     training = tables.read_metadata(history, TrainingMetadata)
-    unseen = set(training.drawn)
-    if not unseen and training.labels != "fused" and training.averaged is None:
-        path = run / "train_predictions.parquet"
-        unseen |= {*tables.read(path)["image_id"].to_pylist()}
-    return [image for image in ids if image in unseen]
+    # On fused labels, the next training leaves out all images that check.
+    unseen, share = training.drawn, 1.0
+    if training.labels != "fused":
+        predicted = tables.read(run / "train_predictions.parquet", ["image_id"])
+        # Of an average, each training learned from what the others left out.
+        unseen = [] if training.averaged else predicted["image_id"].to_pylist()
+        share = len(unseen) / _n_images(folder)
+    known = {*unseen}
+    return [image for image in report.checking if image in known], share

@@ -41,7 +41,7 @@ class Results:
         self.head = Classifier.of(torch.randn(3, 128, generator=draw) / 9)
         templates = ClassTemplates(["a {}."])
         clips.save_finetuned(clip, self.head, CLASSNAMES, templates, self.model)
-        self.train(drawn=self.ids[:20])
+        self.train(drawn=self.ids[:20], labels="fused")
         self.predicted = self.classifier()(self.pictures)
         self.right = np.arange(N) % 5 > 0
         self.answer(20)
@@ -119,7 +119,7 @@ def test_uncertain_and_unknown_images_are_marked(results, tmp_path, capsys):
 
 def test_only_images_that_the_model_was_not_trained_on_count(results):
     assert results.classifier(abstain=ERROR).threshold == results.threshold(slice(20))
-    results.train(drawn=results.ids[:12])
+    results.train(drawn=results.ids[:12], labels="fused")
     assert results.classifier(abstain=ERROR).threshold == results.threshold(slice(12))
     results.train(held_out=results.ids[8:])  # of them 12 have an answer at random
     found = results.classifier(abstain=ERROR).threshold
@@ -131,8 +131,18 @@ def test_the_command_for_more_answers_names_the_results_as_the_user_does(
 ):
     monkeypatch.chdir(tmp_path)
     results.model = results.model.relative_to(tmp_path)
-    with pytest.raises(UserError, match="latteclip teach results/mine --budget"):
-        results.classifier(abstain=0.05)
+    with pytest.raises(UserError, match="latteclip teach results/mine --budget 4,"):
+        results.classifier(abstain=0.13)
+
+
+def test_answers_about_images_of_a_training_are_not_asked_for(results):
+    """A model that left out two thirds takes more answers, and an average never has enough."""
+    results.train(held_out=results.ids[8:])
+    with pytest.raises(UserError, match="--budget 6,"):
+        results.classifier(abstain=0.2)
+    results.train(held_out=results.ids[8:], averaged=2)
+    with pytest.raises(UserError, match="image_prototypes"):
+        results.classifier(abstain=0.2)
 
 
 def test_a_classifier_that_answers_made_is_checked_without_them(results):

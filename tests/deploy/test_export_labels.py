@@ -229,10 +229,12 @@ def test_answers_are_accepted_and_guarantee_other_labels(taken):
 
 def test_answers_that_labels_do_not_follow_are_named_and_more_are_asked_for(taken, caplog):
     check(taken, 58)
-    answers = [Answer(f"{row}", "unsure", phase=CHECK) for row in range(120)]
-    write_json(taken.folder / ANSWERS, SavedAnswers(PLAN_OF_TEACHING, answers).as_json())
-    with pytest.raises(UserError, match="--budget 121,"):
-        labels("export", str(taken.folder), "csv", "labels.csv", max_error=0.05)
+    answers = [Answer(name, "unsure", phase=CHECK) for name in taken.ids]
+    for n, advice in ((60, "--budget 61,"), (90, "larger share of errors.$")):
+        saved = SavedAnswers(PLAN_OF_TEACHING, answers[:n]).as_json()
+        write_json(taken.folder / ANSWERS, saved)
+        with pytest.raises(UserError, match=advice):
+            labels("export", str(taken.folder), "csv", "labels.csv", max_error=0.05)
     assert ANSWERS in caplog.text
 
 
