@@ -83,11 +83,7 @@ def export(
         classify = Predictor(opened.folder, device="cpu")
         threshold = abstention_threshold(opened, classify, abstain)
         promise = guarantee(threshold, abstain)
-        metadata["abstain"] = {
-            "max_error": abstain,
-            "threshold": threshold,
-            "guarantee": promise,
-        }
+        metadata["threshold"] = threshold
     with replacing(folder) as temporary:
         temporary.mkdir()
         if format == "onnx":
@@ -238,8 +234,8 @@ def write_onnx(
     """Write a model, image encoders included, as one ONNX graph, or raise UserError.
 
     The metadata of the graph are JSON: `classnames`, `inputs` (how an image becomes each input),
-    and further ones: `abstain` (the threshold of a guarantee). `templates/predict.py` classifies
-    images by them alone.
+    and further ones: `threshold` (of a guarantee). `templates/predict.py` classifies images by them
+    alone.
     """
     encoders = encoders_of(opened, torch.device("cpu"))
     inputs = inputs_of(opened, encoders)

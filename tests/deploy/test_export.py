@@ -170,13 +170,19 @@ def test_predict_py_runs_without_torch(model, exported, photos, tmp_path):
     ours = predictions(model, photos)
     threshold = statistics.median(one.probability for one in ours)
     graph = onnx.load(out / "model.onnx")
-    graph.metadata_props.add(key="abstain", value=json.dumps({"threshold": threshold}))
+    graph.metadata_props.add(key="threshold", value=json.dumps(threshold))
     onnx.save(graph, out / "model.onnx")
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(Path(photos[0]).read_bytes()[:200])
-    done = run_without_torch(out / "predict.py", str(broken), *photos)
-    assert done.returncode == 3  # an image was left out
-    assert f"skipped: {broken}" in done.stderr and "Traceback" not in done.stderr
+    content = Path(photos[0]).read_bytes()
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    bomb = b"P6\n20000 20000\n255\n"  # whose error is no OSError
+    broken = [tmp_path / f"{number}.jpg" for number in range(3)]
+    for path, part in zip(broken, (content[:200], bomb, postscript), strict=True):
+        path.write_bytes(part)
+    done = run_without_torch(out / "predict.py", *map(str, broken), *photos)
+    assert done.returncode == 3  # images were left out
+    assert all(f"skipped: {path}" in done.stderr for path in broken)
+    assert done.stderr.count("cannot identify") == 1  # PostScript, which Ghostscript reads
+    assert "Traceback" not in done.stderr
     for line, one in zip(done.stdout.splitlines(), ours, strict=True):
         path, classname, probability = line.split("\t")
         is_below = one.probability < threshold - 1e-6
