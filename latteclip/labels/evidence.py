@@ -18,7 +18,6 @@ from latteclip.labels.image_classes import (
 from latteclip.labels.labellers import FEW, MIN_DRAWN, Labelled, agreements
 from latteclip.labels.votes import (
     CELLS,
-    NO_VOTE,
     Answers,
     Bools,
     Floats,
@@ -131,10 +130,8 @@ class Evidence:
         """Learn gain and accuracy of labellers, and the trust in images, from votes as given.
 
         With class texts, `zero_shot` [n, C] are their first choices with their lean. Beside votes,
-        these judge the texts, of accuracy a_t. Their gain falls with a_t^2, images start from the
-        votes, and trusted images replace 1 - a_t^2 of the texts' weight. Texts that are righter
-        than the votes teach the images at the start too, by a_t^2. Then images are trusted by the
-        votes that they name for each that texts do.
+        images start from these, which say how right texts are, a_t: images that are trusted replace
+        1 - a_t^2 of the weight of texts.
         """
         views = self.images[0].halves()
         for one in self.labellers:
@@ -150,7 +147,6 @@ class Evidence:
         texts = self.labellers[0]
         if self.has_texts and (seen or len(self.known[0]) >= FEW):
             texts.accuracy = self._judged(seen)
-            texts.gain *= texts.accuracy**2
             texts.replaced = 1 - texts.accuracy**2
             texts.starts = float(not seen)
         if not seen:
@@ -166,10 +162,6 @@ class Evidence:
         share = np.array([one.gain for one in seen])
         share /= share.sum()
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
-        accuracy = share @ [one.accuracy for one in seen]
-        if self.has_texts and texts.accuracy > accuracy:
-            fits = [self._improved(one) for one in seen]
-            texts.starts = texts.accuracy**2
         if not self.texts_alone:
             self.fits = min(1.0, float(share @ fits)) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + 2)
@@ -198,14 +190,6 @@ class Evidence:
         for one, accuracy in zip(seen, found, strict=False):
             one.gain *= float(accuracy / one.accuracy) ** 2
             one.accuracy = float(accuracy)
-
-    def _improved(self, one: Labelled) -> float:
-        """Return how much better images that learned the texts name votes than the texts do."""
-        texts = self.labellers[0]
-        rows = np.flatnonzero(one.has & (texts.by_images != NO_VOTE))
-        votes, named = one.first[rows], texts.first[rows]
-        by_images = np.eye(self.n_classes, dtype=np.float32)[texts.by_images[rows]]
-        return agreement(votes, by_images) / max(agreement(votes, named), LEAST)
 
     def _repeats(self, one: Labelled, zero_shot: Floats) -> bool:
         """Return whether most votes repeat class texts, which images predict however wrong.
@@ -254,8 +238,7 @@ class Evidence:
         q = softmax(pool(offset, b, tables))
         is_predicted = found - blind > FEW
         one.gain = 1 - found / blind if is_predicted else TINY
-        one.by_images[has] = q.argmax(axis=1)
-        one.named_share = float((one.by_images[has] == one.named[has]).mean())
+        one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
         one.tells = is_predicted or (
             self.has_texts and self.labellers[0].size < FEW

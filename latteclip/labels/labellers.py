@@ -9,7 +9,6 @@ import numpy as np
 from latteclip.labels.guarantees import Interval, share_right
 from latteclip.labels.image_classes import TINY, class_sums
 from latteclip.labels.votes import (
-    NO_VOTE,
     Answers,
     Bools,
     Floats,
@@ -65,8 +64,6 @@ class Labelled:
         # Share of its weight that images take if they are trusted.
         self.replaced = 0.0
         self.starts = 1.0  # weight of its votes in what images learn first
-        # Classes that images name for it.
-        self.by_images = np.full(len(votes), NO_VOTE)
         # Of images that predict the votes:
         self.gain = 1.0
         self.accuracy = np.nan
