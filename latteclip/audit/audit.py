@@ -141,12 +141,9 @@ def runs_in(folder: Path) -> list[RunFiles]:
     runs = []
     for metrics in folder.glob("*/seed*/metrics.json"):
         place = metrics.parent
+        seed = int(place.name.removeprefix("seed"))
         files = [str(place / name) for name in names]
-        runs.append(
-            RunFiles(
-                place.parent.name, int(place.name.removeprefix("seed")), *files
-            )
-        )
+        runs.append(RunFiles(place.parent.name, seed, *files))
     return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 

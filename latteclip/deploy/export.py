@@ -77,17 +77,15 @@ def export(
             f"{model} needs features of image encoders beside CLIP, which --format transformers "
             "cannot hold; use --format open_clip or onnx, or another model of the dataset."
         )
-    promise = ""
-    metadata = {}
+    threshold, promise = 0.0, ""
     if abstain is not None:
         classify = Predictor(opened.folder, device="cpu")
         threshold = abstention_threshold(opened, classify, abstain)
         promise = guarantee(threshold, abstain)
-        metadata["threshold"] = threshold
     with replacing(folder) as temporary:
         temporary.mkdir()
         if format == "onnx":
-            write_onnx(opened, temporary, metadata)
+            write_onnx(opened, temporary, threshold)
             shutil.copyfile(TEMPLATES / PREDICT, temporary / PREDICT)
         elif format == "transformers":
             transformers_clip.write(opened, temporary)
@@ -228,14 +226,11 @@ def inputs_of(
 
 
 @torch.no_grad()
-def write_onnx(
-    opened: FinetunedModel, folder: Path, further: Mapping[str, Any]
-) -> None:
+def write_onnx(opened: FinetunedModel, folder: Path, threshold: float) -> None:
     """Write a model, image encoders included, as one ONNX graph, or raise UserError.
 
     The metadata of the graph are JSON: `classnames`, `inputs` (how an image becomes each input),
-    and further ones: `threshold` (of a guarantee). `templates/predict.py` classifies images by them
-    alone.
+    and `threshold` (of a guarantee, or 0). `templates/predict.py` classifies images by them alone.
     """
     encoders = encoders_of(opened, torch.device("cpu"))
     inputs = inputs_of(opened, encoders)
@@ -264,7 +259,7 @@ def write_onnx(
         ) from error
     assert program is not None  # as it is with dynamo=True
     names = opened.class_templates.as_written(opened.classnames)
-    metadata = {"classnames": names, "inputs": inputs, **further}
+    metadata = {"classnames": names, "inputs": inputs, "threshold": threshold}
     for key, value in metadata.items():
         program.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
     n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())

@@ -162,13 +162,10 @@ def _check_unseen(
     class_of = dict(
         zip(column.to_pylist(), map(report.answers.get, ids), strict=True)
     )
-    predictions = classify(list(class_of))
+    names = model.classnames
     return [
-        (
-            one.probability,
-            model.classnames[one.topk_labels[0]] == class_of[one.path],
-        )
-        for one in predictions
+        (one.probability, names[one.topk_labels[0]] == class_of[one.path])
+        for one in classify(list(class_of))
     ]
 
 

@@ -282,12 +282,11 @@ def _by_answers(
     One of several comparisons is often clear by chance, so each has to be clearer (Bonferroni).
     """
     chosen = choice.candidate
-    leads = [
-        (audit.lead(each.run, chosen.run), each)
+    known = [
+        (lead, each)
         for each in candidates
-        if each != chosen
+        if each != chosen and (lead := audit.lead(each.run, chosen.run))
     ]
-    known = [(lead, each) for lead, each in leads if lead]
     times = -ndtri(ALPHA / (2 * max(1, len(known)))) / NORMAL
     better = [
         (lead, each)
@@ -309,9 +308,9 @@ def _row(candidate: Candidate, lead: Lead | None) -> dict[str, Any]:
     numbers: dict[str, Any] = dict.fromkeys(Lead._fields)
     if lead and lead.images:
         numbers = lead._asdict()
-    run = {
+    return {
         "method": candidate.method,
         "seed": candidate.seed,
         "flags": candidate.flags,
+        **numbers,
     }
-    return {**run, **numbers}

@@ -106,24 +106,14 @@ def report_dataset(
         for run in runs_files
         if (run.run == selection.run if selection else run.method == settings.main)
     )
-    is_chosen = selection is not None
     acc1 = read_object(lead.metrics)["acc1"]
     n = images.n_test
     accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
     is_tested = accuracy is not None or bool(audit and audit.runs)
     model_right, asking = results.accuracy_by_answers(lead, report, audit)
-    n_asked = min(results.QUESTIONS, images.n_train)
-    steps = [
-        *_next_steps(
-            settings,
-            lead.run,
-            is_chosen,
-            is_tested,
-            report,
-            discovery,
-            n_asked,
-        )
-    ]
+    steps = _next_steps(
+        settings, lead.run, selection, is_tested, report, discovery, images.n_train
+    )
     folder = Path(output).parent
     table = summary(
         [read_object(run.metrics) for run in runs_files],
@@ -166,11 +156,11 @@ def report_dataset(
 def _next_steps(
     settings: ReportSettings,
     lead: results.Run,
-    is_chosen: bool,
+    selection: results.Selection | None,
     is_tested: bool,
     report: FusionReport | None,
     discovery: Mapping[str, Any] | None,
-    n_asked: int,
+    n_train: int,
 ) -> Iterator[tuple[str, str]]:
     """Yield what to do next as a text and a command, the most important first."""
     folder = f"results/{settings.dataset}"
@@ -182,6 +172,7 @@ def _next_steps(
     if discovery and not discovery["actions"]:
         yield "Check the proposed classes:", f"latteclip classes {quoted}"
     if report and not report.labels_right:
+        n_asked = min(results.QUESTIONS, n_train)
         yield (
             f"Answer questions about {counted(n_asked, 'image')}, ten seconds each. The answers "
             "improve the labels and estimate their accuracy:",
@@ -207,7 +198,7 @@ def _next_steps(
         )
     method, seed = lead
     model = f"{folder}/{method}/seed{seed}/model"
-    if is_chosen:
+    if selection:
         model = f"{folder}/model{settings.suffix}" if settings.suffix else folder
     yield (
         "Put new photographs into a folder new-photos, and classify them with this model:",

@@ -163,7 +163,7 @@ def test_an_exported_graph_has_the_threshold(results, tmp_path, capsys, monkeypa
     words = ["export", str(results.model), str(tmp_path / "out"), "--format", "onnx"]
     assert main.main([*words, "--abstain", str(ERROR)]) == 0
     threshold = results.threshold(slice(20))
-    assert [each["threshold"] for each in written] == [threshold]
+    assert written == [threshold]
     assert f"{threshold:.4f}" in capsys.readouterr().err
     assert f"{threshold:.4f}" in (tmp_path / "out" / "README.md").read_text()
 

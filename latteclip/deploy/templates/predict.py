@@ -19,7 +19,7 @@ class Model:
         about = self.session.get_modelmeta().custom_metadata_map
         self.classnames = json.loads(about["classnames"])
         self.inputs = json.loads(about["inputs"])
-        self.threshold = json.loads(about.get("threshold", "0"))
+        self.threshold = json.loads(about["threshold"])
 
     def __call__(self, path):  # scores [C] and probabilities [C]
         image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
