@@ -167,13 +167,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
     def commit(self) -> None:
         """Write the pending answers to the disk, all of them or none."""
         rows = [
-            (
-                digest,
-                answer.text,
-                answer.finish_reason,
-                answer.n_tokens,
-                answer.n_read,
-            )
+            (digest, *astuple(answer)[:4])  # as CREATE has the columns
             for digest, answer in self._pending.items()
         ]
         with files.sqlite_errors(self.path), self._files[self.path] as file:

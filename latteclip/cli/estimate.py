@@ -98,8 +98,9 @@ def _questions(captioner: Captioner, images: Counts | None) -> str:
     questions = f"{name}: at most {counted(n, 'question')}"
     # Runs of this dataset, and limited ones.
     dataset = captioner.dataset
-    limited = sorted(RESULTS.glob(f"{dataset.whole}_*"), key=_limit, reverse=True)
-    for folder in (RESULTS / dataset.name, *limited):
+    limits = sorted(_drawn_from(dataset.whole), reverse=True)
+    names = [dataset.name, *(f"{dataset.whole}_{limit}" for limit in limits)]
+    for folder in (RESULTS / name for name in names):
         if (folder / captioner.table).is_file():
             used = tables.read_metadata(folder / captioner.table, AnswersMetadata)
             if used.questions and used.model == captioner.settings.model:
@@ -116,9 +117,16 @@ def n_questions(captioner: Captioner, images: Counts) -> int:
     return images.train if most is None else min(images.train, most)
 
 
-def _limit(folder: Path) -> int:
-    digits = folder.name.rpartition("_")[2]
-    return int(digits) if digits.isdecimal() else 0
+def _drawn_from(name: str) -> dict[int, dict[str, int]]:
+    """Return the images of a dataset's splits by the limits of its limited runs."""
+    drawn_from: dict[int, dict[str, int]] = {}
+    for index in RESULTS.glob(f"{name}_*/images.parquet"):
+        limit = index.parent.name.removeprefix(f"{name}_")
+        whole = tables.read_metadata(index, IndexMetadata).drawn_from
+        # The index of another dataset, such as mine_2024, has none.
+        if limit.isdecimal() and whole:
+            drawn_from[int(limit)] = whole
+    return drawn_from
 
 
 def estimate(datasets: Sequence[str]) -> str:
@@ -133,7 +141,8 @@ def estimate(datasets: Sequence[str]) -> str:
 
 
 def _lines(name: str) -> Iterator[str]:
-    limit = max(map(_limit, RESULTS.glob(f"{name}_*")), default=0) or LIMIT
+    limited_runs = _drawn_from(name)
+    limit = max(limited_runs, default=LIMIT)
     folder = RESULTS / f"{name}_{limit}"
     noted = (
         run_options.read_options(folder.name)
@@ -145,10 +154,7 @@ def _lines(name: str) -> Iterator[str]:
         Run(layers.defaults(), {**options, "limit": n}).datasets[0]
         for n in (None, limit)
     )
-    index = folder / "images.parquet"
-    drawn_from = (
-        index.is_file() and tables.read_metadata(index, IndexMetadata).drawn_from
-    )
+    drawn_from = limited_runs.get(limit)
     before, after = counts_of(limited), counts_of(whole)
     if before and drawn_from:
         test = drawn_from.get("test", 0)

@@ -112,6 +112,14 @@ class Machine:
         return _outputs(self._workflow.dag.jobs)
 
     @property
+    def datasets(self) -> set[str]:
+        """The datasets of all jobs, those that a target alone names included."""
+        dag = self._workflow.dag
+        all_jobs = () if dag is None else dag.jobs
+        named = (job.wildcards.get("dataset") for job in all_jobs)
+        return set(filter(None, named))
+
+    @property
     def failed(self) -> list[Any]:
         """The jobs that failed or were stopped."""
         scheduler = self._workflow.scheduler

@@ -104,7 +104,7 @@ class Handlers:
         if not machine.runs_jobs or machine.is_module:
             return
         with machine.errors():
-            for dataset in self._run.datasets:
+            for dataset in map(self._run.dataset, machine.datasets):
                 if folder := dataset.keys.source.folder:
                     folder_files.link(folder, machine.image_folder(dataset))
 

@@ -73,12 +73,6 @@ class Run:
         )
         if self.keys.image_dir:
             self._take_folder(self.keys.image_dir, names, known)
-        for name in names:
-            if name not in known:
-                sentence = unknown(f"Dataset {name!r}", name, known)
-                raise UserError(
-                    f"{sentence} For your own images add image_dir=path/to/photos."
-                )
         return names
 
     def _take_folder(
@@ -98,7 +92,22 @@ class Run:
 
     @cache  # noqa: B019  a run lives as long as its process
     def dataset(self, name: str) -> "Dataset":
-        """Return a dataset by the name of its folder below results."""
+        """Return a dataset by the name of its folder below results.
+
+        UserError: no dataset has it, or one has it in a run without `limit`.
+        """
+        known = self.layer["datasets"]
+        folders = [f"{each}{self.limit_suffix}" for each in known]
+        if name not in folders:
+            sentence = unknown(f"Dataset {name!r}", name, folders)
+            raise UserError(
+                f"{sentence} For your own images add image_dir=path/to/photos."
+            )
+        if self.limit_suffix and name in known:
+            raise UserError(
+                f"limit={self.keys.limit} would write to results/{name}, which are the results of "
+                f"the dataset {name}; take another limit."
+            )
         return Dataset(self, name)
 
     @property

@@ -45,10 +45,9 @@ def has_own_workflow(root: Path = Path()) -> bool:
 def pairs(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the arguments of `--config` that give these values."""
     for key, value in sorted(config.items()):
-        # Without `pretrained`, the name of a model gives its weights.
-        if key == "clip" and isinstance(value, dict):
-            value = {k: v for k, v in value.items() if v not in (None, "null")}
-        yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        # YAML does not read the two \u.... of an emoji as a character.
+        text = json.dumps(value, ensure_ascii=False)
+        yield f"{key}={value if isinstance(value, str) else text}"
 
 
 def run_command(

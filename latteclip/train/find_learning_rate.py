@@ -159,11 +159,9 @@ def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:
 
 
 def chosen(losses: Mapping[float, torch.Tensor]) -> float:
-    """Return the highest rate that is not worse than the best, or FIRST if all diverged."""
+    """Return the highest rate that is not worse than the best."""
     best = _best(losses)
-    return max(
-        (lr for lr in losses if not is_worse(losses[lr], best)), default=FIRST
-    )
+    return max(lr for lr in losses if not is_worse(losses[lr], best))
 
 
 def _best(losses: Mapping[float, torch.Tensor]) -> torch.Tensor:

@@ -61,11 +61,16 @@ def test_a_limited_run_asks_about_its_images_alone(folder):
 
 def test_the_largest_limited_run_of_the_model_tells_the_tokens(folder):
     given = {"captioner": SERVER, "scores": {**LETTERS, "max_images": 750}}
-    for place, model in (("demo_8", "other"), ("demo_64", "m"), ("demo_128", "other")):
+    of_demo = {"train": 9}
+    runs = {"demo_8": "other", "demo_64": "m", "demo_128": "other", "demo_2024": "m"}
+    for place, model in runs.items():
         used = {"questions": 4, "tokens_read": 400, "tokens_written": 8}
         metadata = AnswersMetadata(model, **used)
         path = folder / "results" / place / "class_scores.parquet"
         write(path, tables.CLASS_SCORES, metadata)
+        # The last is no limited run, but of another dataset.
+        index = IndexMetadata([], drawn_from=None if place == "demo_2024" else of_demo)
+        write(path.with_name("images.parquet"), tables.IMAGES, index)
     [line] = plan(**given)
     assert "at most 750 questions, about 75,000 tokens read and 1,500 written" in line
     assert "demo_64" in line

@@ -23,7 +23,8 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(
         file.write("\n# Edited.\n")
     before = files_of(finished_copy.root)
     monkeypatch.chdir(finished_copy.root)
-    run_options.note_options({"demo": "demo"}, {"seeds": 2, "method": "zero_shot,flyp"})
+    options = {"seeds": 2, "method": "zero_shot,flyp", "prompts": {"image": "What? 😀"}}
+    run_options.note_options({"demo": "demo"}, options)
     run = finished_copy.latteclip("status")
     assert run.returncode == 0, run.stdout
     assert files_of(finished_copy.root) == before

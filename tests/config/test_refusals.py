@@ -76,6 +76,10 @@ MISTAKES = [
     ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
     ({"finetune": {"lr": -1}}, r"finetune\.lr "),
     ({"limit": "64 images"}, r"limit must be a whole number, not"),
+    (
+        {"limit": 24, "datasets": {"demo_24": {"source": {"folder": "photos"}}}},
+        "limit=24 .*results/demo_24",
+    ),
     ({"captioner": "openai"}, r"captioner must be keys with values, not"),
     ({"template": "a cat"}, r"template must contain {} or be a list, not"),
     ({"seeds": "1;2"}, r"seeds .*must be .*0,1,2"),
@@ -92,7 +96,6 @@ MISTAKES = [
     (method(like="latteclip", switches=OFF), r"methods\.own\.switches .*a loss on"),
     (method(objective="average_weights", of="latteclip"), r"methods\.own\.of is latteclip"),
     ({"method": "image_prototypes_encoders"}, "needs image_encoders"),
-    ({"dataset": "demo", "image_dir": "."}, r"image_dir.*demo"),
     ({"dataset": "a,b", "image_dir": "photos"}, r"image_dir.*a, b"),
     (source(folder="photographs"), r"source\.folder photographs"),
     ({"dataset": "mine", "image_dir": "/nowhere"}, "image_dir /nowhere"),

@@ -120,11 +120,6 @@ def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
 EPOCHS = 4  # of three steps
 
 
-@pytest.fixture(scope="module")
-def unbroken(inputs):
-    return inputs.run("unbroken", epochs=EPOCHS)
-
-
 @pytest.fixture
 def broken(inputs, monkeypatch, tmp_path):
     """The folder of a run that was interrupted after three steps."""
@@ -150,15 +145,6 @@ def assert_same_run(first, second):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken, caplog):
-    torch.rand(3)
-    with caplog.at_level("INFO"):
-        resumed = inputs.run(broken.name, epochs=EPOCHS)
-    assert "Resuming after step 3," in caplog.text
-    assert_same_run(resumed, unbroken)
-    assert names(broken) == ["history.parquet", "model"]
 
 
 def test_a_checkpoint_of_another_training_is_not_resumed(
