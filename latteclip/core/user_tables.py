@@ -2,10 +2,10 @@
 
 import json
 import logging
-import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -92,7 +92,8 @@ def class_of(cell: Any, numbers: Mapping[Any, int]) -> int | None:
     """
     if isinstance(cell, str) and cell not in numbers:
         cell = clean_classname(cell)
-    is_name = isinstance(cell, str | int | float) and not isinstance(cell, bool)
+    # A Parquet file has NumPy's numbers.
+    is_name = isinstance(cell, str | Real) and not isinstance(cell, bool)
     return numbers.get(cell) if is_name else None
 
 
@@ -100,7 +101,7 @@ def is_empty(cell: Any) -> bool:
     """Return whether a cell has no value."""
     if isinstance(cell, str):
         return not cell
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+    return bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
 
 
 def list_of(cell: Any) -> list[Any]:

@@ -4,7 +4,14 @@ from support.tiny import write_index
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.user_tables import cells_by_image, read_table
+from latteclip.core.user_tables import (
+    cells_by_image,
+    class_of,
+    is_empty,
+    list_of,
+    numbers_of_classes,
+    read_table,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +54,17 @@ def test_a_table_that_can_be_read_in_two_ways_is_refused(tmp_path, name, text, m
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=rf"votes\.file .*{name}.*{message}"):
         read_table(str(path), "votes.file")
+
+
+def test_a_parquet_file_has_numbers_of_classes_lists_of_them_and_empty_cells(tmp_path):
+    path = str(tmp_path / "votes.parquet")
+    rows = {"class": pd.array([1, None], "Int64"), "options": [[1, 0], None]}
+    pd.DataFrame(rows).to_parquet(path)
+    numbers = numbers_of_classes(["cat", "dog"], {})
+    (number, options), empty = read_table(path, "votes.file").to_numpy()
+    assert class_of(number, numbers) == 1
+    assert [class_of(each, numbers) for each in list_of(options)] == [1, 0]
+    assert all(map(is_empty, empty))
 
 
 @pytest.mark.parametrize(
