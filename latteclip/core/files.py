@@ -312,14 +312,13 @@ def fingerprint(model: str | Path) -> str:
     """
     root = Path(model)
     parts: list[str] = []
-    for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-        names = path.relative_to(root).parts
-        if path.is_file() and not any(name.startswith(".") for name in names):
-            parts += [
-                "/".join(names),
-                str(path.stat().st_size),
-                digest_of(_blocks(path)),
-            ]
+    # Unlike Path.rglob, it follows links to folders.
+    found = glob.iglob("**", root_dir=root, recursive=True)
+    for name in sorted(found) if root.is_dir() else [""]:
+        path = root / name
+        if path.is_file():
+            size = str(path.stat().st_size)
+            parts += [name, size, digest_of(_blocks(path))]
     return f"sha256:{digest(*parts)}"
 
 

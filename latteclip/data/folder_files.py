@@ -72,9 +72,12 @@ def linked(place: str) -> str:
     """Return the folder to which a link leads, or the folder itself if it is no link."""
     if not os.path.islink(place):
         return place
-    return os.path.normpath(
-        os.path.join(os.path.dirname(place), os.readlink(place))
-    )
+    target = os.readlink(place)
+    if os.path.isabs(target):
+        return target
+    # Its .. leads out of the folder where the link lies, to which another link may lead.
+    above = os.path.realpath(os.path.dirname(place))
+    return os.path.relpath(os.path.join(above, target))
 
 
 def find_examples(

@@ -51,6 +51,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Levels on which links to folders are followed, as class folders may be.
 LINKED = 2
+WRITTEN = ("results", "resources")  # by the workflow, into the working folder
 # Pillow knows many more formats, and runs programs for some of them.
 FORMATS = (
     "JPEG",
@@ -91,12 +92,13 @@ def walk(
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files in a folder and below it with their paths in it, sorted by these.
 
-    Litter is left out. Links to folders are followed on `linked` levels.
+    Litter and results are left out. Links to folders are followed on `linked` levels.
     """
+    left_out = WRITTEN if os.path.samefile(folder, os.curdir) else ()
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
-        if LITTER.match(entry.name):
+        if LITTER.match(entry.name) or entry.name in left_out:
             continue
         name = prefix + entry.name
         if not entry.is_dir():

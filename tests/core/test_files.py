@@ -90,5 +90,8 @@ def test_a_model_goes_by_its_content_wherever_it_is(tmp_path, monkeypatch, block
     for found in (of_folders, of_files):
         assert found[0] == found[1]
         assert len(set(found)) == 3
-    (tmp_path / "0" / "text_tower" / "config.json").write_text("[]")
+    tower = (tmp_path / "0" / "text_tower").rename(tmp_path / "tower")
+    (tmp_path / "0" / "text_tower").symlink_to(tower)
+    assert files.fingerprint(tmp_path / "0") == of_folders[1]
+    (tower / "config.json").write_text("[]")
     assert files.fingerprint(tmp_path / "0") != of_folders[1]

@@ -30,6 +30,13 @@ def test_what_an_index_would_read_is_noticed(tmp_path):
     assert len(states) == 7
 
 
+def test_results_are_no_files_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(folders(tmp_path / "photos"))
+    before = state(".", kind="csv")
+    images(tmp_path / "photos", "results/mine/images.parquet", "resources/mine/data/a.jpg")
+    assert state(".", kind="csv") == before
+
+
 @pytest.mark.parametrize("key", ["file", "class_list", "lists"])
 def test_files_that_the_split_names_count_wherever_they_are(tmp_path, key):
     root, file = folders(tmp_path / "photos"), tmp_path / "some.txt"
@@ -51,6 +58,15 @@ def test_a_link_leads_to_a_folder_that_moved_and_replaces_no_folder(tmp_path):
     (tmp_path / "filled" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="filled"):
         folder_files.link(str(moved), str(tmp_path / "filled"))
+
+
+def test_a_link_leads_out_of_the_folder_where_it_really_lies(tmp_path, monkeypatch):
+    (tmp_path / "disk" / "deeper").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    os.symlink("../disk/deeper", "resources")
+    folder_files.link("photos", "resources/mine/folder")
+    assert folder_files.linked("resources/mine/folder") == "photos"
 
 
 # Examples of classes, which are not in the dataset.
