@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from latteclip.core.devices import cores
 from latteclip.core.files import from_json
 
 SHORT = {"output": ["-o"], "topk": ["-k"]}  # further flags of options
@@ -42,7 +43,7 @@ def share(text: str) -> float:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "seed": {"type": int},
     "checkpoint_minutes": {"type": float},
-    "threads": {"type": positive, "default": os.cpu_count()},
+    "threads": {"type": positive, "default": cores()},
     "device": {"default": "auto"},
 }
 # Arguments that the documentation of their function leaves out, for commands share most of them.

@@ -152,7 +152,7 @@ class Machine:
     @property
     def cores(self) -> int:
         """The cores of this machine that jobs may use."""
-        here = os.cpu_count() or 1
+        here = devices.cores()
         return min(self._workflow.resource_settings.cores or here, here)
 
     @functools.cached_property

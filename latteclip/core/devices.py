@@ -36,6 +36,13 @@ _M_MMAP_MAX = -4
 _locks: list[IO[str]] = []  # locks of this process, which end with it
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def pick(name: str, threads: int) -> "torch.device":
     """Set the number of CPU threads, and return a device, or raise UserError if there is none."""
     import torch  # here: a dry run does without

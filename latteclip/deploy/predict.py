@@ -105,7 +105,7 @@ class Predictor:
             UserError: it is not a fine-tuned model, it lies outside the results that `unknown` and
                 `abstain` read, or there are too few answers.
         """
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or devices.cores()
         picked = devices.pick(device, self.threads)
         self.model = clips.load_finetuned(model, picked, precision)
         self.image_encoders = encoders_of(self.model, picked, precision)
