@@ -84,3 +84,16 @@ def test_labellers_of_all_kinds_label_together(finished_copy):
     target = f"{RESULTS}/fused_labels.parquet"
     plan = run(checkout, target, "--dry-run", labellers=labellers[4:5], **given)
     assert "fuse_labels" in plan and "caption_images_labeller" not in plan
+
+
+def test_labellers_of_two_datasets_may_differ_under_one_name(checkout):
+    text = (checkout.root / "config" / "datasets" / "demo.yaml").read_text()
+    text = text.replace("{package}", "latteclip")
+    other = yaml.safe_load(text)["datasets"]["demo"]
+    asked = {"name": "asked", "prompt": "What is it?"}
+    datasets = {
+        "demo": {"labellers": [{**asked, "kind": "captions"}]},
+        "other": {**other, "labellers": [{**asked, "kind": "likelihood"}]},
+    }
+    plan = run(checkout, "labels", "-n", dataset="demo,other", datasets=datasets)
+    assert "rule caption_images_labeller" in plan and "rule score_classes_labeller" in plan

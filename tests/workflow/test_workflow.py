@@ -401,6 +401,17 @@ def test_a_folder_is_indexed_again_where_its_images_changed_and_not_where_it_mov
     assert "index_images" in jobs_of(checkout.ran("-n", target, *mine(checkout, moved)))
 
 
+def test_a_title_or_a_mirror_unpacks_nothing_again(checkout, tmp_path):
+    photos = class_folders(tmp_path / "photos", n=2)
+    archive = shutil.make_archive(tmp_path / "mine", "zip", photos)
+    printed = [
+        checkout.ran("resources/mine/data", *mine(checkout, "", title=title, source=source))
+        for title, place in (("", archive), ("Photographs", "/no/mirror.zip"))
+        for source in [{"downloads": {"mine.zip": {"sources": [place]}}}]
+    ]
+    assert "Nothing to be done" in printed[1]
+
+
 def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     folder = tmp_path / "pictures"
     files = write_pictures(folder, 12)

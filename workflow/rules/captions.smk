@@ -62,7 +62,9 @@ use rule caption_images as caption_images_labeller with:
     benchmark:
         "results/{dataset}/benchmarks/caption_images-{labeller}.jsonl"
     wildcard_constraints:
-        labeller=labellers_with(lambda each: not each.column and each.asks == IMAGES),
+        labeller=labellers_with(
+            "labellers", lambda each: not each.column and each.asks == IMAGES
+        ),
 
 
 rule caption_groups:
@@ -168,7 +170,9 @@ use rule score_classes as score_classes_labeller with:
     benchmark:
         "results/{dataset}/benchmarks/score_classes-{labeller}.jsonl"
     wildcard_constraints:
-        labeller=labellers_with(lambda each: not each.column and each.asks == SCORES),
+        labeller=labellers_with(
+            "labellers", lambda each: not each.column and each.asks == SCORES
+        ),
 
 
 # Where it applies, the table is gathered.

@@ -54,10 +54,17 @@ def datasets_with(is_wanted):
     return one_of(each.name for each in run.datasets if is_wanted(each))
 
 
-def labellers_with(is_wanted):
-    """Return a wildcard constraint: the labellers of the run that are wanted."""
-    labellers = [labeller for each in run.datasets for labeller in each.labellers]
-    return one_of(sorted({each.name for each in labellers if is_wanted(each)}))
+def labellers_with(folder, is_wanted):
+    """Return a wildcard constraint: wanted labellers of the run, by their files in a folder.
+
+    A labeller of another dataset may have the same name and be of another kind.
+    """
+    return one_of(
+        f"(?<=/{dataset.name}/{folder}/){labeller.name}"
+        for dataset in run.datasets
+        for labeller in dataset.labellers
+        if is_wanted(labeller)
+    )
 
 
 def written(dataset, *names):

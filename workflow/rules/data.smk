@@ -1,7 +1,16 @@
 # From a source to the image index.
 
 
-# No code among the parameters: an edit of the package must not unpack gigabytes again.
+download_settings = as_json(
+    lambda each: {
+        **jobs.sections(each, "source", "title", "licence", "citation"),
+        "kind": each.keys.split.kind,
+    }
+)
+
+
+# No code among the parameters: an edit of the package must not unpack gigabytes again. Nor must a
+# new title or mirror: Snakemake compares no parameters that are functions of the output.
 rule download_dataset:
     output:
         local(directory("resources/{dataset}/data")),
@@ -11,10 +20,14 @@ rule download_dataset:
         dataset=one_of(run.downloadable),
     localrule: True
     params:
-        settings=as_json(
+        settings=lambda wildcards, output: download_settings(wildcards),
+        files=as_json(
             lambda each: {
-                **jobs.sections(each, "source", "title", "licence", "citation"),
                 "kind": each.keys.split.kind,
+                **{
+                    name: file.model_dump(exclude={"sources"})
+                    for name, file in each.keys.source.downloads.items()
+                },
             }
         ),
     shell:

@@ -194,7 +194,7 @@ rule write_votes:
     benchmark:
         "results/{dataset}/benchmarks/write_votes-{labeller}.jsonl"
     wildcard_constraints:
-        labeller=labellers_with(lambda each: each.asks != SCORES),
+        labeller=labellers_with("votes", lambda each: each.asks != SCORES),
     priority: EARLY
     threads: threads_of()
     resources:
