@@ -32,12 +32,8 @@ class Posterior(Evidence):
 
     def company(self, k: int) -> float:
         """Return how right others are that err apart from a labeller, by its votes; at most 1."""
-        agree = self._agreeing(k) @ self.shared[k]
+        agree = (1 - self.rho[k, :-1]) * self.kappa[k] @ self.shared[k]
         return float(min(1.0, agree / max(self.labellers[k].accuracy, LEAST)))
-
-    def _agreeing(self, k: int) -> Floats:
-        """Return how far each other labeller agrees with one, as far as they err apart [V]."""
-        return np.asarray((1 - self.rho[k, :-1]) * self.kappa[k])
 
     def is_bounded(self, k: int) -> bool:
         """Return whether images limit how wrong a labeller is: not if they see what it sees."""
@@ -45,15 +41,8 @@ class Posterior(Evidence):
         return not (self.is_blind or one.is_text) and one.tells
 
     def aim(self, k: int) -> float:
-        """Return how right votes are at least, by how far images and others are trusted.
-
-        They are at least as right as others agree with them that err apart.
-        """
-        one = self.labellers[k]
-        confirmed = self._agreeing(k).max()
-        by_images = self.trust * (1 - one.accuracy)
-        by_others = self.company(k) * (1 - max(one.accuracy, confirmed))
-        return float(1 - max(by_images, by_others))
+        """Return how right votes are at least, by how far images are trusted."""
+        return 1 - self.trust * (1 - self.labellers[k].accuracy)
 
     def weights(self, trust: float, has: Bools) -> Floats:
         """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
