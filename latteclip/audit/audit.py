@@ -31,12 +31,7 @@ from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
-from latteclip.evaluate.results import (
-    MISSING,
-    Audit,
-    RunFiles,
-    predicted_classes,
-)
+from latteclip.evaluate.results import MISSING, Audit, RunFiles, predicted_classes
 from latteclip.labels.votes import Ints
 
 log = logging.getLogger(__name__)
@@ -96,9 +91,7 @@ class AuditSession(QuestionSession):
             )
         ids = images["image_id"]
         ranked = tables.lookup_column(
-            self.folder / "pseudo_labels.parquet",
-            "topk_labels",
-            ids,
+            self.folder / "pseudo_labels.parquet", "topk_labels", ids
         )
         runs = runs_in(self.folder)
         predicted = scoring.read_predictions(runs, ids, names, split).values()

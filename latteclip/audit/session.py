@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.audit.server import SCRIPT, SERVED, PageServer
-from latteclip.core.answers import (
-    Answer,
-    AnswerFile,
-    SavedAnswers,
-)
+from latteclip.core.answers import Answer, AnswerFile, SavedAnswers
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest, write_text
 from latteclip.core.terminal import counted

@@ -100,11 +100,5 @@ def average_weights(
         method, seed, metrics_output, train_predictions_output, predictions_output
     )
     classify_evaluated(
-        images_path,
-        model,
-        (ids, predicted),
-        flags,
-        dataset,
-        run,
-        threads,
+        images_path, model, (ids, predicted), flags, dataset, run, threads
     )

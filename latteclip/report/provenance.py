@@ -75,13 +75,9 @@ def _number(value: Any) -> float | None:
 
 def asked(folder: Path) -> Iterator[tuple[str, AnswersMetadata]]:
     """Yield each table of a dataset's folder for which a captioner was asked, and its metadata."""
-    of_labellers = sorted((folder / files.LABELLERS).glob("*.parquet"))
-    for path in (
-        *(folder / table for table in files.TABLES.values()),
-        *of_labellers,
-    ):
-        if (
-            path.is_file()
-            and (answers := read_metadata(path, AnswersMetadata)).questions
-        ):
+    paths = [folder / table for table in files.TABLES.values()]
+    paths += sorted((folder / files.LABELLERS).glob("*.parquet"))
+    for path in filter(Path.is_file, paths):
+        answers = read_metadata(path, AnswersMetadata)
+        if answers.questions:
             yield path.relative_to(folder).as_posix(), answers

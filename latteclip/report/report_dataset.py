@@ -116,8 +116,7 @@ def report_dataset(
     )
     folder = Path(output).parent
     table = summary(
-        [read_object(run.metrics) for run in runs_files],
-        settings.baseline,
+        [read_object(run.metrics) for run in runs_files], settings.baseline
     )
     page = render(
         "report.html",

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scipy.special import expit, logit
-from support import records
 from support.shards import parquet_shard, tar_shard
 from support.worlds import CLASSNAMES
 
@@ -32,14 +31,6 @@ def read_csv(path):
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     return [{k: tables.from_csv_cell(v) for k, v in line.items()} for line in lines]
-
-
-def rewrite_index(paths):
-    """Let the images of the index lie elsewhere."""
-    table = tables.read("images.parquet")
-    columns = {name: table[name] for name in table.column_names}
-    columns["path"] = paths
-    tables.write("images.parquet", columns, tables.IMAGES, IndexMetadata(CLASSNAMES))
 
 
 def test_csv_and_parquet_have_the_same_values_and_no_formula(taken, tmp_path):
@@ -150,7 +141,9 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
         tar_shard(Path("d", "a.tar"), samples)
         Path("d", "classes.txt").write_text("a\nb")
     split = read_split(Path("d"), IndexSettings(kind=kind))
-    rewrite_index([f"d/{item.path}" for item in split.items])
+    index = tables.read("images.parquet").to_pandas()
+    index["path"] = [f"d/{item.path}" for item in split.items]
+    tables.write("images.parquet", index, tables.IMAGES, IndexMetadata(CLASSNAMES))
     with pytest.raises(UserError, match="Label Studio"):
         labels("export", ".", "label-studio", str(tmp_path / "tasks"))
     assert not (tmp_path / "tasks").exists()
@@ -206,20 +199,11 @@ def test_an_image_that_vanished_leaves_nothing_behind(taken, tmp_path):
 # --- guarantees ----------------------------------------------------------------------------------
 
 
-def check(taken, n):
-    """Write answers of `latteclip teach` into the labels: n of them check."""
-    right = (taken.fused == taken.truth)[:n].tolist()
-    checked = records.checked(taken.ids[:n], taken.confidence[:n].tolist(), right)
-    images = {taken.ids[row]: CLASSNAMES[taken.truth[row]] for row in range(n)}
-    images[taken.ids[n]] = None
-    taken.write_report(answers=images, **checked)
-
-
 def test_answers_are_accepted_and_guarantee_other_labels(taken):
-    check(taken, 60)
+    taken.answer(60)
     said = labels("export", str(taken.folder), "parquet", "labels.parquet", max_error=0.5)
     table = pq.read_table("labels.parquet").to_pydict()
-    assert table["accepted"][:61] == [True] * 61
+    assert table["accepted"][:60] == [True] * 60
     n = sum(table["accepted"])
     assert f"{n} of {len(taken.ids)} labels are accepted" in said
     labels("export", str(taken.folder), "imagefolder", "folder", max_error=0.5)
@@ -228,7 +212,7 @@ def test_answers_are_accepted_and_guarantee_other_labels(taken):
 
 
 def test_answers_that_labels_do_not_follow_are_named_and_more_are_asked_for(taken, caplog):
-    check(taken, 58)
+    taken.answer(58)
     answers = [Answer(name, "unsure", phase=CHECK) for name in taken.ids]
     for n, advice in ((60, "--budget 61,"), (90, "larger share of errors.$")):
         saved = SavedAnswers(PLAN_OF_TEACHING, answers[:n]).as_json()

@@ -25,12 +25,7 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata, EncoderMetadata
 from latteclip.evaluate import evaluate as stage
 from latteclip.evaluate.evaluate_classifier import evaluate_classifier
-from latteclip.evaluate.results import (
-    Audit,
-    AuditedRun,
-    RunFiles,
-    accuracy_by_answers,
-)
+from latteclip.evaluate.results import Audit, AuditedRun, RunFiles, accuracy_by_answers
 from latteclip.labels.guarantees import Interval
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
@@ -196,8 +191,6 @@ def test_test_images_and_held_out_images_get_their_best_class(dataset):
     tests, names, best = range(3, N, 4), dataset.names, dataset.best
     assert predictions["image_id"].to_pylist() == [names[i] for i in tests]
     assert predictions["prediction"].to_pylist() == [best[i] for i in tests]
-    hits = [best[i] == dataset.labels[i] for i in tests]
-    assert metrics["acc1"] == pytest.approx(sum(hits) / len(hits))
     assert metrics["flags"] == ["ours"]
     training = [names[i] for i in dataset.training]
     apart = [training[i] for i in holdout.held_out_for_choice(training).nonzero()[0]]
