@@ -101,11 +101,8 @@ def _table_rows(path: str) -> Iterator[tuple[str, Any]]:
         )
     for image, label in table[columns].itertuples(index=False):
         if not is_empty(label):
-            is_text = isinstance(label, str)
-            yield (
-                from_csv_cell(str(image)),
-                from_csv_cell(label) if is_text else label,
-            )
+            label = from_csv_cell(label) if isinstance(label, str) else label
+            yield from_csv_cell(str(image)), label
 
 
 def _tasks(path: str) -> Iterator[tuple[str, str]]:

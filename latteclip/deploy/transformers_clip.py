@@ -175,12 +175,8 @@ def _check_features(
 ) -> None:
     """Raise ValueError if images or texts get other features, because of tokens or networks."""
     network: Any = clip.model
-    image = torch.randn(
-        2,
-        3,
-        *network.visual.image_size,
-        generator=torch.Generator().manual_seed(0),
-    )
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, *network.visual.image_size, generator=draw)
     tokens = tokenizer(
         texts, padding="max_length", truncation=True, return_tensors="pt"
     )

@@ -242,8 +242,6 @@ def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, axe, tm
     at(page, 12, 15)  # the browser's memory keeps them
     page.goto(other.as_uri())
     at(page, 0, 10)  # a page with other questions has other answers
-    page.keyboard.press("1")
-    at(page, 1, 10)
     page.goto(file.as_uri())
     at(page, 12, 15)
     with page.expect_download() as download:

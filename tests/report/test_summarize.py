@@ -31,8 +31,7 @@ def test_the_table_has_means_gains_choices_and_answers(tmp_path):
     selection.write_text(json.dumps(chosen | {"reason": "Nothing beat it."}))
     audit = write_audit(tmp_path, "mine", ["latteclip"])
     csv, text = str(tmp_path / "s.csv"), str(tmp_path / "s.md")
-    choices = [str(selection)]
-    summarize(paths, choices, [audit], "zero_shot", csv, text)
+    summarize(paths, [str(selection)], [audit], "zero_shot", csv, text)
     rows = pd.read_csv(csv, dtype=str, keep_default_na=False).to_dict("records")
     first = {"method": "zero_shot", "acc1_mean": "50.00", "chosen": "seed 0"}
     second = {"flags": "ours collapsed", "seeds": "2", "acc1_mean": "57.00"}
