@@ -83,10 +83,8 @@ def machine() -> Iterator[Finding]:
     text = f"{os.cpu_count()} cores; {total:.0f} GiB of memory"
     yield level, f"{text}, the captioner and two jobs need {MEMORY_WANTED}"
     if os.environ.get("SLURM_CONF") and not any(map(os.path.isfile, SLURM_FILES)):
-        yield (
-            "warning",
-            "srun inside a job does not see SLURM_CONF; see docs/cluster.md",
-        )
+        text = "srun inside a job does not see SLURM_CONF; see docs/cluster.md"
+        yield "warning", text
 
 
 def disk() -> Iterator[Finding]:
@@ -95,11 +93,9 @@ def disk() -> Iterator[Finding]:
     for place in dict.fromkeys(map(existing, folders)):
         free = shutil.disk_usage(place).free / GIB
         is_usable = free >= DISK_NEEDED and os.access(place, os.W_OK)
+        level = "ok" if is_usable else "warning"
         text = f"{free:.0f} GiB free in {place}, where files must be written"
-        yield (
-            "ok" if is_usable else "warning",
-            f"{text}; a large dataset and LLaVA need 40",
-        )
+        yield level, f"{text}; a large dataset and LLaVA need 40"
 
 
 def gpu() -> Iterator[Finding]:
@@ -108,10 +104,8 @@ def gpu() -> Iterator[Finding]:
     for name, megabytes, driver in cards:
         yield "ok", f"{name}, {megabytes} MiB, driver {driver}"
     if not cards:
-        yield (
-            "note",
-            "nvidia-smi is missing or shows no GPU; LLaVA would take days",
-        )
+        text = "nvidia-smi is missing or shows no GPU; LLaVA would take days"
+        yield "note", text
     elif sentence := devices.missing_compiler():
         yield "warning", sentence
 
@@ -130,10 +124,8 @@ def vllm() -> Iterator[Finding]:
     number, device = _import(VLLM)
     text = f"vLLM {number}, built for {device}"
     if device != "cuda" and devices.visible():
-        yield (
-            "warning",
-            f"{text}, although there is a GPU; run make install KIND=cuda",
-        )
+        remedy = "although there is a GPU; run make install KIND=cuda"
+        yield "warning", f"{text}, {remedy}"
     else:
         yield "ok", text
 
@@ -178,25 +170,19 @@ def _weights(model: str, revision: str | None) -> Finding:
     config = try_to_load_from_cache(model, "config.json", revision=revision)
     if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
         return "ok", f"{model} is in the cache of Hugging Face"
-    return (
-        "note",
-        f"{model} is not in the cache of Hugging Face; a run downloads it",
-    )
+    text = f"{model} is not in the cache of Hugging Face; a run downloads it"
+    return "note", text
 
 
 def hub() -> Iterator[Finding]:
     """Report whether Hugging Face can be reached."""
     if constants.HF_HUB_OFFLINE:
-        yield (
-            "note",
-            "HF_HUB_OFFLINE is set; models must be in the cache, or folders",
-        )
+        text = "HF_HUB_OFFLINE is set; models must be in the cache, or folders"
+        yield "note", text
         return
     remedy = "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
-    yield (
-        "ok",
-        f"{constants.ENDPOINT} answers ({_status(constants.ENDPOINT, remedy)})",
-    )
+    status = _status(constants.ENDPOINT, remedy)
+    yield "ok", f"{constants.ENDPOINT} answers ({status})"
 
 
 def _status(

@@ -15,8 +15,9 @@ from latteclip.config import layers
 from latteclip.config.keys import FinetuneSection
 from latteclip.config.labellers import Captioner
 from latteclip.config.resolve import Dataset, Run
-from latteclip.core import run_options, tables
+from latteclip.core import tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
+from latteclip.core.run_options import read_options, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import counted
 from latteclip.data.images import image_files
@@ -144,11 +145,7 @@ def _lines(name: str) -> Iterator[str]:
     limited_runs = _drawn_from(name)
     limit = max(limited_runs, default=LIMIT)
     folder = RESULTS / f"{name}_{limit}"
-    noted = (
-        run_options.read_options(folder.name)
-        or run_options.read_options(name)
-        or {}
-    )
+    noted = read_options(folder.name) or read_options(name) or {}
     options = {**noted, "dataset": name}
     whole, limited = (
         Run(layers.defaults(), {**options, "limit": n}).datasets[0]
@@ -163,7 +160,7 @@ def _lines(name: str) -> Iterator[str]:
     else:
         yield (
             f"There is no limited run of {name} to estimate hours and disk from; make one: "
-            f"{run_options.run_command(RESULTS / name, limit=str(limit))}"
+            f"{run_command(RESULTS / name, limit=str(limit))}"
         )
     for captioner in whole.answer_tables:
         if not captioner.engine.reads_file:
@@ -182,11 +179,8 @@ def _stages(
     hours: dict[str, float] = defaultdict(float)
     for cost, seconds in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
-        found = (
-            WORK.findall(log.read_text("utf-8", "replace"))
-            if log.is_file()
-            else []
-        )
+        text = log.read_text("utf-8", "replace") if log.is_file() else ""
+        found = WORK.findall(text)
         work = sum(map(float, found)) if found else max(0.0, seconds - starting)
         growth = images
         if cost.rule in ASKING:
@@ -195,9 +189,8 @@ def _stages(
                 each for each in dataset.captioners if each.name == name != ""
             )
             captioner = next(of_labeller, dataset.captioner(ASKING[cost.rule]))
-            growth = n_questions(captioner, after) / max(
-                1, n_questions(captioner, before)
-            )
+            n_before = max(1, n_questions(captioner, before))
+            growth = n_questions(captioner, after) / n_before
         elif cost.rule in TRAINING:
             keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
             growth = samples(keys, after.train) / samples(keys, before.train)
@@ -205,11 +198,8 @@ def _stages(
     yield f"{dataset.whole}, by {folder}: {sum(after):,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    ]
+    below = folder.rglob("*")
+    paths = [path for path in below if path.is_file() and not path.is_symlink()]
     # Models keep their size, and some files have several names.
     size = sum(
         f.stat().st_size * (1 if f.suffix == ".safetensors" else images)
@@ -222,8 +212,5 @@ def _stages(
 def samples(section: FinetuneSection, n: int) -> int:
     """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
     recipe = recipe_for(section, n, lr=1.0)
-    return (
-        recipe.epochs
-        * steps_per_epoch(n, recipe.batch_size)
-        * min(recipe.batch_size, n)
-    )
+    steps = recipe.epochs * steps_per_epoch(n, recipe.batch_size)
+    return steps * min(recipe.batch_size, n)

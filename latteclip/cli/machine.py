@@ -181,11 +181,9 @@ class Machine:
         folder = dataset.keys.source.folder
         if folder is None:
             return jobs.made_folder(dataset)[0]
-        return (
-            folder
-            if self.is_module
-            else jobs.FOLDER_LINK.format(dataset=dataset.name)
-        )
+        if self.is_module:
+            return folder
+        return jobs.FOLDER_LINK.format(dataset=dataset.name)
 
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
     def folder_state(self, dataset: Dataset) -> str:

@@ -246,12 +246,7 @@ def workflow(arguments: Sequence[str], /) -> NoReturn:
     from latteclip.config import layers
 
     sys.stdout.flush()
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(layers.SNAKEFILE),
-    ]
+    program = [sys.executable, "-m", "snakemake"]
+    place = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
     # It gets all signals.
-    os.execv(sys.executable, [*command, "--directory", ".", *arguments])
+    os.execv(sys.executable, [*program, *place, *arguments])

@@ -71,19 +71,12 @@ def _jobs(options: Sequence[str]) -> Iterator[Job]:
     workflow = [] if run_options.has_own_workflow() else package
     program = [sys.executable, "-m", "latteclip.cli.status", "--nocolor"]
     program += ["--rerun-incomplete"]
-    run = subprocess.run(
-        [*program, *workflow, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [*program, *workflow, *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise UserError(f"Snakemake failed: {run.stderr.strip()}")
-    return (
-        json.loads(line)
-        for line in run.stdout.splitlines()
-        if line.startswith("{")
-    )
+    lines = run.stdout.splitlines()
+    return (json.loads(line) for line in lines if line.startswith("{"))
 
 
 async def summary(dag: Any, detailed: bool = False) -> AsyncIterator[str]:

@@ -66,11 +66,9 @@ class Run:
     def _chosen(self) -> list[str]:
         """Return the keys of the datasets."""
         known = self.layer["datasets"]
-        names = (
-            self.downloadable
-            if self.keys.dataset == ["all"]
-            else self.keys.dataset
-        )
+        names = self.keys.dataset
+        if names == ["all"]:
+            names = self.downloadable
         if self.keys.image_dir:
             self._take_folder(self.keys.image_dir, names, known)
         return names
@@ -345,11 +343,9 @@ class Dataset:
 
         One job reads a user's file: with a part of the images it might find none of them there.
         """
-        return (
-            1
-            if self.captioner(IMAGES).engine.reads_file
-            else self.keys.compute.shards
-        )
+        if self.captioner(IMAGES).engine.reads_file:
+            return 1
+        return self.keys.compute.shards
 
 
 class Method:
@@ -368,11 +364,9 @@ class Method:
     @property
     def averaged(self) -> "Method | None":
         """The method whose models this one averages."""
-        return (
-            self.dataset.method(str(self.keys.of))
-            if self.objective.averages
-            else None
-        )
+        if not self.objective.averages:
+            return None
+        return self.dataset.method(str(self.keys.of))
 
     @property
     def trained(self) -> "Method | None":
@@ -399,11 +393,9 @@ class Method:
     @property
     def encoders(self) -> dict[str, str]:
         """Image encoders beside CLIP by which it classifies."""
-        return (
-            self.dataset.run.image_encoders
-            if self.objective.reads_encoders
-            else {}
-        )
+        if not self.objective.reads_encoders:
+            return {}
+        return self.dataset.run.image_encoders
 
     @property
     def caption_kinds(self) -> list[str]:

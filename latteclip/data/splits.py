@@ -188,11 +188,9 @@ def _listed_classes(root: Path, settings: IndexSettings) -> list[str]:
         return []
     name = settings.class_list or CLASSES
     is_named = settings.class_list or settings.class_names
-    return (
-        lines_of(_existing(root, name))
-        if is_named or (root / name).is_file()
-        else []
-    )
+    if not is_named and not (root / name).is_file():
+        return []
+    return lines_of(_existing(root, name))
 
 
 def _sorted_names(labels: Iterable[str], root: Path) -> list[str]:

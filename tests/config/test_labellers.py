@@ -31,10 +31,9 @@ def test_a_labeller_changes_what_it_names_and_shares_the_rest(configured):
 
 
 def test_a_captioner_that_is_given_the_zero_shot_labels_is_marked(configured):
-    dataset = configured(labellers=[WORDS, SCORES], prompts={"image": "Is it {}?"}).dataset(
-        "demo"
-    )
-    assert [one["leaked"] for one in jobs.labellers(dataset)] == [True, False]
+    run = configured(labellers=[WORDS, SCORES], prompts={"image": "Is it {}?"})
+    leaked = [one["leaked"] for one in jobs.labellers(run.dataset("demo"))]
+    assert leaked == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,5 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
         assert word in caplog.text
     now.update({"d": Answer("d", "none")})
     assert said(now.read()) == {"d": "none"}
-    assert said(about_pictures(path, pictures).read()) == {
-        "a": "dots",
-        "b": "dots",
-        "c": "none",
-    }
+    wanted = {"a": "dots", "b": "dots", "c": "none"}
+    assert said(about_pictures(path, pictures).read()) == wanted
