@@ -37,9 +37,8 @@ def test_a_job_finds_answers_of_other_splits_and_writes_its_file_alone(tmp_path)
     assert cached(tmp_path, range(8), "2-of-2") == [0, 1, 2, 3, 4, 6]  # 5: of another shard
     assert cached(tmp_path, range(8), "3-of-3") == list(range(7))
     assert (tmp_path / "1-of-1.sqlite").read_bytes() == whole
-    assert (
-        sorted(path.suffix for path in tmp_path.iterdir()) == [".sqlite"] * 4
-    )  # no log beside
+    # No log lies beside.
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".sqlite"] * 4
 
 
 def test_two_runs_at_once_lose_nothing(tmp_path):

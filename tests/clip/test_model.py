@@ -58,9 +58,8 @@ def test_a_model_that_is_not_there_is_one_sentence_that_names_it(model, pretrain
 @torch.no_grad()
 def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     torch.manual_seed(7)
-    for (
-        tensor
-    ) in clip.model.state_dict().values():  # as if trained, running statistics included
+    # As if trained, running statistics included.
+    for tensor in clip.model.state_dict().values():
         if tensor.is_floating_point():
             tensor += 0.01 * torch.rand_like(tensor)
     clip.save(tmp_path / "model")
@@ -72,9 +71,8 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     assert type(model) is type(clip.model)
     state = clip.model.state_dict()
     assert model.state_dict().keys() == state.keys()
-    assert all(
-        torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items()
-    )
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[key])
     images, tokens = pictures(clip, 3), clip.tokenizer(TEXTS)
     assert torch.equal(model.encode_image(images), clip.model.encode_image(images))
     assert torch.equal(open_clip.get_tokenizer(name)(TEXTS), tokens)

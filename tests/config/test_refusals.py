@@ -76,10 +76,7 @@ MISTAKES = [
     ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
     ({"finetune": {"lr": -1}}, r"finetune\.lr "),
     ({"limit": "64 images"}, r"limit must be a whole number, not"),
-    (
-        {"limit": 24, "datasets": {"demo_24": {"source": {"folder": "photos"}}}},
-        "limit=24 .*results/demo_24",
-    ),
+    ({"limit": 24, "datasets": {"demo_24": {}}}, "limit=24 .*results/demo_24"),
     ({"captioner": "openai"}, r"captioner must be keys with values, not"),
     ({"template": "a cat"}, r"template must contain {} or be a list, not"),
     ({"seeds": "1;2"}, r"seeds .*must be .*0,1,2"),

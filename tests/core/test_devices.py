@@ -103,11 +103,8 @@ def test_a_driver_that_does_not_answer_is_an_error_unless_the_cpu_is_asked_for(
     machine, monkeypatch, tmp_path
 ):
     broken_nvidia_smi(tmp_path)
-    for ask in (
-        devices.claim,
-        devices.free,
-        lambda: devices.refuse_unusable("2.14.0", None),
-    ):
+    refuse = partial(devices.refuse_unusable, "2.14.0", None)
+    for ask in (devices.claim, devices.free, refuse):
         with pytest.raises(UserError, match="export CUDA_VISIBLE_DEVICES="):
             ask()
     for hidden in ("", "-1"):

@@ -57,9 +57,8 @@ def test_a_run_ends_with_the_table_and_every_stage_covers_its_images(finished):
     methods = ["zero_shot", "flyp", "latteclip"]
     assert [row[:2] for row in rows] == [["demo", method] for method in methods]
     for table in ("images", "groups"):
-        [used] = [
-            line for line in lines if f"asked for demo/captions/{table}.parquet" in line
-        ]
+        asked = f"asked for demo/captions/{table}.parquet"
+        [used] = [line for line in lines if asked in line]
         assert re.search(rf"\b{N_TRAIN} questions\b.* tokens", used), used
     index = parquet(finished, "images.parquet")
     pairs = zip(index["image_id"], index["split"], strict=True)
