@@ -208,11 +208,8 @@ class Runner:
         """Ask about all rows, and once more where the answer is empty or cut."""
         self.first = self._digests(self.questions.wanted, again=False)
         self._ask(self.first, again=False)
-        poor = [
-            row
-            for row, digest in self.first.items()
-            if is_poor(self._found(digest))
-        ]
+        first = self.first.items()
+        poor = [row for row, digest in first if is_poor(self._found(digest))]
         self.second = self._digests(poor, again=True)
         self._ask(self.second, again=True)
 

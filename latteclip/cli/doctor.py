@@ -80,7 +80,7 @@ def machine() -> Iterator[Finding]:
     yield "ok", f"Python {platform.python_version()}, {versions}"
     total = psutil.virtual_memory().total / GIB
     level = "ok" if total >= MEMORY_WANTED else "warning"
-    text = f"{os.cpu_count()} cores; {total:.0f} GiB of memory"
+    text = f"{devices.cores()} cores; {total:.0f} GiB of memory"
     yield level, f"{text}, the captioner and two jobs need {MEMORY_WANTED}"
     if os.environ.get("SLURM_CONF") and not any(map(os.path.isfile, SLURM_FILES)):
         text = "srun inside a job does not see SLURM_CONF; see docs/cluster.md"

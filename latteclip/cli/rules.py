@@ -42,11 +42,9 @@ def part(wildcards: Any) -> str:
     """Return a parameter: the option with the shard or the labeller of a job of captions."""
     if "shard" in wildcards.keys():
         return f"--shard {wildcards.shard}/{wildcards.shards}"
-    return (
-        f"--labeller {wildcards.labeller}"
-        if "labeller" in wildcards.keys()
-        else ""
-    )
+    if "labeller" in wildcards.keys():
+        return f"--labeller {wildcards.labeller}"
+    return ""
 
 
 def file_names(*names: str) -> OfJob:

@@ -98,11 +98,8 @@ def files(model: str) -> list[Path]:
     """Return the files that may have the weights of a model of a folder or the hub."""
     if model.startswith(HUB):
         return [hub_file(model)]
-    return [
-        path
-        for path in Path(model.removeprefix(FOLDER)).iterdir()
-        if path.is_file()
-    ]
+    folder = Path(model.removeprefix(FOLDER))
+    return [path for path in folder.iterdir() if path.is_file()]
 
 
 def _refuse_code_pickles_and_pipes(folder: Path) -> None:

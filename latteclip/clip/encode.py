@@ -106,11 +106,9 @@ def _encode_by_length(
 ) -> torch.Tensor:
     lengths = tower.lengths(tokens)  # [T]
     order = lengths.argsort(stable=True)
-    size = (
-        clip.micro_batch
-        if torch.is_grad_enabled() and clip.micro_batch
-        else len(tokens)
-    )
+    size = len(tokens)
+    if torch.is_grad_enabled() and clip.micro_batch:
+        size = clip.micro_batch
     buckets = (bucket.split(size) for bucket in order.chunk(LENGTH_BUCKETS))
     features = []
     for part in itertools.chain.from_iterable(buckets):

@@ -72,11 +72,9 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.is_relative_to(CONFIG):
-            package = (
-                PACKAGE.relative_to(here)
-                if PACKAGE.is_relative_to(here)
-                else PACKAGE
-            )
+            package = PACKAGE
+            if package.is_relative_to(here):
+                package = package.relative_to(here)
             text = text.replace("{package}", str(package))
         content = yaml.load(text, _Loader) or {}
     # Also a date of no calendar, and bytes that are not UTF-8.

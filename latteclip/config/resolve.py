@@ -401,8 +401,5 @@ class Method:
     def caption_kinds(self) -> list[str]:
         """Kinds of captions, "image" and "group", that it trains on."""
         switches = dict(self.keys.switches)
-        return [
-            kind
-            for kind in self.objective.captions
-            if switches[f"{kind}_description"]
-        ]
+        kinds = self.objective.captions
+        return [kind for kind in kinds if switches[f"{kind}_description"]]

@@ -145,11 +145,8 @@ class Section(pydantic.BaseModel):
     def _parse_null(cls, value: Any, info: ValidationInfo) -> Any:
         """Parse null, which Snakemake passes as a text where it is nested in `--config`."""
         annotation = cls.model_fields[str(info.field_name)].annotation
-        return (
-            None
-            if value == "null" and type(None) in get_args(annotation)
-            else value
-        )
+        is_null = value == "null" and type(None) in get_args(annotation)
+        return None if is_null else value
 
 
 Kind = TypeVar("Kind", bound=Section)

@@ -159,11 +159,8 @@ def free() -> int:
 
 def _memory_in_use() -> dict[str, int]:
     """Return the MiB in use on GPUs by UUID, as far as NVIDIA's tool says."""
-    return {
-        uuid: int(used)
-        for uuid, used in query("uuid,memory.used")
-        if used.isdigit()
-    }
+    cards = query("uuid,memory.used")
+    return {uuid: int(used) for uuid, used in cards if used.isdigit()}
 
 
 def query(fields: str) -> list[list[str]]:

@@ -49,11 +49,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence on an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return (
-        f"did you mean {near[0]}?"
-        if near
-        else f"known are: {', '.join(names) or 'none'}."
-    )
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known are: {', '.join(names) or 'none'}."
 
 
 def first_line(error: BaseException) -> str:
@@ -96,11 +94,8 @@ def worker_failure(error: BaseException) -> str | None:
     """Return the message for a full /dev/shm or a killed worker. None: it is another error."""
     text = f"{error} {error.__cause__}"
     is_worker = isinstance(error, RuntimeError) and "DataLoader worker" in text
-    return (
-        WORKER_KILLED
-        if is_worker and any(w in text for w in WORKER_WORDS)
-        else None
-    )
+    is_killed = is_worker and any(w in text for w in WORKER_WORDS)
+    return WORKER_KILLED if is_killed else None
 
 
 class Terminated(BaseException):

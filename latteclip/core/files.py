@@ -282,11 +282,9 @@ def edited_classes(folder: str | Path) -> list[str] | None:
     if not path.is_file():
         return None
     names = lines_of(path)
-    proposed = (
-        read_object(proposal, remedy=DELETE)["classes"]
-        if proposal.is_file()
-        else []
-    )
+    proposed = []
+    if proposal.is_file():
+        proposed = read_object(proposal, remedy=DELETE)["classes"]
     return None if names == proposed else names
 
 

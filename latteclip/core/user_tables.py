@@ -106,11 +106,9 @@ def is_empty(cell: Any) -> bool:
 
 def list_of(cell: Any) -> list[Any]:
     """Return the list of a cell, which CSV and TSV write as JSON."""
-    return list(
-        json.loads(cell.replace("-inf", "-Infinity"))
-        if isinstance(cell, str)
-        else cell
-    )
+    if isinstance(cell, str):
+        cell = json.loads(cell.replace("-inf", "-Infinity"))
+    return list(cell)
 
 
 class ImageNames:
