@@ -131,7 +131,7 @@ class Evidence:
 
         With class texts, `zero_shot` [n, C] are their first choices with their lean. Beside votes,
         images start from these, which say how right texts are, a_t: images that are trusted replace
-        1 - a_t^2 of the weight of texts.
+        1 - a_t^2 of the weight of texts. Texts that are righter than votes teach at the start too.
         """
         views = self.images[0].halves()
         for one in self.labellers:
@@ -162,6 +162,9 @@ class Evidence:
         share = np.array([one.gain for one in seen])
         share /= share.sum()
         self.size = float(np.exp(share @ np.log([one.size for one in seen])))
+        accuracy = share @ [one.accuracy for one in seen]
+        if self.has_texts and texts.accuracy > accuracy:
+            texts.starts = texts.accuracy**2
         if not self.texts_alone:
             self.fits = min(1.0, float(share @ fits)) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + 2)

@@ -260,14 +260,12 @@ def test_random_votes_beside_class_texts_count_as_random():
     assert model.labellers_["nobody"].weight == 0
 
 
-def test_votes_that_are_much_worse_than_class_texts_cost_little():
-    lost = []
+def test_votes_that_are_worse_than_class_texts_add_to_them():
     for seed in range(8):
         planted = Planted(seed, (25,) * 20, noise=0.3, right=0.25, texts=0.15)
         zero_shot = planted.right((planted.x @ planted.texts.T).argmax(axis=1))
         assert zero_shot > 2 * planted.right(planted.votes)
-        lost.append(zero_shot - planted.right(planted.fit(texts=planted.texts).labels_))
-    assert np.mean(lost) < 0.02, np.round(lost, 3)
+        assert planted.right(planted.fit(texts=planted.texts).labels_) >= zero_shot
 
 
 def test_images_that_cannot_tell_classes_apart_change_nothing():
