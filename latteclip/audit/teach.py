@@ -202,11 +202,8 @@ class TeachingSession(QuestionSession):
         self._learn(answers)
         n_checked = sum(answer.phase == CHECK for answer in answers.values())
         n_taught = len(answers) - n_checked
-        rows, phase, wanted = (
-            self._order.tolist(),
-            CHECK,
-            self.total - len(answers),
-        )
+        rows, phase = self._order.tolist(), CHECK
+        wanted = self.total - len(answers)
         if not n_checked and n_taught < self.n_taught:
             rows, phase, wanted = self._doubtful(), TEACH, self.n_taught - n_taught
         unanswered = (row for row in rows if self.ids[row] not in answers)

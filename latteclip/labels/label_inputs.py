@@ -287,8 +287,8 @@ def answered_rows(
     given["row"] = pc.index_in(names, images["image_id"]).to_pandas()
     given = given.dropna(subset="row").sort_values("row")
     order = drawing_order(images)
-    is_open = ~np.isin(order, given["row"])
-    sample = order[: is_open.argmax()] if is_open.any() else order
+    is_answered = np.isin(order, given["row"])
+    sample = order[np.logical_and.accumulate(is_answered)]
     is_drawn = (given["phase"] == CHECK) & given["row"].isin(sample)
     is_unsure = given["kind"] == UNSURE
     known = given[~is_unsure]

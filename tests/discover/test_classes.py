@@ -1,7 +1,6 @@
 """The stages that propose classes, and the page of `latteclip classes`."""
 
 import json
-from threading import Thread
 
 import pytest
 from support.made_results import N_UNNAMED, discover, write_unnamed
@@ -99,20 +98,6 @@ def test_pictures_are_of_images_of_the_dataset(results):
     row, _ = page.state()["classes"][0]["pictures"][0]
     assert page.picture(row).endswith(f"{row:03d}.png")
     assert page.picture(36) is None
-
-
-def test_two_pages_at_once_lose_no_action(results):
-    def rename(page, of):
-        for number in range(8):
-            save(page, do="rename", of=of, name=f"class {of} {number}")
-
-    pages = [ClassesPage(results), ClassesPage(results)]
-    threads = [Thread(target=rename, args=(page, of)) for of, page in enumerate(pages)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(actions(results)) == 16
 
 
 def test_classes_edited_by_hand_have_no_page(results):

@@ -227,13 +227,6 @@ def test_checks_of_labels_are_checks_of_a_model_that_did_not_learn_from_them(pre
         assert accuracy_by_answers(predictions, few, None) == (None, "teach")
 
 
-def test_a_classifier_that_answers_made_is_checked_without_them(predictions):
-    check = [(0.5, row < 12) for row in range(15)]
-    report = records.fusion(checks={"flyp": check})
-    found, _ = accuracy_by_answers(predictions, report, None)
-    assert (found.value, found.n) == (0.8, 15)
-
-
 def test_an_audit_of_the_run_comes_first(predictions):
     accuracy = Interval(0.6, 0.5, 0.7, 80)
     run = AuditedRun(*RUN, accuracy, [])

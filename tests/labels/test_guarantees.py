@@ -4,7 +4,6 @@ from scipy import stats
 
 from latteclip.labels import guarantees
 from latteclip.labels.guarantees import (
-    confidence_sequence,
     fewest_answers,
     pac_threshold,
     share_right,
@@ -46,10 +45,6 @@ def test_a_share_with_taught_drawn_and_unasked_parts_holds_at_all_moments():
                 fails += 1
                 break
     assert fails / 200 <= 0.05
-
-
-def test_of_all_answered_the_share_is_known():
-    assert confidence_sequence(300, 400, 400) == (0.75, 0.75)
 
 
 def test_the_exact_bound_is_scipys():

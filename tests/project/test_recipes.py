@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING, done on a copy of the repository with toys, which then run there.
+"""Recipes of CONTRIBUTING for plug-ins, done with toys on a copy of the repository, which runs.
 
 A recipe names the files that it touches in `code`. A toy may touch no others.
 """
@@ -13,10 +13,6 @@ from support.tiny import ROOT
 
 pytestmark = pytest.mark.slow
 REGISTRY = "latteclip/config/registry.py"
-COMMANDS = "latteclip/cli/main.py"
-KEYS = '''    """share of training images to mark as unknown, those furthest from every class"""
-'''
-STAGES = "STAGES = {  # by command: the module of its function\n"
 OBJECTIVE = '''"""Images against their captions."""
 
 from latteclip.train.objectives import base
@@ -56,43 +52,10 @@ WRITER = """
 def _write_lines(path, table, _):
     path.write_text("\\n".join(map(str, table["label"].to_pylist())))
 """
-STAGE = '''"""Count the pictures of an index."""
-
-from latteclip.core import tables
-from latteclip.core.files import write_json
-
-
-def count_colours(images_path: str, output: str) -> None:
-    """Write how many pictures there are."""
-    table, _ = tables.read_unlabelled(images_path, training=True)
-    write_json(output, {"pictures": len(table)})
-'''
-RULE = """
-
-rule count_colours:
-    input:
-        images="results/{dataset}/images.parquet",
-    output:
-        "results/{dataset}/colours.json",
-    log:
-        "results/{dataset}/logs/count_colours.log",
-    resources:
-        mem_mb=memory(1_000, per_million=0),
-        runtime=minutes(5, images_per_second=1_000),
-    params:
-        code=code_of("latteclip.evaluate.count_colours"),
-    shell:
-        "latteclip count-colours --images {input.images} --output {output} --log {log}"
-"""
 
 
 # Of each recipe: a new file, or a line after another one (at the end without one), by its path.
 RECIPES = {
-    "a stage": {
-        "latteclip/evaluate/count_colours.py": STAGE,
-        COMMANDS: (STAGES, '    "count_colours": "latteclip.evaluate.count_colours",\n'),
-        "workflow/rules/evaluation.smk": ("", RULE),
-    },
     "an objective": {
         "latteclip/train/objectives/toy.py": OBJECTIVE,
         REGISTRY: (
@@ -112,26 +75,10 @@ RECIPES = {
         ),
         REGISTRY: ("LABELLERS = {\n", '    "even": LabellerRecord(),\n'),
     },
-    "a key": {
-        "latteclip/config/keys.py": (
-            KEYS,
-            '    motto: str = "none"\n    """What the page says."""\n',
-        ),
-    },
-    "a part of the page": {
-        "latteclip/report/report_dataset.py": (
-            '        "report.html",\n',
-            '        motto=settings.config["unknown"]["motto"],\n',
-        ),
-        "latteclip/report/templates/report.html": (
-            "</main>\n",
-            '<section id="motto">{{ motto }}</section>\n',
-        ),
-    },
     "an export format": {
         "latteclip/deploy/export_labels.py": [
             (
-                '    return path.name if is_read else path.with_suffix(".jpg").name\n',
+                "    return PurePath(f\"{PurePath(row['image_id']).stem}.{suffix}\")\n",
                 WRITER,
             ),
             (
@@ -159,12 +106,7 @@ def follow(root, recipe):
             path.write_text(after)
 
 
-PLACES = {
-    "<name>": "toy",
-    "<kind>": "even",
-    "<package>": "evaluate",
-    "<room>": "evaluation",
-}
+PLACES = {"<name>": "toy", "<kind>": "even"}
 
 
 def named_files(title):
@@ -187,7 +129,7 @@ def followed(tmp_path_factory):
         follow(copy.root, recipe)
     edit(copy, DEMO, shrink)
     copy.ran(
-        *("all", "results/demo/colours.json", "results/demo/votes/evens.parquet"),
+        *("all", "results/demo/votes/evens.parquet"),
         *("--config", "dataset=demo", "seeds=1", "method=zero_shot,toy_trained"),
         "methods={toy_trained: {objective: toy}}",
         "captioner={engine: toy, model: toy}",
@@ -212,10 +154,6 @@ def test_what_the_recipes_add_runs_with_the_rest(followed):
     assert "toy_trained" in {row["method"] for row in selection["candidates"]}
     captions = pq.read_table(results(followed, "captions/images.parquet"))["caption"]
     assert captions.to_pylist() == [f"Texture number {i}." for i in range(N_TRAIN)]
-    page = results(followed, "report.html").read_text()
-    assert '<section id="motto">none</section>' in page
-    colours = json.loads(results(followed, "colours.json").read_text())
-    assert colours == {"pictures": N_TRAIN}
     options = pq.read_table(results(followed, "votes/evens.parquet"))["options"]
     assert options.to_pylist() == [[i % 2] for i in range(N_TRAIN)]
     command = ("labels", "export", "results/demo", "--format", "lines", "--output", "x.txt")
