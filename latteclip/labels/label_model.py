@@ -16,7 +16,7 @@ alone, and for labels without images, which are Dawid and Skene's.
 theta is as likely as theta = 1, to first order. Two halves of the features, rotated at random, are
 two further views. If views that err apart agree beyond chance by kappa_ij = a_i a_j,
 
-    a = (kappa_v1 kappa_v2 / kappa_12)^(1/2).
+    a = (kappa_v1 kappa_v2 / kappa_12)^(1/2),  within A and u of the trust below.
 
 It is lowered for labellers that agree less with others, which are not all right. Class texts see
 what their encoder sees, so images predict them however wrong they are: votes and answers judge

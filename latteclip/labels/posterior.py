@@ -32,7 +32,8 @@ class Posterior(Evidence):
 
     def company(self, k: int) -> float:
         """Return how right others are that err apart from a labeller, by its votes; at most 1."""
-        agree = (1 - self.rho[k, :-1]) * self.kappa[k] @ self.shared[k]
+        apart = (1 - self.rho[k, :-1]) * self.kappa[k]
+        agree = apart @ self.shared[k]
         return float(min(1.0, agree / max(self.labellers[k].accuracy, LEAST)))
 
     def is_bounded(self, k: int) -> bool:
