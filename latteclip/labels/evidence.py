@@ -184,12 +184,13 @@ class Evidence:
         at = [self.labellers.index(one) for one in witnesses]
         kappa, shared = self.kappa[np.ix_(at, at)], self.shared[np.ix_(at, at)]
         by_images = found = np.array([one.accuracy for one in witnesses])
-        if not kappa.any():
+        if not shared.any():
             return
         for _ in range(COMPARISONS):
             size = (shared > 0) @ found**2
             by_others = np.where(size, kappa @ found / np.maximum(size, TINY), 1)
             found = np.sqrt(found * np.minimum(by_images, by_others))
+            found = np.maximum(found, LEAST)
         for one, accuracy in zip(seen, found, strict=False):
             one.gain *= float(accuracy / one.accuracy) ** 2
             one.accuracy = float(accuracy)
