@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.cluster.vq import kmeans2, vq
@@ -86,7 +87,7 @@ def groups(evidence: Evidence, start: Ints) -> Ints:
     for _ in range(MAX_ROUNDS):
         before = _large(labels)
         scored = _scores(evidence, before)
-        labels = np.concatenate([scores.argmax(axis=1) for _, scores in scored])
+        labels = np.concatenate([scores.argmax(axis=1) for scores in scored])
         if (labels == before).all():
             break
     return _numbered(labels)
@@ -110,10 +111,10 @@ def classes(evidence: Evidence, wanted: int | None) -> Ints:
         return merged
     x = evidence.features
     found = groups(evidence, k_means(x, wanted))
-    if found.max() != merged.max():
-        return max(merged, found, key=np.max)
     return max(
-        merged, found, key=lambda labels: _silhouette(*_distances(x, labels))
+        merged,
+        found,
+        key=lambda labels: (labels.max(), _silhouette(*_distances(x, labels))),
     )
 
 
@@ -172,15 +173,12 @@ def _large(labels: Ints) -> Ints:
     wanted = np.sort(largest[sizes[largest] >= MIN_IMAGES])
     if not len(wanted):
         return np.zeros_like(labels)
-    number = np.full(len(sizes) + 1, -1)  # the last stands for no group
-    number[wanted] = np.arange(len(wanted))
-    return number[labels]
+    return pd.Index(wanted).get_indexer(pd.Index(labels))  # -1: none of them
 
 
 def _numbered(labels: Ints) -> Ints:
     """Return groups that all have images, numbered by the first of them."""
-    _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
-    numbered: Ints = np.argsort(np.argsort(first))[numbers].astype(np.int64)
+    numbered: Ints = pd.factorize(labels)[0]
     return numbered
 
 
@@ -193,8 +191,8 @@ def members(labels: Ints) -> scipy.sparse.csr_matrix:
     )
 
 
-def _scores(evidence: Evidence, labels: Ints) -> Iterator[tuple[slice, Floats]]:
-    """Yield rows and their scores [n, K] in groups [N]."""
+def _scores(evidence: Evidence, labels: Ints) -> Iterator[Floats]:
+    """Yield the scores [n, K] of images in groups [N]."""
     belongs = members(labels)
     reliability = evidence.reliability[:, None]
     names = evidence.names.multiply(reliability).tocsr()
@@ -218,7 +216,7 @@ def _scores(evidence: Evidence, labels: Ints) -> Iterator[tuple[slice, Floats]]:
         by_features = (x[i] * others).sum(axis=1)
         by_names = u[i].multiply(names_of_others).sum(axis=1)
         scores[i, k] = by_features + r[i, 0] * np.asarray(by_names).ravel()
-        yield rows, np.float32(SHARPNESS) * scores + offset
+        yield np.float32(SHARPNESS) * scores + offset
 
 
 def _costs(belongs: Any, table: Any) -> Floats:

@@ -8,14 +8,13 @@ little, and no list of such words is needed.
 Letters: N images, T terms, D embedding width.
 """
 
-import itertools
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import scipy.sparse
 
 MAX_ANSWER = 2_000  # characters of an answer that are read
@@ -104,19 +103,16 @@ def read_names(answers: Sequence[str]) -> Names:
         {term for phrase in phrases(answer) for term in terms_of(phrase)}
         for answer in answers
     ]
-    images = Counter(itertools.chain.from_iterable(terms_of_image))
-    often = [term for term, n in images.items() if n >= MIN_IMAGES]
-    terms = sorted(often, key=lambda term: (-images[term], term))[:MAX_TERMS]
-    number = {term: place for place, term in enumerate(terms)}
-    pairs = [
-        (row, number[term])
-        for row, found in enumerate(terms_of_image)
-        for term in found & number.keys()
-    ]
-    rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+    found = pd.Series(terms_of_image, dtype=object).explode().dropna()
+    images = found.value_counts().sort_index()
+    images = images.sort_values(ascending=False, kind="stable")
+    terms = images.index[images >= MIN_IMAGES][:MAX_TERMS]
+    columns = terms.get_indexer(pd.Index(found))
+    entries = found.index[columns >= 0], columns[columns >= 0]
     shape = len(answers), len(terms)
-    ones = np.ones(len(pairs), np.float32)
-    return Names(terms, scipy.sparse.csr_matrix((ones, (rows, columns)), shape))
+    ones = np.ones(len(entries[0]), np.float32)
+    has = scipy.sparse.csr_matrix((ones, entries), shape)
+    return Names([*terms], has)
 
 
 def predictability(features: Floats, names: Names) -> Floats:
