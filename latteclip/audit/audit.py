@@ -93,11 +93,10 @@ class AuditSession(QuestionSession):
         ranked = tables.lookup_column(
             self.folder / "pseudo_labels.parquet", "topk_labels", ids
         )
-        runs = runs_in(self.folder)
-        predicted = scoring.read_predictions(runs, ids, names, split).values()
+        self.predicted = scoring.predictions_of(self.plan, runs_in(self.folder))
         self.questions = []
         for number, image in enumerate(images.to_pylist()):
-            votes = [classes[number] for classes in predicted]
+            votes = [classes[number] for classes in self.predicted.values()]
             self.ask(image, offered_classes(names, votes, ranked[number].as_py()))
         self.total = len(self.questions)
 
@@ -105,11 +104,9 @@ class AuditSession(QuestionSession):
         return scoring.as_texts(self.folder, self.score(self.file.read().asked))
 
     def score(self, answers: Mapping[str, Answer]) -> Audit:
-        """Score every run in the folder by answers, or raise UserError where no run can be."""
-        predicted = scoring.predictions_of(self.plan, runs_in(self.folder))
-        return scoring.score(
-            self.folder.absolute().name, self.plan, predicted, answers
-        )
+        """Score every run by answers."""
+        name = self.folder.absolute().name
+        return scoring.score(name, self.plan, self.predicted, answers)
 
 
 def offered_classes(

@@ -61,6 +61,7 @@ class QuestionSession:
     total: int  # how many questions there are
     questions: list[Question]  # as far as they are known
     picture_side = 1024
+    status = ""  # a sentence for the page
 
     def ask(
         self,
@@ -96,25 +97,19 @@ class QuestionSession:
         """Return the answers of a file that the page exported, or raise UserError."""
         return self.file.parse(Path(path).read_bytes(), path)
 
-    def status(self, _: Mapping[str, Answer]) -> str:
-        """Return a sentence for the page."""
-        return ""
-
     def result(self) -> dict[str, Any]:
         """Return a sentence, lines below it, and steps: a text and a command each."""
         raise NotImplementedError
 
     def state(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         """Return what the page must know when it opens and after each answer."""
-        # Labels may learn, and the status follows.
-        upcoming = self.open_questions(answers)
+        upcoming = self.open_questions(answers)[:UPCOMING]
         return {
             "answered": min(len(answers), self.total),
             "total": self.total,
-            "status": self.status(answers),
             "upcoming": [
                 question.as_json(f"image/{question.number}")
-                for question in upcoming[:UPCOMING]
+                for question in upcoming
             ],
         }
 

@@ -37,7 +37,6 @@ from latteclip.core.answers import (
 )
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
-from latteclip.core.terminal import counted
 from latteclip.labels.fuse_labels import labels_right
 from latteclip.labels.fusion_report import NAME, in_words, read_fusion_report
 from latteclip.labels.guarantees import MIN_ANSWERS
@@ -102,7 +101,12 @@ class TeachingSession(QuestionSession):
         answers = saved.answers
         imported = sum(answer.phase is None for answer in answers.values())
         self.total = min(budget + imported, len(self.ids))
-        self.n_taught = self.total - min(budget // 2, self.total)
+        n_checked = min(budget // 2, self.total)
+        self.n_taught = self.total - n_checked
+        self.status = (
+            f"The labels learn from every ten answers. The last {n_checked} questions check the "
+            "labels, with images drawn at random."
+        )
         self._order = drawing_order(self.index)
         self.pool = self._choose_pool(answers)  # [P] ascending rows
         report = read_fusion_report(self.folder / NAME)
@@ -137,14 +141,6 @@ class TeachingSession(QuestionSession):
             found = read_foreign(path, list(self.ids), self.classnames, written)
             return self.file.document(found.values())
         return super().read_file(path)
-
-    def status(self, answers: Mapping[str, Answer]) -> str:
-        n = sum(answer.phase == CHECK for answer in answers.values())
-        return (
-            f"The labels learn from every ten answers. The last {self.total - self.n_taught} "
-            "questions check the labels, with images drawn at random: "
-            f"{counted(n, 'check')} so far."
-        )
 
     def result(self) -> dict[str, Any]:
         answers = self.answers()
@@ -185,8 +181,8 @@ class TeachingSession(QuestionSession):
         """Return answers about images of the pool."""
         return answered_rows(answers, self.inputs.images, self.classnames)
 
-    def _learn(self, answers: Mapping[str, Answer]) -> None:
-        """Learn from the answers of the first phase, if there are others than before."""
+    def _next_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
+        """Ask about doubtful images, then about drawn ones. Once these have begun, they go on."""
         taught = {
             key: answer
             for key, answer in answers.items()
@@ -196,18 +192,13 @@ class TeachingSession(QuestionSession):
             self._taught = taught
             model = self.inputs.fit(self._answered(taught))
             self.posterior = model.probabilities(slice(len(self.pool)))  # [P, C]
-
-    def _next_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
-        """Ask about doubtful images, then about drawn ones. Once these have begun, they go on."""
-        self._learn(answers)
-        n_checked = sum(answer.phase == CHECK for answer in answers.values())
-        n_taught = len(answers) - n_checked
-        rows, phase = self._order.tolist(), CHECK
-        wanted = self.total - len(answers)
-        if not n_checked and n_taught < self.n_taught:
-            rows, phase, wanted = self._doubtful(), TEACH, self.n_taught - n_taught
+        rows, phase, n = self._order.tolist(), CHECK, self.total
+        has_checks = any(answer.phase == CHECK for answer in answers.values())
+        if not has_checks and len(answers) < self.n_taught:
+            rows, phase, n = self._doubtful(), TEACH, self.n_taught
         unanswered = (row for row in rows if self.ids[row] not in answers)
-        chosen = [*islice(unanswered, max(0, min(BATCH, wanted)))]
+        wanted = min(BATCH, max(0, n - len(answers)))
+        chosen = list(islice(unanswered, wanted))
         places = np.searchsorted(self.pool, chosen)
         likely = np.argsort(-self.posterior[places], axis=1, kind="stable")[
             :, :OFFERED

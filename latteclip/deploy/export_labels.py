@@ -67,6 +67,11 @@ def labels(
             duplicates (duplicates)
     """
     place = new_folder(output) if format in FOLDERS else Path(output)
+    if place.suffix[1:] in WRITERS.keys() - {format}:
+        raise UserError(
+            f"--output {output} is a name of another format than --format {format}; "
+            "change one of them."
+        )
     folder = Path(results)
     table, described = label_table.read(folder, max_error)
     notes = []
@@ -78,20 +83,25 @@ def labels(
         )
         # Whose folders do not say which labels are accepted.
         if format == "imagefolder":
-            accepted = table.filter(table["accepted"])
-            table = label_table.with_duplicates(accepted, folder)
-    # Unknown images first: of each set of duplicates, one of the rest stays.
-    for kind in sorted(leave_out, reverse=True):
-        if not (path := folder / f"{kind}.parquet").is_file():
+            table = table.filter(table["accepted"])
+    before = len(table)
+    if "unknown" in leave_out:
+        if not (path := folder / "unknown.parquet").is_file():
             raise UserError(
-                f"--leave-out {kind} reads {path}, which does not exist yet; run "
+                f"--leave-out unknown reads {path}, which does not exist yet; run "
                 f"{run_command(folder, f'results/{folder.absolute().name}/{path.name}')}."
             )
-        rest = table.filter(pc.invert(_is_of_kind(table, kind)))
-        notes.append(
-            f"Left out by {kind}: {counted(len(table) - len(rest), 'image')}."
+        # A class by a person is not unknown.
+        by_person = pc.and_(
+            pc.is_valid(table["answered"]), pc.is_valid(table["label"])
         )
-        table = label_table.with_duplicates(rest, folder)
+        table = table.filter(pc.or_(by_person, pc.invert(table["is_unknown"])))
+    # Of each set of duplicates, one of the rest stays.
+    table = label_table.with_duplicates(table, folder)
+    if "duplicates" in leave_out:
+        table = table.filter(pc.is_null(table["duplicate_of"]))
+    if leave_out:
+        notes.append(f"Left out: {counted(before - len(table), 'image')}.")
     with replacing(place) as temporary:
         WRITERS[format](temporary, table, described)
     if format == "label-studio":
@@ -101,16 +111,6 @@ def labels(
     if described.calibration:
         by = f"calibrated by {described.calibration.answers} answers"
     return "\n".join([f"Wrote {n} to {output}, with probabilities {by}.", *notes])
-
-
-def _is_of_kind(table: pa.Table, kind: str) -> pa.ChunkedArray:
-    """Return which images are unknown or duplicates. A class by a person is not unknown."""
-    if kind == "duplicates":
-        return pc.is_valid(table["duplicate_of"])
-    by_person = pc.and_(
-        pc.is_valid(table["answered"]), pc.is_valid(table["label"])
-    )
-    return pc.and_not(table["is_unknown"], by_person)
 
 
 def _write_csv(path: Path, table: pa.Table, _: LabelsMetadata) -> None:
@@ -124,9 +124,8 @@ def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> No
         (column.name, getattr(column.type, "value_type", column.type))
         for column in table.schema
     ]
-    with tables.writing(path, pa.schema(types), described) as add:
-        for batch in table.to_batches(tables.CAPTION_ROWS):
-            add(dict(zip(batch.schema.names, batch.columns, strict=True)))
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    tables.write(path, columns, pa.schema(types), described)
 
 
 def _write_label_studio(

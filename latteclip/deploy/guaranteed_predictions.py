@@ -76,12 +76,23 @@ def abstention_threshold(
     abstained from. Raises UserError if too few answers check the model.
     """
     path = result_file(NAME, model.folder, "--abstain")
-    report = read_fusion_report(path)
-    check, share = _check_by_folds(model, report, path.parent), 1.0
+    report, folder = read_fusion_report(path), path.parent
+    check, share = _check_by_folds(model, report, folder), 1.0
     if check is None:
-        ids, share = _unseen(model, report, path.parent)
-        check = _check_unseen(model, report, path.parent, classify, ids)
-    threshold = threshold_of(check, max_error, path.parent, share)
+        ids, share = _unseen(model, report)
+        column = tables.lookup_column(
+            folder / "images.parquet", "path", pa.chunked_array([ids], pa.string())
+        )
+        answers = map(report.answers.get, ids)
+        class_of = dict(zip(column.to_pylist(), answers, strict=True))
+        check = [
+            (
+                one.probability,
+                model.classnames[one.topk_labels[0]] == class_of[one.path],
+            )
+            for one in classify(list(class_of))
+        ]
+    threshold = threshold_of(check, max_error, report, folder, share)
     log.info(
         "%s It rests on %d answers.", guarantee(threshold, max_error), len(check)
     )
@@ -89,7 +100,11 @@ def abstention_threshold(
 
 
 def threshold_of(
-    check: Check, max_error: float, folder: Path, share: float = 1.0
+    check: Check,
+    max_error: float,
+    report: FusionReport,
+    folder: Path,
+    share: float = 1.0,
 ) -> float:
     """Return the probability that a label or prediction needs for a guarantee.
 
@@ -101,18 +116,18 @@ def threshold_of(
         raise UserError(
             f"A guarantee of {max_error:g} takes {needed:,} answers about images that were drawn "
             f"at random and that the model did not learn from, and there are {n}"
-            f"{_advice(needed - n, share, folder)}."
+            f"{_advice(needed - n, share, report, folder)}."
         )
     confidence, right = map(np.array, zip(*check, strict=True))
     return pac_threshold(confidence, ~right, max_error)
 
 
-def _advice(missing: int, share: float, folder: Path) -> str:
+def _advice(missing: int, share: float, report: FusionReport, folder: Path) -> str:
     """Return the end of a sentence: what to do where answers about a share of images count."""
     path = folder / ANSWERS
     saved = read_answer_file(path).entries if path.exists() else []
     phases = [one.phase for one in saved]
-    if missing > share * (_n_images(folder) - len(saved)):
+    if missing > share * (report.zero_shot.votes - len(saved)):
         others = ", or use image_prototypes or a model trained on fused labels"
         return (
             ", and answers about other images cannot add the rest; allow a larger share of errors"
@@ -126,11 +141,6 @@ def _advice(missing: int, share: float, folder: Path) -> str:
         f": latteclip teach {shlex.quote(str(folder))} --budget {budget}, then run the workflow "
         "again"
     )
-
-
-def _n_images(folder: Path) -> int:
-    index = folder / "images.parquet"
-    return len(tables.read_unlabelled(index, training=True)[0])
 
 
 def _check_by_folds(
@@ -149,28 +159,8 @@ def _check_by_folds(
     return None
 
 
-def _check_unseen(
-    model: FinetunedModel,
-    report: FusionReport,
-    folder: Path,
-    classify: Classify,
-    ids: Sequence[str],
-) -> Check:
-    """Return a check by the answers about some images."""
-    index, wanted = folder / "images.parquet", pa.chunked_array([ids], pa.string())
-    column = tables.lookup_column(index, "path", wanted)
-    class_of = dict(
-        zip(column.to_pylist(), map(report.answers.get, ids), strict=True)
-    )
-    names = model.classnames
-    return [
-        (one.probability, names[one.topk_labels[0]] == class_of[one.path])
-        for one in classify(list(class_of))
-    ]
-
-
 def _unseen(
-    model: FinetunedModel, report: FusionReport, folder: Path
+    model: FinetunedModel, report: FusionReport
 ) -> tuple[list[str], float]:
     """Return which images that check a run did not learn from, and the share that it leaves out."""
     run, _ = run_of(model.folder)
@@ -184,6 +174,6 @@ def _unseen(
         predicted = tables.read(run / "train_predictions.parquet", ["image_id"])
         # Of an average, each training learned from what the others left out.
         unseen = [] if training.averaged else predicted["image_id"].to_pylist()
-        share = len(unseen) / _n_images(folder)
+        share = len(unseen) / report.zero_shot.votes
     known = {*unseen}
     return [image for image in report.checking if image in known], share

@@ -48,7 +48,8 @@ def read_labels(results: str | Path) -> pd.DataFrame:
     there is one), `probability`, and what each signal says. Raises UserError before there are
     labels.
     """
-    labels: pd.DataFrame = read(Path(results))[0].to_pandas()
+    folder = Path(results)
+    labels: pd.DataFrame = with_duplicates(read(folder)[0], folder).to_pandas()
     return labels
 
 
@@ -128,10 +129,9 @@ def read(
     columns["unknown_score"] = column("unknown.parquet", tables.UNKNOWN, "score")
     columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")
     if max_error is not None:
-        is_sure = confidence >= threshold_of(check, max_error, folder)
+        is_sure = confidence >= threshold_of(check, max_error, report, folder)
         columns["accepted"] = pc.or_(pc.is_valid(rows), pa.array(is_sure))
-    table = with_duplicates(pa.table(columns), folder)
-    return table, LabelsMetadata(written, calibration)
+    return pa.table(columns), LabelsMetadata(written, calibration)
 
 
 def _places(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -147,17 +147,14 @@ def with_duplicates(table: pa.Table, folder: Path) -> pa.Table:
 
     For all but the first image of a set it has the first one. Answered ones come first.
     """
-    ids = table["image_id"].to_pandas()
-    images = tables.read(folder / "duplicates.parquet").to_pandas()
-    images = images[images["image_id"].isin(ids)]
-    answered = ids[table["answered"].is_valid().to_pandas()]
-    images["is_answered"] = images["image_id"].isin(answered)
-    ordered = images.sort_values("is_answered", ascending=False, kind="stable")
-    images["first"] = ordered.groupby("set")["image_id"].transform("first")
-    others = images[images["image_id"] != images["first"]].set_index("image_id")
-    firsts = pa.array(others["first"].reindex(ids), pa.string(), from_pandas=True)
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    return pa.table({**columns, "duplicate_of": firsts})
+    sets = tables.read(folder / "duplicates.parquet").to_pandas()
+    images = table.select(["image_id", "answered"]).to_pandas()
+    ordered = images.sort_values("answered", key=pd.isna, kind="stable")
+    others = ordered.merge(sets).set_index("image_id", drop=False)
+    firsts = others.groupby("set")["image_id"].transform("first")
+    firsts = firsts[firsts != firsts.index].reindex(images["image_id"])
+    column = pa.array(firsts, pa.string(), from_pandas=True)
+    return table.append_column("duplicate_of", column)
 
 
 @dataclass(frozen=True)

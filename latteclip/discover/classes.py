@@ -96,7 +96,7 @@ class ClassesPage:
             )
             others.pop(name, None)
             some = members[np.linspace(0, len(members) - 1, PICTURES).astype(int)]
-            rows = list(dict.fromkeys(some.tolist()))
+            rows = np.unique(some).tolist()
             drawn.append(
                 {
                     "number": number,

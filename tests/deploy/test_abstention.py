@@ -75,8 +75,9 @@ class Results:
             for one, own in zip(self.predicted, self.right, strict=True)
         ]
         images = dict(zip([*self.ids[:n], *self.ids[-3:]], names, strict=False))
-        report = records.fusion(answers=images, checking=self.ids[:n], checks=heads)
-        write_record(self.folder / NAME, report)
+        texts = records.class_texts(votes=N)
+        fields = {"answers": images, "checking": self.ids[:n], "checks": heads}
+        write_record(self.folder / NAME, records.fusion(zero_shot=texts, **fields))
 
     def classifier(self, **options):
         return predict.Predictor(self.model, device="cpu", threads=1, **options)

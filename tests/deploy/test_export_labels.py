@@ -189,6 +189,11 @@ def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(
     assert remaining == set(taken.ids) - unknown - {taken.ids[row] for row in (1, 2, 86)}
 
 
+def test_a_file_named_as_another_format_is_refused(taken):
+    with pytest.raises(UserError, match=r"labels\.csv"):
+        labels("export", str(taken.folder), "parquet", "labels.csv")
+
+
 def test_an_image_that_vanished_leaves_nothing_behind(taken, tmp_path):
     (taken.folder / taken.ids[3]).unlink()
     with pytest.raises(UserError, match=taken.ids[3]):
@@ -270,7 +275,7 @@ def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
 def test_of_images_that_show_one_picture_the_first_or_an_answered_one_remains(taken):
     taken.write_report(answers={taken.ids[4]: CLASSNAMES[0]})
     taken.write_duplicates([(0, 1, 2), (3, 4, 5)])
-    found = [row["duplicate_of"] for row in rows(taken)][:7]
+    found = label_table.read_labels(taken.folder)["duplicate_of"].tolist()[:7]
     first, answered = taken.ids[0], taken.ids[4]
     assert found == [None, first, first, answered, None, answered, None]
 

@@ -36,7 +36,7 @@ def scores(**fields):
 
 def class_texts(**fields):
     """The zero-shot scores as a labeller of a report."""
-    usual = {"kind": "zero_shot", "table": None, "accuracy": None}
+    usual = {"kind": "zero_shot", "table": None, "accuracy": None, "votes": 90}
     return labeller("zero_shot", **usual | {"answers_needed": 371} | fields)
 
 

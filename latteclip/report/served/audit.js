@@ -23,7 +23,7 @@ const offline = {
   },
   state(given) {
     const upcoming = page.questions.filter((question) => !given.some((one) => one.image === question.image));
-    return { answered: given.length, total: page.questions.length, upcoming, status: "" };
+    return { answered: given.length, total: page.questions.length, upcoming };
   },
   save(added, removed) {
     const changed = [...answers.filter((one) => !removed.includes(one)), ...added];
@@ -68,7 +68,6 @@ async function show(next) {
   at("count").textContent = `${state.answered} of ${state.total}`;
   at("asking").hidden = isOver;
   at("hint").hidden = isOver;
-  at("status").textContent = state.status;
   at("undo").disabled = answers.length === 0;
   at("export").hidden = !isOffline || answers.length === 0;
   at("reveal").hidden = isOffline || isOver || state.answered === 0;
