@@ -152,24 +152,36 @@ class Evidence:
         if not seen:
             seen = believed
             fits = [_fits(one) for one in seen]
-        if not seen:  # images predict no votes, and may learn from answers alone
-            self.is_blind = len(self.answers.rows) < self.n_classes
-            self.size = 0.0 if self.is_blind else _size(self.answers.shares)
-            self.trust = self.size / (self.size + 2)
-            self.fits = float(not self.is_blind)
-            self.rho = np.eye(len(self.labellers) + 1)
-            return
+        if seen:
+            self._trust_images(seen, fits)
+        else:
+            self._trust_answers()
+        if self.has_texts and believed == self.labellers[:1]:
+            self._leave_texts_alone()
+
+    def _trust_answers(self) -> None:
+        """Let images, which predict no votes, learn from answers alone, if these are enough."""
+        self.is_blind = len(self.answers.rows) < self.n_classes
+        self.size = 0.0 if self.is_blind else _size(self.answers.shares)
+        self.trust = self.size / (self.size + 2)
+        self.fits = float(not self.is_blind)
+        self.rho = np.eye(len(self.labellers) + 1)
+
+    def _trust_images(
+        self, seen: Sequence[Labelled], fits: Sequence[float]
+    ) -> None:
+        """Find the trust in images by labellers that they predict, each by its gain."""
         share = np.array([one.gain for one in seen])
         share /= share.sum()
-        self.size = float(np.exp(share @ np.log([one.size for one in seen])))
+        sizes = np.log([one.size for one in seen])
+        self.size = float(np.exp(share @ sizes))
+        texts = self.labellers[0]
         accuracy = share @ [one.accuracy for one in seen]
         if self.has_texts and texts.accuracy > accuracy:
             texts.starts = texts.accuracy**2
         if not self.texts_alone:
             self.fits = min(1.0, float(share @ fits)) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + 2)
-        if self.has_texts and believed == self.labellers[:1]:
-            self._leave_texts_alone()
 
     def _compare(self, seen: Sequence[Labelled]) -> None:
         """Lower accuracy and gain of labellers that contradict others: not all can be right.
@@ -251,11 +263,7 @@ class Evidence:
         for view in views:
             view.learn(votes)
             halves.append(softmax(pool(offset, b[:1], [view.scores()[has]])))
-        by_halves = [agreement(one.first[has], half) for half in halves]
-        accuracy = math.sqrt(math.prod(by_halves) / max(agreement(*halves), 1e-3))
-        most = one.meant + (1 - one.meant) * float(one.overall @ one.overall)
-        accuracy = min(max(min(0.99, accuracy), one.named_share), most)
-        one.accuracy = max(accuracy, LEAST)
+        one.accuracy = _by_halves(one, one.first[has], halves)
 
     def _best_share(
         self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats
@@ -297,6 +305,20 @@ class Evidence:
         for one in self.images:
             one.learn(r)
         return [one.scores() for one in self.images]
+
+
+def _by_halves(one: Labelled, named: Floats, halves: Sequence[Floats]) -> float:
+    """Return a labeller's accuracy by its first choices [n, C] and by q [n, C] of two views.
+
+    It is at least what images name of its votes, and at most the share that is not random and what
+    is right by chance.
+    """
+    product = math.prod(agreement(named, half) for half in halves)
+    accuracy = math.sqrt(product / max(agreement(*halves), 1e-3))
+    by_chance = float(one.overall @ one.overall)
+    most = one.meant + (1 - one.meant) * by_chance
+    accuracy = max(min(0.99, accuracy), one.named_share)
+    return max(min(accuracy, most), LEAST)
 
 
 def _fits(one: Labelled) -> float:

@@ -193,21 +193,11 @@ def fit_weights(
     q = softmax(pool(offset, weights, tables))
     best = value(q, weights)
     for _ in range(steps):
-        slope = np.array(
-            [((targets - size[:, None] * q) * t).sum() for t in tables]
-        )
+        rest = targets - size[:, None] * q
+        slope = np.array([(rest * t).sum() for t in tables])
         slope -= precision * (weights - centre)
-        means = [(q * t).sum(axis=1) for t in tables]
-        curve = np.array(
-            [
-                [
-                    (size * ((q * s * t).sum(axis=1) - a * b)).sum()
-                    for t, b in zip(tables, means, strict=True)
-                ]
-                for s, a in zip(tables, means, strict=True)
-            ]
-        )
-        step = np.linalg.solve(curve + precision * np.eye(len(tables)), slope)
+        curve = _curvature(q, size, tables) + precision * np.eye(len(tables))
+        step = np.linalg.solve(curve, slope)
         for half in range(10):
             new = np.maximum(weights + step / 2**half, 0)
             q = softmax(pool(offset, new, tables))
@@ -220,6 +210,17 @@ def fit_weights(
         if gained < 1e-6 * abs(best):
             break
     return weights
+
+
+def _curvature(q: Floats, size: Floats, tables: Sequence[Floats]) -> Floats:
+    """Return the sum of the covariances of V tables [n, C] by q, each row of its size: [V, V]."""
+    curve = np.zeros((len(tables), len(tables)))
+    means = [(q * t).sum(axis=1) for t in tables]
+    for i, s in enumerate(tables):
+        for j, t in enumerate(tables[: i + 1]):
+            covariance = (q * s * t).sum(axis=1) - means[i] * means[j]
+            curve[i, j] = curve[j, i] = (size * covariance).sum()
+    return curve
 
 
 # Directions [C, D] and biases [C] of a linear classifier.

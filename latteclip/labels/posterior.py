@@ -186,7 +186,8 @@ class Posterior(Evidence):
         right = np.clip(right, 1e-7, 1 - 1e-7)
         odds = np.log(right / (1 - right)) - one.delta[named] * w
         slack = SLACK * (1 + COMPANY * self.company(k))
-        must = np.bincount(named, minlength=c) * (1 - slack * (1 - self.aim(k)))
+        least = 1 - slack * (1 - self.aim(k))
+        must = least * np.bincount(named, minlength=c)
         low, high = np.zeros(c), np.full(c, 16.0)
         for _ in range(12):
             middle = (low + high) / 2
@@ -232,25 +233,22 @@ class Confidence:
         _, classes = self.model.known
         r, q = self.model.answered.r, self.model.answered.q
         best, at = r.argmax(axis=1), np.arange(len(r))
-        shares = np.linspace(0, 1, 21)[:, None]
-        sure = shares * r[at, best] + (1 - shares) * q[at, best]
-        fit = np.log(
-            np.clip(np.where(best == classes, sure, 1 - sure), 1e-3, 1)
-        ).sum(axis=1)
-        self.share = float(
-            shares[(fit - 8 * (shares[:, 0] - self.share) ** 2).argmax(), 0]
-        )
+        shares = np.linspace(0, 1, 21)
+        by_r, by_q = r[at, best], q[at, best]
+        sure = by_q + shares[:, None] * (by_r - by_q)  # [21, J]
+        fit = np.where(best == classes, sure, 1 - sure)
+        fit = np.log(np.clip(fit, 1e-3, 1)).sum(axis=1)
+        prior = -8 * (shares - self.share) ** 2
+        self.share = float(shares[(fit + prior).argmax()])
 
     def of(self, tables: Tables, votes: Sequence[Floats], labels: Ints) -> Floats:
         """Return the confidence [n] of labels."""
         at = np.arange(len(labels))
         by_r, by_q = tables.r[at, labels], tables.q[at, labels]
         if self.model.images and self.by_images:
-            return np.asarray(
-                self.factor * (self.share * by_r + (1 - self.share) * by_q)
-            )
-        speak = np.zeros(len(labels))
-        total = np.zeros(len(labels))
+            mean = self.share * by_r + (1 - self.share) * by_q
+            return np.asarray(self.factor * mean)
+        speak, total = np.zeros((2, len(labels)))
         for one in votes:
             speak += one.any(axis=1)
             total += one[at, labels]
