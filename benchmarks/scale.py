@@ -408,9 +408,17 @@ def finetune(place: Place) -> Work:
 
 def report_dataset(place: Place) -> Work:
     """Write the page of the dataset with the zero-shot row."""
+    from latteclip.core import tables
     from latteclip.evaluate.results import RunFiles
     from latteclip.report import report_dataset as stage
 
+    ids = tables.read(place.file("images.parquet"), ["image_id"])["image_id"]
+    unknown: dict[str, Any] = {
+        name: [None] * len(ids) for name in tables.UNKNOWN.names
+    }
+    unknown["image_id"] = ids
+    described = tables.UnknownMetadata(place.classnames)
+    tables.write(place.file("unknown.parquet"), unknown, tables.UNKNOWN, described)
     settings = stage.ReportSettings(
         dataset="scale",
         baseline="zero_shot",
@@ -421,6 +429,9 @@ def report_dataset(place: Place) -> Work:
     files = stage.PageFiles(
         images=place.file("images.parquet"),
         pseudo_labels=place.file("pseudo_labels.parquet"),
+        unknown=place.file("unknown.parquet"),
+        duplicates=place.file("duplicates.parquet"),
+        corrupt=place.file("corrupt.csv"),
         image_captions=place.file("captions/images.parquet"),
         fused_labels=place.file("fused_labels.parquet"),
         fusion_report=place.file("fused_labels.json"),

@@ -159,8 +159,9 @@ def draw_plan(
     known = pc.invert(
         pc.is_in(image_ids, pa.array(taught, pa.string()))
     ).to_numpy()
-    for one in predicted.values():
-        known = known & (one != MISSING)
+    known = np.all(
+        [one != MISSING for one in predicted.values()] + [known], axis=0
+    )
     if not (predicted and known.any()):
         raise UserError(
             f"{folder} has no {split} images that all models predict and none learned from. Run "

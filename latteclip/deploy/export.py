@@ -37,11 +37,6 @@ from latteclip.deploy.predict import Predictor
 from latteclip.train.settings import TrainingMetadata
 
 TEMPLATES = Path(__file__).parent / "templates"
-FIGURES = {
-    "acc1": "top-1 accuracy",
-    "acc5": "top-5 accuracy",
-    "mean_per_class_recall": "mean per-class recall",
-}
 PREDICT = "predict.py"  # beside a graph
 GRAPH = "model.onnx"
 # Of CLIP; image encoders have pixel_values_1, pixel_values_2, ...
@@ -137,7 +132,6 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         is_trained=history.is_file(),
         reason=reason,
         metrics=metrics,
-        figures=FIGURES if metrics.get("acc1") is not None else {},
         promise=promise,
         image_encoders=len(opened.encoder_widths),
         templates=opened.class_templates.templates,

@@ -1,12 +1,11 @@
 """`latteclip labels export`: the labels of a dataset for other tools, as a file or a folder."""
 
 import io
-import json
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal
 from urllib.parse import quote
@@ -19,7 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from latteclip import __version__
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import new_folder, replacing
+from latteclip.core.files import new_folder, replacing, write_json
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted
 from latteclip.data.images import (
@@ -114,9 +113,15 @@ def labels(
 
 
 def _write_csv(path: Path, table: pa.Table, _: LabelsMetadata) -> None:
+    rows = (row.values() for row in tables.rows_of(table))
+    _write_rows(path, table.column_names, rows)
+
+
+def _write_rows(
+    path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]
+) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        rows = (row.values() for row in tables.rows_of(table))
-        tables.write_csv(file, table.column_names, rows)
+        tables.write_csv(file, columns, rows)
 
 
 def _write_parquet(path: Path, table: pa.Table, described: LabelsMetadata) -> None:
@@ -133,15 +138,10 @@ def _write_label_studio(
 ) -> None:
     """Write tasks, and the interface in which a person corrects them."""
     kind = "calibrated" if described.calibration else "uncalibrated"
-    tasks = [
-        json.dumps(
-            _task(row, f"latteclip {__version__}, {kind}"), ensure_ascii=False
-        )
-        for row in tables.rows_of(table)
-    ]
+    version = f"latteclip {__version__}, {kind}"
+    tasks = [_task(row, version) for row in tables.rows_of(table)]
     folder.mkdir()
-    lines = ",\n".join(tasks)
-    (folder / "tasks.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    write_json(folder / "tasks.json", tasks)
     view = ET.Element("View")
     ET.SubElement(view, "Image", name="image", value="$image")
     choices = ET.SubElement(
@@ -167,9 +167,12 @@ def _task(row: dict[str, Any], version: str) -> dict[str, Any]:
         return task
     if row["answered"] is not None:
         task["annotations"] = [{"result": [_choice(row["label"])]}]
-    prediction = {"model_version": version, "score": row["probability"]}
-    task["predictions"] = [{**prediction, "result": [_choice(row["fused_label"])]}]
-    return task
+    prediction = {
+        "model_version": version,
+        "score": row["probability"],
+        "result": [_choice(row["fused_label"])],
+    }
+    return {**task, "predictions": [prediction]}
 
 
 def _choice(classname: str) -> dict[str, Any]:
@@ -206,9 +209,8 @@ def _write_image_folder(
         _write_image(row["path"], target, is_read)
         return [target.relative_to(folder).as_posix(), *row.values()]
 
-    with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
-        rows = map(place, tables.rows_of(table))
-        tables.write_csv(file, ["file", *table.column_names], rows)
+    rows = map(place, tables.rows_of(table))
+    _write_rows(folder / TABLE, ["file", *table.column_names], rows)
 
 
 def _write_image(path: str, target: Path, is_read: bool) -> None:

@@ -83,8 +83,9 @@ def read(
     answers = report.answers
     # Null: no answer.
     rows = pc.index_in(ids, pa.array(list(answers), pa.string()))
-    number: dict[str | None, int] = {name: n for n, name in enumerate(classnames)}
-    classes = pa.array([number.get(name) for name in answers.values()], pa.int32())
+    classes = pc.index_in(
+        pa.array(answers.values(), pa.string()), pa.array(classnames, pa.string())
+    )
     of_answers = pc.if_else(
         pc.is_valid(rows), classes.take(rows), labels["fused_label"]
     )
@@ -92,22 +93,22 @@ def read(
     probability = calibration(confidence) if calibration else confidence
 
     def column(
-        file: str, schema: pa.Schema, name: str
+        file: str, name: str, kind: pa.DataType
     ) -> pa.ChunkedArray | pa.Array:
         """Return a column of another table of images, or nulls without the table."""
         if not (folder / file).is_file():
-            return pa.nulls(len(ids), schema.field(name).type)
+            return pa.nulls(len(ids), kind)
         return tables.lookup_column(folder / file, name, ids)
 
     def named(labels: pa.ChunkedArray) -> pa.DictionaryArray:
         return pa.DictionaryArray.from_arrays(labels.combine_chunks(), names)
 
-    zero_shot = column(
-        "pseudo_labels.parquet", tables.PSEUDO_LABELS, "pseudo_label"
+    zero_shot = tables.lookup_column(
+        folder / "pseudo_labels.parquet", "pseudo_label", ids
     )
     columns = {
         "image_id": ids,
-        "path": _places(folder, column("images.parquet", tables.IMAGES, "path")),
+        "path": _places(folder, tables.lookup_column(index, "path", ids)),
         "label": named(of_answers),
         "answered": pc.fill_null(names.take(classes), WORDS[NONE]).take(rows),
         # The label that the workflow chose.
@@ -123,11 +124,9 @@ def read(
         has_vote = pc.greater(labels[sure], 0)
         columns[label] = named(pc.if_else(has_vote, labels[label], None))
         columns[sure] = pc.if_else(has_vote, labels[sure], None)
-    columns["caption"] = column(
-        "captions/images.parquet", tables.CAPTIONS, "caption"
-    )
-    columns["unknown_score"] = column("unknown.parquet", tables.UNKNOWN, "score")
-    columns["is_unknown"] = column("unknown.parquet", tables.UNKNOWN, "is_unknown")
+    columns["caption"] = column("captions/images.parquet", "caption", pa.string())
+    columns["unknown_score"] = column("unknown.parquet", "score", pa.float32())
+    columns["is_unknown"] = column("unknown.parquet", "is_unknown", pa.bool_())
     if max_error is not None:
         is_sure = confidence >= threshold_of(check, max_error, report, folder)
         columns["accepted"] = pc.or_(pc.is_valid(rows), pa.array(is_sure))

@@ -141,6 +141,7 @@ class Predictor:
         for models in [of_clip, *([encoder] for encoder in self.image_encoders)]:
             files = ReadableFiles(paths, models[0].pixels)
             passes.append(encoded(models, files, self.threads))
+        names = self.model.class_templates.as_written(self.model.classnames)
         for (marks, (features, *others)), *beside in zip(*passes, strict=True):
             for _, error in marks:
                 if error:
@@ -152,33 +153,22 @@ class Predictor:
             unknown_scores: list[Any] = [None] * len(named)
             if self.detector and named:
                 unknown_scores = self.detector.scores(others[0][readable]).tolist()
-            yield from self._predict(named, features, topk, unknown_scores)
-
-    def _predict(
-        self,
-        paths: list[str],
-        features: torch.Tensor,
-        topk: int,
-        unknown_scores: list[Any],
-    ) -> Iterator[Prediction]:
-        """Yield the predictions of B images from their features [B, D]."""
-        scores = self.model.classifier.scores(features)  # [B, C]
-        labels, best = best_classes(scores, topk)  # [B, K]
-        every = (self.model.logit_scale * scores).softmax(dim=1)  # [B, C]
-        parts = (part.tolist() for part in (labels, best, every.gather(1, labels)))
-        names = self.model.class_templates.as_written(self.model.classnames)
-        rows = zip(paths, *parts, unknown_scores, strict=True)
-        for path, topk_labels, topk_scores, shares, unknown_score in rows:
-            yield Prediction(
-                path,
-                topk_labels,
-                [names[label] for label in topk_labels],
-                topk_scores,
-                shares,
-                unknown_score,
-                unknown_score > self.detector.threshold if self.detector else None,
-                None if self.threshold is None else shares[0] < self.threshold,
-            )
+            scores = self.model.classifier.scores(features)  # [B, C]
+            best = best_classes(scores, topk)  # [B, K]
+            every = (self.model.logit_scale * scores).softmax(dim=1)  # [B, C]
+            ranked = (part.tolist() for part in (*best, every.gather(1, best[0])))
+            rows = zip(named, *ranked, unknown_scores, strict=True)
+            for path, labels, topk_scores, shares, unknown in rows:
+                yield Prediction(
+                    path,
+                    labels,
+                    [names[label] for label in labels],
+                    topk_scores,
+                    shares,
+                    unknown,
+                    unknown > self.detector.threshold if self.detector else None,
+                    None if self.threshold is None else shares[0] < self.threshold,
+                )
 
 
 def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:

@@ -100,12 +100,11 @@ def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
     ids = likeliest["image_id"]
     paths = tables.lookup_column(images, "path", ids)
     labels = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
-    items = likeliest.to_pylist()
-    for item, file, label in zip(
-        items, paths.to_pylist(), labels.to_pylist(), strict=True
-    ):
-        item["picture"] = picture(file, THUMBNAIL)
-        item["zero_shot"] = described.classnames[label]
+    names = pa.array(described.classnames).take(labels.combine_chunks())
+    likeliest = likeliest.append_column("zero_shot", names)
+    items = likeliest.append_column("path", paths).to_pylist()
+    for item in items:
+        item["picture"] = picture(item["path"], THUMBNAIL)
     return {
         "answered": described.answers,
         "marked": pc.sum(table["is_unknown"]).as_py() or 0,

@@ -48,15 +48,10 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": number, "signed": signed, "counted": counted}
+    templates.filters |= {"number": number, "counted": counted}
     return templates
 
 
-def number(value: float | None, digits: int = 1) -> str:
-    """Format a number, a dash where it is not known."""
-    return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001
-
-
-def signed(value: float | None) -> str:
-    """Format a difference with its sign, a dash where it is not known."""
-    return "–" if value is None else f"{value:+.1f}"  # noqa: RUF001
+def number(value: float | None, digits: int = 1, sign: str = "") -> str:
+    """Format a number, with its sign where `sign` is "+", a dash where it is not known."""
+    return "–" if value is None else f"{value:{sign},.{digits}f}"  # noqa: RUF001

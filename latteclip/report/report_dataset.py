@@ -61,15 +61,15 @@ class PageFiles:
 
     images: str  # an IMAGES table
     pseudo_labels: str  # a PSEUDO_LABELS table
+    unknown: str  # an UNKNOWN table
+    duplicates: str  # a DUPLICATES table
+    corrupt: str  # a CSV file of images that cannot be read
     image_captions: str | None = None  # a CAPTIONS table
     selection: str | None = None
     audit: str | None = None
     fused_labels: str | None = None  # a FUSED_LABELS table
     fusion_report: str | None = None
     discovery: str | None = None  # the proposal of classes
-    unknown: str | None = None  # an UNKNOWN table
-    duplicates: str | None = None  # a DUPLICATES table
-    corrupt: str | None = None  # a CSV file of images that cannot be read
 
 
 def report_dataset(
@@ -89,11 +89,6 @@ def report_dataset(
         read_fusion_report(files.fusion_report) if files.fusion_report else None
     )
     discovery = read_object(files.discovery) if files.discovery else None
-    unknown = (
-        gallery.read_unknown(files.unknown, files.images, files.pseudo_labels)
-        if files.unknown
-        else None
-    )
     images = gallery.read_gallery(
         files.images,
         files.pseudo_labels,
@@ -138,7 +133,9 @@ def report_dataset(
         steps=steps,
         selection=selection,
         labellers=read_labellers(folder) if report else [],
-        unknown=unknown,
+        unknown=gallery.read_unknown(
+            files.unknown, files.images, files.pseudo_labels
+        ),
         problems=[*_problems(files)],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=provenance.versions(),
@@ -207,15 +204,14 @@ def _next_steps(
 
 def _problems(files: PageFiles) -> Iterator[str]:
     """Yield a sentence about each kind of images that are left out or doubtful."""
-    if files.duplicates:
-        sets = tables.read(files.duplicates)["set"]
-        if len(sets):
-            n = len(sets.unique())
-            yield (
-                f"Near-duplicates: {counted(len(sets), 'image')} in {counted(n, 'set')}, all used "
-                "(duplicates.parquet)."
-            )
-    if files.corrupt and (n := len(pd.read_csv(files.corrupt, dtype=str))):
+    sets = tables.read(files.duplicates)["set"]
+    if len(sets):
+        n = len(sets.unique())
+        yield (
+            f"Near-duplicates: {counted(len(sets), 'image')} in {counted(n, 'set')}, all used "
+            "(duplicates.parquet)."
+        )
+    if n := len(pd.read_csv(files.corrupt, dtype=str)):
         yield f"Not readable and left out: {counted(n, 'image')} (corrupt.csv)."
     skipped = tables.read_metadata(files.images, IndexMetadata).skipped
     if skipped:

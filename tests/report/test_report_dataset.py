@@ -58,7 +58,7 @@ def test_the_page_has_its_parts_in_order_and_the_last_ones_are_folded(tmp_path):
     results = Results(tmp_path)
     files = fused(results, results.labels[: results.n_train])
     choice = choose(results, "flyp", 0)
-    page, _ = write(results, selection=choice, unknown=write_unknown(results), **files)
+    page, _ = write(results, selection=choice, **files)
     order = ["", "gallery", "accuracy", "next", "choice"]
     order += ["labellers", "unknown", "provenance"]
     assert list(page.sections) == order
@@ -188,7 +188,7 @@ def test_images_of_no_class_stand_in_their_order(tmp_path):
         return [alt.removeprefix(start) for alt in alts if alt.startswith(start)]
 
     results = Results(tmp_path, labelled=False)
-    page, _ = write(results, unknown=write_unknown(results))
+    page, _ = write(results)
     assert likeliest(page) == results.image_ids[::-1][: gallery.UNKNOWN]
     assert "Nobody has checked" in page.sections["unknown"]
     # Images with a score of the captioner come first.

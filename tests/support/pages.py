@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 from support.made_results import METHODS
@@ -54,6 +55,13 @@ def write(results, *, captions=False, training=None, **files):
     """The page of some results with further files, and its text."""
     if captions:
         files["image_captions"] = results.write_captions()
+    if "unknown" not in files:
+        files["unknown"] = write_unknown(results)
+    if "corrupt" not in files:
+        files |= {name: str(results.folder / name) for name in ("corrupt", "duplicates")}
+        Path(files["corrupt"]).write_text("image_id,path,split,reason\n")
+        columns = {"image_id": [], "set": []}
+        tables.write(files["duplicates"], columns, tables.DUPLICATES)
     methods = {m: {"objective": m, "switches": {}} for m in METHODS}
     settings = report_dataset.ReportSettings(
         **{"dataset": "made", "main": "latteclip", "baseline": "zero_shot"},
