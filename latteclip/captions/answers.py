@@ -31,7 +31,10 @@ CREATE = """
     CREATE TABLE IF NOT EXISTS answers
         (digest TEXT PRIMARY KEY, text TEXT, finish_reason TEXT, n_tokens INTEGER, n_read INTEGER)
 """
-INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
+INSERT = """
+    INSERT OR IGNORE INTO answers
+        VALUES (:digest, :text, :finish_reason, :n_tokens, :n_read)
+"""
 SELECT = (
     "SELECT text, finish_reason, n_tokens, n_read FROM answers WHERE digest = ?"
 )
@@ -155,7 +158,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
         for path, file in self._files.items():
             with files.sqlite_errors(path):
                 if row := file.execute(SELECT, [digest]).fetchone():
-                    return Response(*row)
+                    return Response(**row)
         return None
 
     def add(self, digest: str, answer: Response) -> None:
@@ -167,7 +170,7 @@ class AnswerCache(contextlib.AbstractContextManager["AnswerCache"]):
     def commit(self) -> None:
         """Write the pending answers to the disk, all of them or none."""
         rows = [
-            (digest, *astuple(answer)[:4])  # as CREATE has the columns
+            {"digest": digest, **asdict(answer)}
             for digest, answer in self._pending.items()
         ]
         with files.sqlite_errors(self.path), self._files[self.path] as file:

@@ -119,9 +119,7 @@ def gather_captions(
     index, _ = tables.read_unlabelled(images_path, training=True)
     ids = rows[0]  # the first column of both
     rows = rows.take(pc.index_in(index["image_id"], ids))
-    with tables.writing(output, schema, AnswersMetadata.joined(metadata)) as add:
-        for piece in rows.combine_chunks().to_batches(tables.CAPTION_ROWS):
-            add(pa.table(piece))
+    tables.write(output, rows, schema, AnswersMetadata.joined(metadata))
 
 
 def clean(text: str) -> str:

@@ -139,10 +139,8 @@ class Questions:
             is_answered = self._answered(answers_path)
             chosen = self._by_doubt(pseudo_labels_path, classifier_path)
             chosen = chosen[~is_answered[chosen]][:max_images]
-            row_of = {image: row for row, image in enumerate(self.rows.tolist())}
-            self.order = [
-                row_of[image] for image in chosen.tolist() if image in row_of
-            ]
+            chosen = chosen[np.isin(chosen, self.rows)]
+            self.order = np.searchsorted(self.rows, chosen).tolist()
             self.wanted = {
                 *self.order,
                 *np.flatnonzero(is_answered[self.rows]).tolist(),

@@ -229,7 +229,9 @@ def sqlite_file(path: Path) -> sqlite3.Connection:
         lacks_locks = error.errno in NO_LOCKS
     uri = path.absolute().as_uri() + ("?nolock=1" if lacks_locks else "")
     with sqlite_errors(path):
-        return sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)
+        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 @contextlib.contextmanager

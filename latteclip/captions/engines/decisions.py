@@ -77,11 +77,10 @@ class DecisionsEngine(ServerEngine):
             raise ValueError(
                 f"it answers {[*reply.answers]} in place of {[*questions]}"
             )
-        rows = []
-        for name, question in questions.items():
-            rows.append(
-                log_probabilities(reply.answers[name], question["criteria"])
-            )
+        rows = [
+            log_probabilities(reply.answers[name], question["criteria"])
+            for name, question in questions.items()
+        ]
         usage = reply.usage
         n_written, n_read = usage.output_tokens, usage.input_tokens
         return scored(request.choices, rows, n_tokens=n_written, n_read=n_read)
