@@ -73,12 +73,12 @@ class SavedAnswers:
     @property
     def asked(self) -> dict[str, Answer]:
         """Return all answers about images that are there. Those without a meaning are UNSURE."""
-        here = [one for one in self.entries if one.state != GONE]
         return {
             one.image_id: one
             if one.state == COUNTS
             else Answer(one.image_id, UNSURE)
-            for one in here
+            for one in self.entries
+            if one.state != GONE
         }
 
     def warn(self, path: str | Path, folder: str | Path) -> None:
@@ -142,23 +142,19 @@ class AnswerFile:
         )
         entries = []
         for answer, image in zip(saved.entries, images, strict=True):
-            is_known = answer.classname in names
+            offered = answer.offered
+            is_known = answer.kind == UNSURE or answer.classname in names
             if answer.kind == NONE:
-                answer = replace(
-                    answer, offered=answer.offered or tuple(saved.classes)
-                )
-                is_known = names <= {*answer.offered}
-            if image["image_id"] is None:
-                answer = replace(answer, state=GONE)
-            else:
-                is_known = is_known or answer.kind == UNSURE
-                answer = replace(
-                    answer,
-                    image_id=image["image_id"],
-                    content=image["checksum"].hex(),
-                    state=COUNTS if is_known else LAPSED,
-                )
-            entries.append(answer)
+                offered = offered or tuple(saved.classes)
+                is_known = names <= {*offered}
+            now: dict[str, Any] = {"state": GONE}
+            if image["image_id"] is not None:
+                now = {
+                    "image_id": image["image_id"],
+                    "content": image["checksum"].hex(),
+                    "state": COUNTS if is_known else LAPSED,
+                }
+            entries.append(replace(answer, offered=offered, **now))
         return replace(saved, entries=entries)
 
     def read(self) -> SavedAnswers:
@@ -237,27 +233,30 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> pa.Arra
     """Return the rows of images in an index, given names and contents; null: it is not there.
 
     A row has the name and the content, or else the content alone. A content of None is any. Images
-    of different rows stay different.
+    of different names stay different.
     """
     names = pa.array([name for name, _ in images], pa.string())
-    wanted = [bytes.fromhex(content) for _, content in images if content]
-    is_near = pc.or_(
-        pc.is_in(index["image_id"], names),
-        pc.is_in(index["checksum"], pa.array(wanted, index["checksum"].type)),
-    )
-    rows = np.flatnonzero(is_near.to_numpy())
-    near = index.select(["image_id", "checksum"]).take(pa.array(rows)).to_pylist()
-    content_of = {image["image_id"]: image["checksum"].hex() for image in near}
-    row_of = dict(zip(content_of.items(), rows.tolist(), strict=True))
-    keys = [(name, content or content_of.get(name)) for name, content in images]
-    located = [row_of.pop(key, None) for key in keys]
+    named = pc.index_in(names, index["image_id"])
+    checksums = index["checksum"].take(named).to_pylist()
+    contents = [content for _, content in images]
+    rows = [
+        row if content in (None, checksum and checksum.hex()) else None
+        for row, content, checksum in zip(
+            named.to_pylist(), contents, checksums, strict=True
+        )
+    ]
+    # Rows of the same content by other names, the first one last.
+    wanted = [bytes.fromhex(content) for content in contents if content]
+    is_same = pc.is_in(index["checksum"], pa.array(wanted, index["checksum"].type))
     free = defaultdict[str | None, list[int]](list)
-    for (_, content), row in reversed(row_of.items()):
-        free[content].append(row)
+    taken = {*rows}
+    for row in reversed(np.flatnonzero(is_same.to_numpy()).tolist()):
+        if row not in taken:
+            free[index["checksum"][row].as_py().hex()].append(row)
     return pa.array(
         [
             free[content].pop() if row is None and free[content] else row
-            for row, (_, content) in zip(located, keys, strict=True)
+            for row, content in zip(rows, contents, strict=True)
         ],
         pa.int64(),
     )

@@ -282,10 +282,6 @@ class Strings(Sequence[str]):
         value = self.column[index]
         return Strings(value) if isinstance(index, slice) else value.as_py()
 
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), AT_ONCE):
-            yield from self.column[start : start + AT_ONCE].to_pylist()
-
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, of which some thousands are Python objects at once."""
