@@ -11,15 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 
 from latteclip import __version__
-from latteclip.cli.status import output_of
 from latteclip.config import layers
 from latteclip.config.resolve import Run
 from latteclip.core import devices
@@ -30,7 +28,6 @@ from latteclip.core.terminal import decisions_address, for_terminal
 NOT_READY = 1  # exit status
 DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
-SLURM_FILES = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
 MISSING = 404
@@ -49,10 +46,12 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
-    """Check this machine and the captioner, and name what needs repair.
+    """Check this machine and the server of the captioner, and name what needs repair.
+
+    The captioner is that of the first configured dataset, or of the one that --config names.
 
     Args:
-        config: KEY=VALUE, as snakemake takes it: captioner={'engine':'openai'}
+        config: KEY=VALUE, as snakemake takes it: dataset=mine captioner={'engine':'openai'}
     """
     status = 0
     asks = partial(check_captioner, config, configfile)
@@ -82,9 +81,6 @@ def machine() -> Iterator[Finding]:
     level = "ok" if total >= MEMORY_WANTED else "warning"
     text = f"{devices.cores()} cores; {total:.0f} GiB of memory"
     yield level, f"{text}, the captioner and two jobs need {MEMORY_WANTED}"
-    if os.environ.get("SLURM_CONF") and not any(map(os.path.isfile, SLURM_FILES)):
-        text = "srun inside a job does not see SLURM_CONF; see docs/cluster.md"
-        yield "warning", text
 
 
 def disk() -> Iterator[Finding]:
@@ -133,22 +129,18 @@ def vllm() -> Iterator[Finding]:
 def check_captioner(
     pairs: Sequence[str], files: Sequence[str]
 ) -> Iterator[Finding]:
-    """Report whether the captioner's server takes the key, or the cache has its model."""
+    """Report whether the server of the first dataset's captioner takes the key."""
     from snakemake.cli import parse_config
 
     given = layers.merge(*map(layers.read, files), parse_config(pairs))
     dataset = Run(layers.defaults(), given).datasets[0]
-    if not dataset.answer_tables:
-        return
-    captioner = dataset.captioner(IMAGES)
-    engine = captioner.engine
-    for names in filter(None, (model.names for model in captioner.models)):
-        yield _weights(str(names["model"]), names["revision"])
-    if engine.address is None:
+    engine = dataset.captioner(IMAGES).engine
+    if not dataset.answer_tables or engine.address is None:
         return
     url = os.environ.get(engine.address, "").rstrip("/")
     if not url:
-        yield "warning", f"the captioner needs a server; export {engine.address}"
+        text = f"the captioner of {dataset.name} needs a server"
+        yield "warning", f"{text}; export {engine.address}"
         return
     if not engine.writes_captions:
         url = decisions_address(url)
@@ -156,22 +148,13 @@ def check_captioner(
     # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.
     headers = {"Authorization": f"Bearer {key or 'none'}"}
     status = _status(f"{url}/models", "see that it runs", headers)
-    text = f"the server of {engine.address} answers with status {status}"
+    text = f"{engine.address}, for {dataset.name}, answers with status {status}"
     if status in REFUSED:
         yield "warning", f"{text}; export a valid {engine.key}"
     elif status == MISSING and _status(f"{url}/v1/models", "", headers) != MISSING:
         yield "warning", f"{text}; export {engine.address}={url}/v1"
     else:
         yield "ok", text
-
-
-def _weights(model: str, revision: str | None) -> Finding:
-    """Return whether the cache of Hugging Face has the weights of a captioner."""
-    config = try_to_load_from_cache(model, "config.json", revision=revision)
-    if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
-        return "ok", f"{model} is in the cache of Hugging Face"
-    text = f"{model} is not in the cache of Hugging Face; a run downloads it"
-    return "note", text
 
 
 def hub() -> Iterator[Finding]:
@@ -202,7 +185,7 @@ def _status(
 def _import(code: str) -> Any:
     """Return the JSON that code prints last in a new interpreter."""
     command = (sys.executable, "-c", f"import json{code}")
-    lines = output_of(
+    lines = devices.output_of(
         *command, remedy="run make install again", timeout=IMPORT_TIMEOUT
     )
     return json.loads(lines[-1])

@@ -58,32 +58,28 @@ class Counts(NamedTuple):
 
 
 def counts_of(dataset: Dataset) -> Counts | None:
-    """Return a dataset's images, by its index or else by its file; None: they are not known."""
+    """Return a dataset's images, by its index or else its file or folder; None: not known."""
     index = Path(dataset.folder, "images.parquet")
     if index.is_file():
         splits = tables.read(index, ["split"])["split"].to_pylist()
         test = splits.count("test")
         return Counts(len(splits) - test, test)
-    stated = dataset.keys.split.counts
-    if not {"train", "test"} <= stated.keys():
+    split, folder = dataset.keys.split, dataset.keys.source.folder
+    if {"train", "test"} <= split.counts.keys():
+        train, test = split.counts["train"], split.counts["test"]
+    elif folder and split.kind == "folders":
+        train, test = len(image_files(folder)), 0
+    else:
         return None
-    most = _most(dataset)
-    return Counts(min(stated["train"], most), min(stated["test"], most))
-
-
-def _most(dataset: Dataset) -> int:
-    """Return how many images of each split a run takes at most."""
-    return dataset.run.keys.limit or sys.maxsize
+    most = dataset.run.keys.limit or sys.maxsize
+    return Counts(min(train, most), min(test, most))
 
 
 def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     """Yield what a run that will write the pending files would ask about a dataset's images."""
-    images = counts_of(dataset)
-    folder = dataset.keys.source.folder
-    if images is None and folder and dataset.keys.split.kind == "folders":
-        images = Counts(min(len(image_files(folder)), _most(dataset)), 0)
     asked = dataset.pending_captioners(pending)
     if asked:
+        images = counts_of(dataset)
         yield f"{dataset.name}: to ask, where answers are not cached:"
     for captioner in asked:
         yield f"  {_questions(captioner, images)}"

@@ -143,13 +143,6 @@ class Machine:
                 yield from filter(os.path.isfile, job.output)
 
     @property
-    def logs(self) -> list[str]:
-        """The files of Snakemake's log."""
-        return [
-            os.path.relpath(f) for f in self._workflow.logger_manager.get_logfile()
-        ]
-
-    @property
     def cores(self) -> int:
         """The cores of this machine that jobs may use."""
         here = devices.cores()
@@ -166,12 +159,12 @@ class Machine:
         return self.runs_jobs and bool(devices.visible())
 
     @functools.cached_property
-    def gpus(self) -> int | None:
-        """The GPUs that jobs may use: the free ones, or one in turns; None: there is none."""
+    def gpus(self) -> int:
+        """The GPUs of this machine that jobs may use."""
         if not self.has_gpus:
-            return None
+            return 0
         limit = self._workflow.global_resources.get("gpu")
-        return limit.value if limit else max(1, devices.free())
+        return limit.value if limit else len(devices.visible())
 
     def image_folder(self, dataset: Dataset) -> str:
         """Return the folder that a rule makes, or the link to the user's folder.

@@ -183,10 +183,8 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--version", action="version", version=f"latteclip {__version__}"
     )
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    word = next((word for word in given if not word.startswith("-")), "").replace(
-        "-", "_"
-    )
-    stage = {word: STAGES[word]} if word in STAGES else {}
+    words = [word.replace("-", "_") for word in given[:1]]
+    stage = {word: STAGES[word] for word in words if word in STAGES}
     for name, module in {**COMMANDS, **stage}.items():
         options: dict[str, Any] = {}
         if name in COMMANDS:  # the list of commands has no stages

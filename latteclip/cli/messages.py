@@ -123,7 +123,7 @@ class Handlers:
         for dataset in self._run.datasets:
             shutil.rmtree(jobs.shared(dataset, "decoded"), ignore_errors=True)
         lines = finished(self._run, self._machine.outputs)
-        atexit.register(self._print, [*lines, *self._logs()])
+        atexit.register(self._print, [*lines])
 
     def report_failures(self) -> None:
         """Print the error messages of failed jobs last, also with --quiet."""
@@ -131,13 +131,8 @@ class Handlers:
             failure(job.rule.name, dict(job.wildcards.items()), job.log)
             for job in self._machine.failed
         ]
-        lines = [*self._logs(), STALE, *failures]
-        atexit.register(print, "", *lines, sep="\n", file=sys.stderr, flush=True)
-
-    def _logs(self) -> list[str]:
-        return [
-            f"All of Snakemake's messages are in {f}." for f in self._machine.logs
-        ]
+        lines = ["", STALE, *failures]
+        atexit.register(print, *lines, sep="\n", file=sys.stderr, flush=True)
 
     def _print(self, lines: Iterable[str]) -> None:
         """Print to stderr as Snakemake does, but not with `--quiet all`."""

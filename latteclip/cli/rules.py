@@ -150,8 +150,8 @@ class Rules:
             wanted = self._run.dataset(wildcards.dataset).keys.compute.threads
             if self._machine.is_cluster:
                 return wanted
-            at_once = self._machine.gpus if on_gpus else None
-            return max(1, min(wanted, self._machine.cores // (at_once or 1)))
+            at_once = self._machine.gpus if on_gpus else 1
+            return max(1, min(wanted, self._machine.cores // max(1, at_once)))
 
         return answer
 

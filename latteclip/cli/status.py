@@ -17,13 +17,13 @@ from typing import Any
 from latteclip.cli.main import STAGES
 from latteclip.config import layers
 from latteclip.core import run_options
+from latteclip.core.devices import output_of
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal, one_line
 
 SHARED = "all datasets"
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters
-TIMEOUT = 30  # seconds: a busy controller answers slowly
 # Fields of `squeue --format`: number, folder and comment.
 FIELDS = ("%i", "%Z", "%k")
 COMMENTS = ("rule_", "group_")  # begin the comments of Snakemake's jobs
@@ -166,22 +166,6 @@ def refuse_second_run(*, is_cluster: bool) -> None:
             "SLURM still has jobs of another run in this folder; wait for them, or end them: "
             f"scancel {' '.join(numbers)}"
         )
-
-
-def output_of(*command: str, remedy: str, timeout: float = TIMEOUT) -> list[str]:
-    """Return the lines that a program prints, or raise UserError with the last one if it fails."""
-    try:
-        run = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, check=True
-        )
-    except subprocess.TimeoutExpired:
-        problem = f"no answer in {timeout} s"
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr.strip() or error.stdout.strip()).splitlines()
-        problem = lines[-1].strip() if lines else f"exit status {error.returncode}"
-    else:
-        return run.stdout.splitlines()
-    raise UserError(f"{Path(command[0]).name} fails ({problem}); {remedy}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # Set for the processes of a job that has claimed its GPUs.
 CLAIMED = "LATTECLIP_GPUS"
 PAUSE = 1.0  # seconds until a busy GPU is tried again
-TIMEOUT = 60  # seconds in which nvidia-smi answers
-NOT_FOUND = 6  # its exit status where there is no GPU
-FREE = 1024  # MiB in use on a card that nobody computes on, at most
+TIMEOUT = 60  # seconds: a busy controller of a cluster answers slowly
+NOT_FOUND = 6  # exit status of nvidia-smi where there is no GPU
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -95,7 +94,8 @@ def claim(n: int = 1) -> None:
             f"The job needs {n} GPUs, but only {len(usable)} can be used ({VISIBLE}="
             f"{os.environ.get(VISIBLE, '')}); set captioner.tensor_parallel_size to fewer."
         )
-    in_use = _memory_in_use()
+    cards = query("uuid,memory.used")
+    in_use = {uuid: int(used) for uuid, used in cards if used.isdigit()}  # MiB
     emptiest = sorted(usable.items(), key=lambda card: in_use.get(card[1], 0))
     if not (chosen := _lock(n, emptiest)):
         log.info(
@@ -150,43 +150,42 @@ def visible() -> dict[str, str]:
     }
 
 
-def free() -> int:
-    """Count the GPUs to use on which next to no memory is in use."""
-    usable = visible()
-    in_use = _memory_in_use() if usable else {}
-    return sum(in_use.get(uuid, 0) <= FREE for uuid in usable.values())
-
-
-def _memory_in_use() -> dict[str, int]:
-    """Return the MiB in use on GPUs by UUID, as far as NVIDIA's tool says."""
-    cards = query("uuid,memory.used")
-    return {uuid: int(used) for uuid, used in cards if used.isdigit()}
-
-
 def query(fields: str) -> list[list[str]]:
     """Return fields of each GPU by NVIDIA's tool. UserError: it fails."""
     if shutil.which("nvidia-smi") is None:
         return []
-    command = [
+    lines = output_of(
         "nvidia-smi",
         f"--query-gpu={fields}",
         "--format=csv,noheader,nounits",
-    ]
+        remedy="repair the driver (after a kernel update, reboot), or export "
+        f"{VISIBLE}= for a run on the CPU.",
+        nothing=NOT_FOUND,
+    )
+    return [line.split(", ", fields.count(",")) for line in lines]
+
+
+def output_of(
+    *command: str, remedy: str, timeout: float = TIMEOUT, nothing: int = 0
+) -> list[str]:
+    """Return the lines that a program prints, or raise UserError with the last one if it fails.
+
+    With the exit status `nothing` it has nothing to print.
+    """
     try:
-        found = subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=TIMEOUT
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=True
         )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        if getattr(error, "returncode", None) == NOT_FOUND:
+    except subprocess.TimeoutExpired:
+        problem = f"no answer in {timeout} s"
+    except subprocess.CalledProcessError as error:
+        if error.returncode == nothing:
             return []
-        reason = one_line(f"{error} {error.stdout!s}")
-        raise UserError(
-            f"nvidia-smi fails ({reason}); repair the driver (after a kernel update, reboot), or "
-            f"export {VISIBLE}= for a run on the CPU."
-        ) from None
-    return [
-        line.split(", ", fields.count(",")) for line in found.stdout.splitlines()
-    ]
+        lines = (error.stderr.strip() or error.stdout.strip()).splitlines()
+        problem = lines[-1].strip() if lines else f"exit status {error.returncode}"
+    else:
+        return run.stdout.splitlines()
+    raise UserError(f"{Path(command[0]).name} fails ({problem}); {remedy}")
 
 
 def refuse_unusable(torch_version: str, cuda: str | None) -> None:
