@@ -204,14 +204,13 @@ def score(
 def verdict(runs: Sequence[AuditedRun]) -> str:
     """Name the best run, and say whether it is decidedly better than those of other methods."""
     best = runs[0]
-    better, undecided = [], []
-    for run, lead in zip(runs, best.leads, strict=True):
-        if run.method == best.method:
-            continue
-        if not lead.is_decided:
-            undecided.append(_name(run))
-        elif lead.value > 0:
-            better.append(_name(run))
+    others = [
+        (_name(run), lead)
+        for run, lead in zip(runs, best.leads, strict=True)
+        if run.method != best.method
+    ]
+    better = [name for name, lead in others if lead.is_decided and lead.value > 0]
+    undecided = [name for name, lead in others if not lead.is_decided]
     start = "So far the best is" if undecided else "The best model is"
     sentence = (
         f"{start} {_name(best)}, right on {best.accuracy.words()} of the images."

@@ -45,7 +45,7 @@ from latteclip.labels.label_inputs import (
     answered_rows,
     drawing_order,
 )
-from latteclip.labels.votes import Answers, Floats
+from latteclip.labels.votes import Answers
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn
@@ -217,18 +217,11 @@ class TeachingSession(QuestionSession):
         best = -np.sort(-self.posterior, axis=1)[:, :2]
         order = np.argsort(best[:, 0] - best[:, -1], kind="stable").tolist()
         if not self.has_votes:
-            features = self.inputs.features[0][: len(self.pool)]
-            wanted = min(
-                COVERAGE * len(self.classnames), max(1, self.n_taught // 2)
-            )
-            centred = features - features.mean(axis=0)
-            order = medoids(centred, min(wanted, len(centred))) + order
+            x = self.inputs.features[0][: len(self.pool)]
+            x = (x - x.mean(axis=0)).astype(np.float64)
+            wanted = COVERAGE * len(self.classnames)
+            k = min(wanted, max(1, self.n_taught // 2), len(x))
+            centres, _ = kmeans2(x, k, ITERATIONS, minit="++", rng=SEED)
+            order = cdist(x, centres).argmin(axis=0).tolist() + order
         rows: list[int] = self.pool[list(dict.fromkeys(order))].tolist()
         return rows
-
-
-def medoids(x: Floats, k: int) -> list[int]:
-    """Return the rows of x [n, D] nearest to k centres of k-means, without repetition."""
-    x = x.astype(np.float64)
-    centres, _ = kmeans2(x, k, ITERATIONS, minit="++", rng=SEED)
-    return list(dict.fromkeys(cdist(x, centres).argmin(axis=0).tolist()))

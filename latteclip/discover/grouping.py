@@ -39,11 +39,13 @@ from latteclip.discover.names import (
     normalised,
     predictability,
     unit_rows,
-    weighted,
 )
 
 MAX_ROUNDS = 32
 SHARPNESS = 10.0  # nats of a cosine
+FREQUENCY_EXPONENT = (
+    0.5  # of the logarithm of N over a term's images, in its weight
+)
 NAMES = 0.7  # weight of names beside features, which have a mean length of 1
 MIN_IMAGES = 3
 MAX_GUESS = 500  # classes, where their number is not given
@@ -62,14 +64,23 @@ class Evidence:
 
     features: Floats  # [N, D] whitened, centred, of mean length 1
     names: scipy.sparse.csr_matrix  # [N, T] of length 1, or 0 without a name
-    reliability: Floats  # [N] how well features predict the name, from 0 to 1
-    best: Ints  # [N] the most reliable term, or -1
+    # [N] the largest weight of a term: how well features predict it, from 0 to 1
+    reliability: Floats
+    best: Ints  # [N] the term that has it, of equal ones the more frequent; or -1
     terms: Names
 
     @classmethod
     def of(cls, features: Floats, terms: Names) -> "Evidence":
         """Weight the names of images by how well whitened features predict them."""
-        names, reliability, best = weighted(terms, predictability(features, terms))
+        n_images, n_terms = terms.has.shape
+        if not n_terms:
+            nothing = np.zeros(n_images, np.float32)
+            return cls(features, terms.has, nothing, np.full(n_images, -1), terms)
+        rarity = np.log(n_images / terms.images) ** FREQUENCY_EXPONENT
+        rated = terms.has.multiply(predictability(features, terms)).tocsr()
+        reliability = rated.max(axis=1).toarray().ravel()
+        best = np.where(reliability > 0, rated.argmax(axis=1).A1, -1)
+        names = unit_rows(rated.multiply(rarity).tocsr()).astype(np.float32)
         return cls(features, names, reliability, best, terms)
 
     @property

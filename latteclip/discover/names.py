@@ -25,8 +25,6 @@ MAX_TERMS = 20_000  # the most frequent ones
 NEIGHBOURS = 10
 QUERIES = 16_384  # images whose neighbours are searched, at most
 ROWS = 256  # images that are compared with all at once
-# Of the logarithm of N over a term's images, in its weight.
-FREQUENCY_EXPONENT = 0.5
 TINY = 1e-9
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -124,16 +122,19 @@ def predictability(features: Floats, names: Names) -> Floats:
     images = names.images
     unit = normalised(features)
     queries = np.arange(0, n_images, -(-n_images // QUERIES))
+    k = min(NEIGHBOURS, n_images - 1)
     # A term of few images can be found in as few of the neighbours.
     reach = np.minimum(images - 1, NEIGHBOURS)
     hits = np.zeros(len(images))
     asked = np.zeros(len(images))
     for start in range(0, len(queries), ROWS):
         rows = queries[start : start + ROWS]
-        nearest = _nearest(unit, rows)
+        distances = -(unit[rows] @ unit.T)
+        distances[np.arange(len(rows)), rows] = np.inf
+        nearest = np.argpartition(distances, range(k), axis=1)
         terms = names.has[rows]
         asked += terms.sum(axis=0).A1
-        for place in range(nearest.shape[1]):
+        for place in range(k):
             both = terms.multiply(names.has[nearest[:, place]])
             hits += both.sum(axis=0).A1 * (place < reach)
     share = hits / np.maximum(asked * reach, 1)
@@ -152,31 +153,3 @@ def unit_rows(table: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
     """Return a table whose rows have length 1, or 0."""
     lengths = np.sqrt(table.power(2).sum(axis=1))
     return table.multiply(1 / np.maximum(lengths, TINY)).tocsr()
-
-
-def _nearest(unit: Floats, rows: Ints) -> Ints:
-    """Return the images [n, NEIGHBOURS] nearest to some rows, nearest first, without the row."""
-    distances = -(unit[rows] @ unit.T)
-    distances[np.arange(len(rows)), rows] = np.inf
-    k = min(NEIGHBOURS, len(unit) - 1)
-    return np.argpartition(distances, range(k), axis=1)[:, :k]
-
-
-def weighted(
-    names: Names, weights: Floats
-) -> tuple[scipy.sparse.csr_matrix, Floats, Ints]:
-    """Return the names of images by the weights of their terms [T].
-
-    They are rows [N, T] of length 1, or 0 without a name, the reliability [N] of each, which is
-    the largest weight of its terms, and the term [N] that has it, -1 without one. Of equal terms
-    the more frequent one counts.
-    """
-    n_images, n_terms = names.has.shape
-    if not n_terms:
-        return names.has, np.zeros(n_images, np.float32), np.full(n_images, -1)
-    rarity = np.log(n_images / names.images) ** FREQUENCY_EXPONENT
-    rated = names.has.multiply(weights).tocsr()
-    reliability = rated.max(axis=1).toarray().ravel()
-    best = rated.argmax(axis=1).A1
-    table = unit_rows(rated.multiply(rarity).tocsr()).astype(np.float32)
-    return table, reliability, np.where(reliability > 0, best, -1)

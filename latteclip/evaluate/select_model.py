@@ -153,7 +153,14 @@ def select_model(
     chosen = choice.candidate
     with replacing(model_output) as folder:
         link_folder(chosen.model, folder)
-    rows = [_row(each, choice.leads.get(each.run)) for each in flagged]
+    rows: list[dict[str, Any]] = []
+    for each in flagged:
+        lead = choice.leads.get(each.run)
+        numbers = dict.fromkeys(Lead._fields)
+        if lead and lead.images:  # else no held-out images compare it
+            numbers = lead._asdict()
+        known = {"method": each.method, "seed": each.seed, "flags": each.flags}
+        rows.append(known | numbers)
     selection = Selection(*chosen.run, dataset, choice.reason, rows)
     write_record(output, selection)
     log.info("%s: %s is chosen. %s", dataset, chosen.method, choice.reason)
@@ -301,16 +308,3 @@ def _by_answers(
         f"is better than {chosen.method} by {lead.words(' points')}."
     )
     return replace(choice, candidate=best, reason=reason)
-
-
-def _row(candidate: Candidate, lead: Lead | None) -> dict[str, Any]:
-    """Return the row of a candidate, without numbers where no held-out images compare it."""
-    numbers: dict[str, Any] = dict.fromkeys(Lead._fields)
-    if lead and lead.images:
-        numbers = lead._asdict()
-    return {
-        "method": candidate.method,
-        "seed": candidate.seed,
-        "flags": candidate.flags,
-        **numbers,
-    }

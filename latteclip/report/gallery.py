@@ -41,7 +41,7 @@ def read_gallery(
     answers: Mapping[str, str | None],
 ) -> Gallery:
     """Read what the page shows of training images, whose labels by a person are in `answers`."""
-    index = tables.read(images, ["image_id", "path", "split", "label"])
+    index = tables.read(images, ["image_id", "path", "split", "classname"])
     classnames = tables.read_metadata(images, IndexMetadata).classnames
     train = index.filter(pc.not_equal(index["split"], "test"))
     path, label, confidence = pseudo_labels, "pseudo_label", "confidence"
@@ -54,16 +54,16 @@ def read_gallery(
     some = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(int)
     chosen = train.take(order[some])
     ids = chosen["image_id"]
-    columns = {
-        "label": tables.lookup_column(path, label, ids),
-        "zero_shot": tables.lookup_column(pseudo_labels, "pseudo_label", ids),
-        "truth": chosen["label"],
-    }
+    labels = tables.lookup_column(path, label, ids)
+    zero_shot = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
     names = pa.array(classnames)
     columns = {
-        key: names.take(one.combine_chunks()) for key, one in columns.items()
+        "image_id": ids,
+        "path": chosen["path"],
+        "truth": chosen["classname"],
+        "label": names.take(labels.combine_chunks()),
+        "zero_shot": names.take(zero_shot.combine_chunks()),
     }
-    columns |= {"image_id": ids, "path": chosen["path"]}
     if captions:
         table = tables.read(captions, ["id", "caption"])
         columns["caption"] = table["caption"].take(pc.index_in(ids, table["id"]))
@@ -74,7 +74,7 @@ def read_gallery(
             item["label"] = answers[item["image_id"]] or "none of the classes"
             item["source"] = "a person's answer"
     n_train = len(train)
-    has_truth = not train["label"].null_count
+    has_truth = not train["classname"].null_count
     return Gallery(n_train, len(index) - n_train, classnames, has_truth, items)
 
 

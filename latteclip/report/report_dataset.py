@@ -101,8 +101,8 @@ def report_dataset(
         for run in runs_files
         if (run.run == selection.run if selection else run.method == settings.main)
     )
-    acc1 = read_object(lead.metrics)["acc1"]
-    n = images.n_test
+    metrics = read_object(lead.metrics)
+    acc1, n = metrics["acc1"], metrics["images"]
     accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
     is_tested = accuracy is not None or bool(audit and audit.runs)
     model_right, asking = results.accuracy_by_answers(lead, report, audit)
