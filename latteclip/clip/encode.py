@@ -1,6 +1,5 @@
 """Encode N images (B in a batch), T texts of L tokens and C classes to features of width D."""
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,14 +105,9 @@ def _encode_by_length(
 ) -> torch.Tensor:
     lengths = tower.lengths(tokens)  # [T]
     order = lengths.argsort(stable=True)
-    size = len(tokens)
-    if torch.is_grad_enabled() and clip.micro_batch:
-        size = clip.micro_batch
-    buckets = (bucket.split(size) for bucket in order.chunk(LENGTH_BUCKETS))
     features = []
-    for part in itertools.chain.from_iterable(buckets):
-        length = int(lengths[part].max())
-        part_tokens = clip.send(tokens[part, :length])
+    for part in order.chunk(LENGTH_BUCKETS):
+        part_tokens = clip.send(tokens[part, : int(lengths[part].max())])
         features.append(_encode(clip, tower.encode, part_tokens))
     return torch.cat(features)[clip.send(order.argsort())]
 

@@ -88,6 +88,34 @@ def test_gradients_are_those_of_open_clip_and_reach_every_parameter(clip):
             assert found[name].isfinite().all() and found[name].any(), name
 
 
+def held(clip, encoder, rows):
+    """The bytes that the backward pass of features finds in memory."""
+    sizes = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        encoder(clip, rows)
+    for weight in (*clip.model.parameters(), *clip.model.buffers()):
+        sizes.pop(weight.untyped_storage().data_ptr(), None)
+    return sum(sizes.values())
+
+
+def test_micro_batches_halve_what_the_backward_pass_finds_in_memory(clip):
+    tokens = clip.tokenizer(TEXTS * 3)
+    for encoder, rows in (
+        (encode.encode_images, pictures(clip, len(tokens))),
+        (encode.encode_texts, tokens),
+    ):
+        clip.micro_batch = None
+        whole = held(clip, encoder, rows)
+        clip.micro_batch = 2
+        assert held(clip, encoder, rows) < whole / 2
+
+
 @pytest.mark.parametrize("kind", ["vit", "siglip"])
 @torch.no_grad()
 def test_batches_halve_until_they_fit_and_say_so_once(kind, backbones, monkeypatch, caplog):
