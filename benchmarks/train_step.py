@@ -121,10 +121,9 @@ class Setting:
         total = features.new_zeros(())
         for labels, own in ((zero_shot, of_zero_shot), (finetuned, of_finetuned)):
             kinds = torch.stack([own, of_image, of_group])
-            mixed = latteclip.mix(kinds, latteclip.margins(kinds, fixed))
-            target = latteclip.targets(
-                fixed, labels.to(features.device), mixed, ALPHA
-            )
+            weights = latteclip.margins(kinds, fixed)
+            mixed = (weights * kinds).sum(dim=0) / weights.sum(dim=0)
+            target = torch.lerp(fixed[labels.to(features.device)], mixed, ALPHA)
             total = total + base.contrastive(features, target, self.scale())
         return total
 

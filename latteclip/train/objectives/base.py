@@ -20,9 +20,8 @@ class TokenizedTexts:
 
     def __init__(self, clip: clips.Clip) -> None:
         self.clip = clip
-        self.texts: dict[
-            str, int
-        ] = {}  # id of each of the U distinct texts, in their order
+        # Ids of the U distinct texts, in their order.
+        self.texts: dict[str, int] = {}
 
     def add(self, texts: Iterable[str]) -> torch.Tensor:
         """Return the ids [T] of the texts. The same text always has the same id."""
@@ -78,7 +77,8 @@ class Objective:
     # Attributes with the tensors that change from step to step.
     STATE: tuple[str, ...] = ()
 
-    def __init__(self, texts: TrainingTexts) -> None:
+    # Switches and a seed follow the texts, which not every objective has.
+    def __init__(self, texts: TrainingTexts, *_: object) -> None:
         self.texts = texts
         self.clip = texts.tokenized.clip
 

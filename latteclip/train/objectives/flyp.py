@@ -1,15 +1,8 @@
 """FLYP (Goyal et al. 2023): images against the texts of their classes."""
 
-from typing import Any
-
 import torch
 
 from latteclip.train.objectives import base
-
-
-def make(texts: base.TrainingTexts, switches: Any, seed: int) -> "Flyp":
-    """Return FLYP. It ignores switches, which a method that is `like` another may inherit."""
-    return Flyp(texts)
 
 
 class Flyp(base.Objective):
@@ -26,6 +19,8 @@ class Flyp(base.Objective):
             self.texts.classes[batch.pseudo_labels]
         )
         loss = base.contrastive(batch.features, targets, batch.scale)
-        # [B, C].
         scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T
-        return loss, scores
+        return loss, scores  # scores [B, C]
+
+
+make = Flyp

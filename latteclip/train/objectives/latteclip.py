@@ -66,12 +66,14 @@ class LatteClip(base.Objective):
         for of_loss, of_classes in zip(labels, classes, strict=True):
             of_class = [of_classes] if switches.class_description else []
             features = torch.stack([*of_class, *described])  # [K, B, D]
-            weights = torch.ones_like(features[..., 0])  # [K, B]
+            weights = torch.ones_like(features[..., :1])  # [K, B, 1]
             if switches.mixer_weights:
                 weights = margins(features, against)
-            target = mix(features, weights)  # [B, D]
-            if switches.prototypes:
-                target = targets(self.prototypes, of_loss, target, switches.alpha)
+            # m(y) [B, D], not normalised
+            target = (weights * features).sum(dim=0) / weights.sum(dim=0)
+            if switches.prototypes:  # z(y) = P_y + alpha (m(y) - P_y)
+                start = self.prototypes[of_loss]
+                target = torch.lerp(start, target, switches.alpha)
             total = total + base.contrastive(batch.features, target, batch.scale)
             self._moves.append((of_loss, target.detach()))
         return total, scores
@@ -94,9 +96,17 @@ class LatteClip(base.Objective):
         return of_classes[places], described
 
     def after_step(self) -> None:
-        if self.switches.prototypes:
-            labels, values = map(torch.cat, zip(*self._moves, strict=True))
-            self.prototypes = update(self.prototypes, labels, values)
+        """Move each class among the labels to the normalised mean of its targets."""
+        if not self.switches.prototypes:
+            return
+        labels, values = map(torch.cat, zip(*self._moves, strict=True))
+        sums = torch.zeros_like(self.prototypes).index_add_(0, labels, values)
+        seen = torch.zeros(len(sums), 1, dtype=torch.bool, device=sums.device)
+        self.prototypes = torch.where(
+            seen.index_fill_(0, labels, True),
+            F.normalize(sums, dim=-1),
+            self.prototypes,
+        )
 
     def start_epoch(self) -> None:
         self.epoch_prototypes = self.prototypes
@@ -119,41 +129,6 @@ make = LatteClip
 
 @torch.no_grad()
 def margins(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """Return w(u) [...] of features [..., D]: how much nearer the best prototype is than others."""
-    first, second = (features @ prototypes.T).topk(2, dim=-1).values.unbind(-1)
-    return first - second + MARGIN_FLOOR
-
-
-def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean [B, D] of features [K, B, D], not normalised, by weights [K, B]."""
-    return (weights[:, :, None] * features).sum(dim=0) / weights.sum(dim=0)[
-        :, None
-    ]
-
-
-def targets(
-    prototypes: torch.Tensor,
-    labels: torch.Tensor,
-    mixed: torch.Tensor,
-    alpha: float,
-) -> torch.Tensor:
-    """Return z_i(y) = P_y + alpha (m_i(y) - P_y) [B, D], with gradient through m [B, D] alone."""
-    start = prototypes.detach()[labels]  # [B, D]
-    return start + alpha * (mixed - start)
-
-
-@torch.no_grad()
-def update(
-    prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
-    """Return prototypes [C, D], of classes among the labels [M] the normalised mean value [D]."""
-    sums = torch.zeros_like(prototypes).index_add_(
-        0, labels, values.detach().float()
-    )
-    # [C]; `bincount` would wait for a GPU.
-    counts = prototypes.new_zeros(len(prototypes))
-    seen = (
-        counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype))
-        > 0
-    )
-    return torch.where(seen[:, None], F.normalize(sums, dim=-1), prototypes)
+    """Return w(u) [..., 1] of features [..., D]: how much nearer the best prototype is."""
+    best = (features @ prototypes.T).topk(2, dim=-1).values
+    return MARGIN_FLOOR - best.diff(dim=-1)
