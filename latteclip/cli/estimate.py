@@ -5,12 +5,11 @@
 
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from latteclip.captions.answers import AnswersMetadata
 from latteclip.config import layers
 from latteclip.config.keys import FinetuneSection
 from latteclip.config.labellers import Captioner
@@ -21,7 +20,7 @@ from latteclip.core.run_options import read_options, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import counted
 from latteclip.data.images import image_files
-from latteclip.report.provenance import job_costs
+from latteclip.report.provenance import asked, job_costs
 from latteclip.train.settings import recipe_for, steps_per_epoch
 
 RESULTS = Path("results")
@@ -56,14 +55,20 @@ class Counts(NamedTuple):
     train: int
     test: int
 
+    @classmethod
+    def of(cls, splits: Mapping[str, int]) -> Self:
+        """Return the images of an index by those of its splits; train counts val as well."""
+        test = splits.get("test", 0)
+        return cls(sum(splits.values()) - test, test)
+
 
 def counts_of(dataset: Dataset) -> Counts | None:
     """Return a dataset's images, by its index or else its file or folder; None: not known."""
     index = Path(dataset.folder, "images.parquet")
     if index.is_file():
-        splits = tables.read(index, ["split"])["split"].to_pylist()
-        test = splits.count("test")
-        return Counts(len(splits) - test, test)
+        return Counts.of(
+            Counter(tables.read(index, ["split"])["split"].to_pylist())
+        )
     split, folder = dataset.keys.split, dataset.keys.source.folder
     if {"train", "test"} <= split.counts.keys():
         train, test = split.counts["train"], split.counts["test"]
@@ -77,12 +82,11 @@ def counts_of(dataset: Dataset) -> Counts | None:
 
 def lines(dataset: Dataset, pending: Collection[str]) -> Iterator[str]:
     """Yield what a run that will write the pending files would ask about a dataset's images."""
-    asked = dataset.pending_captioners(pending)
-    if asked:
-        images = counts_of(dataset)
+    captioners = dataset.pending_captioners(pending)
+    if captioners:
         yield f"{dataset.name}: to ask, where answers are not cached:"
-    for captioner in asked:
-        yield f"  {_questions(captioner, images)}"
+        images = counts_of(dataset)
+        yield from (f"  {_questions(each, images)}" for each in captioners)
 
 
 def _questions(captioner: Captioner, images: Counts | None) -> str:
@@ -98,31 +102,29 @@ def _questions(captioner: Captioner, images: Counts | None) -> str:
     limits = sorted(_drawn_from(dataset.whole), reverse=True)
     names = [dataset.name, *(f"{dataset.whole}_{limit}" for limit in limits)]
     for folder in (RESULTS / name for name in names):
-        if (folder / captioner.table).is_file():
-            used = tables.read_metadata(folder / captioner.table, AnswersMetadata)
-            if used.questions and used.model == captioner.settings.model:
-                read = n * used.tokens_read / used.questions
-                written = n * used.tokens_written / used.questions
-                tokens = f"{read:,.0f} tokens read and {written:,.0f} written"
-                return f"{questions}, about {tokens} as in {folder}"
+        used = dict(asked(folder)).get(captioner.table)
+        if used and used.model == captioner.settings.model:
+            read = n * used.tokens_read / used.questions
+            written = n * used.tokens_written / used.questions
+            tokens = f"{read:,.0f} tokens read and {written:,.0f} written"
+            return f"{questions}, about {tokens} as in {folder}"
     return f"{questions}, tokens not known before a limited run"
 
 
 def n_questions(captioner: Captioner, images: Counts) -> int:
     """Return the questions of a table about so many images, if no answer is cached."""
-    most = captioner.max_images
-    return images.train if most is None else min(images.train, most)
+    return min(images.train, captioner.max_images or images.train)
 
 
-def _drawn_from(name: str) -> dict[int, dict[str, int]]:
-    """Return the images of a dataset's splits by the limits of its limited runs."""
-    drawn_from: dict[int, dict[str, int]] = {}
+def _drawn_from(name: str) -> dict[int, Counts]:
+    """Return the images of a dataset by the limits of its limited runs."""
+    drawn_from: dict[int, Counts] = {}
     for index in RESULTS.glob(f"{name}_*/images.parquet"):
         limit = index.parent.name.removeprefix(f"{name}_")
         whole = tables.read_metadata(index, IndexMetadata).drawn_from
         # The index of another dataset, such as mine_2024, has none.
         if limit.isdecimal() and whole:
-            drawn_from[int(limit)] = whole
+            drawn_from[int(limit)] = Counts.of(whole)
     return drawn_from
 
 
@@ -147,13 +149,11 @@ def _lines(name: str) -> Iterator[str]:
         Run(layers.defaults(), {**options, "limit": n}).datasets[0]
         for n in (None, limit)
     )
-    drawn_from = limited_runs.get(limit)
-    before, after = counts_of(limited), counts_of(whole)
-    if before and drawn_from:
-        test = drawn_from.get("test", 0)
-        after = Counts(sum(drawn_from.values()) - test, test)
+    before, after = counts_of(limited), limited_runs.get(limit)
+    if before and after:
         yield from _stages(limited, folder, before, after)
     else:
+        after = counts_of(whole)
         yield (
             f"There is no limited run of {name} to estimate hours and disk from; make one: "
             f"{run_command(RESULTS / name, limit=str(limit))}"
@@ -172,6 +172,7 @@ def _stages(
         (s for cost, s in costs if cost.rule == STARTS_ONLY), default=0.0
     )
     images = sum(after) / sum(before)
+    labellers = {each.name: each.captioner for each in dataset.labellers}
     hours: dict[str, float] = defaultdict(float)
     for cost, seconds in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
@@ -181,10 +182,8 @@ def _stages(
         growth = images
         if cost.rule in ASKING:
             name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-            of_labeller = (
-                each for each in dataset.captioners if each.name == name != ""
-            )
-            captioner = next(of_labeller, dataset.captioner(ASKING[cost.rule]))
+            of_run = dataset.captioner(ASKING[cost.rule])
+            captioner = labellers.get(name) or of_run
             n_before = max(1, n_questions(captioner, before))
             growth = n_questions(captioner, after) / n_before
         elif cost.rule in TRAINING:

@@ -108,8 +108,11 @@ def made_folder(dataset: Dataset) -> Paths:
 
 def notes(models: Iterable[Model]) -> Paths:
     """Return the notes on the models that come from the hub."""
-    hub = [registry.slug(model.names) for model in models if model.names]
-    return [MODEL_NOTE.format(model=slug) for slug in hub]
+    return [
+        MODEL_NOTE.format(model=registry.slug(model.names))
+        for model in models
+        if model.names
+    ]
 
 
 def local_files(models: Iterable[Model]) -> str:

@@ -311,12 +311,12 @@ class SwitchesSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _check_parts(self) -> "SwitchesSection":
-        described = (
-            self.class_description,
-            self.image_description,
-            self.group_description,
+        is_described = (
+            self.class_description
+            or self.image_description
+            or self.group_description
         )
-        if any(described) and (self.zero_shot_loss or self.finetuned_loss):
+        if is_described and (self.zero_shot_loss or self.finetuned_loss):
             return self
         raise PydanticCustomError(
             "switches", "It should have a description and a loss on"

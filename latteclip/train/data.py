@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,15 +173,14 @@ def _groups(
     labels = label_of[rows].reshape(len(table), -1)  # [G, 4]
     is_whole = (labels != LEFT_OUT).all(axis=1)
     captions = table["caption"].filter(pa.array(is_whole)).to_pylist()
-    classes = []
-    for members in labels[is_whole].tolist():
-        # The first of equals.
-        [(most_frequent, _)] = Counter(members).most_common(1)
-        classes.append(most_frequent)
+    labels = labels[is_whole]
+    counts = (labels[:, :, None] == labels[:, None]).sum(axis=1)  # [G, 4]
+    # The first of equals.
+    classes = labels[range(len(labels)), counts.argmax(axis=1)]
     # A class of images without a group gets one with an empty caption.
     lacking = np.setdiff1d(label_of, [*classes, LEFT_OUT])
     captions += [""] * len(lacking)
-    return captions, np.array([*classes, *lacking], np.int64)
+    return captions, np.append(classes, lacking)
 
 
 def _or_class(

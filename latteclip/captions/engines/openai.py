@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
@@ -263,16 +264,14 @@ class OpenaiEngine(ServerEngine):
                     "server, or captioner.engine vllm or transformers"
                 )
             token = logprobs.content[0]
-            named = {letter: list[float]() for letter in choices.texts}
+            named = defaultdict(list)
             for each in token.top_logprobs:
-                named.get(each.token.removeprefix(" "), []).append(
-                    float(each.logprob)
-                )
-            smallest = min(float(each.logprob) for each in token.top_logprobs)
+                named[each.token.removeprefix(" ")].append(float(each.logprob))
+            smallest = min(map(min, named.values()))
             rows.append(
                 [
-                    float(np.logaddexp.reduce(each or [smallest]))
-                    for each in named.values()
+                    float(np.logaddexp.reduce(named.get(letter, [smallest])))
+                    for letter in choices.texts
                 ]
             )
             first.append(token.token)

@@ -89,7 +89,6 @@ class Tokens:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self._tokenizer = processor.tokenizer
-        self.ids_of_letters = functools.cache(self._ids_of_letters)
 
     def prompts(self, request: Request) -> list[str]:
         """Return what the model reads before it answers, one text for each order of the options.
@@ -121,7 +120,8 @@ class Tokens:
         )
         return SplitTokens(alone, start, [ids[start:] for ids in whole])
 
-    def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
+    @functools.cache  # noqa: B019  an engine lives as long as its process
+    def ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
         """Return the tokens that are a letter, or a space and the letter, for each of them."""
         numbers: dict[str, list[int]] = {letter: [] for letter in letters}
         texts = self._tokenizer.batch_decode(
