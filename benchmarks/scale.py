@@ -361,6 +361,7 @@ def finetune(place: Place) -> Work:
         "template": "a photo of a {}.",
         "module": "flyp",
         "method": {"objective": "flyp", "finetune": section},
+        "flags": [],
     }
     files = {
         name: place.file(f"{name}.parquet") for name in ("images", "pseudo_labels")

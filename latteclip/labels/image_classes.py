@@ -49,9 +49,8 @@ class Whitener:
         covariance = shrunken(x.T @ x / n, max(SHRINKAGE, d / (d + n)))
         values, vectors = np.linalg.eigh(covariance)
         self.matrix = (vectors * values**-0.5 @ vectors.T).astype(np.float32)
-        self.matrix /= max(
-            float(np.linalg.norm(x @ self.matrix, axis=1).mean()), 1e-6
-        )
+        length = float(np.linalg.norm(x @ self.matrix, axis=1).mean())
+        self.matrix /= max(length, 1e-6)
 
     def __call__(self, features: Floats) -> Floats:
         return np.asarray(
@@ -106,9 +105,10 @@ class ImageClasses:
 
         A class with most of the images would be the mean of the images, and have no direction.
         """
-        centre = (sums / (n + 1)[:, None]).sum(axis=0) / max(
-            (n / (n + 1)).sum(), 1e-9
-        )
+        # A class of n images counts n / (n + 1), one without images nothing.
+        means = sums / (n + 1)[:, None]
+        size = max((n / (n + 1)).sum(), 1e-9)
+        centre = means.sum(axis=0) / size
         return centre, sums - n[:, None] * centre
 
     def scores(self, x: Floats | None = None, folds: Ints | None = None) -> Floats:
@@ -125,14 +125,11 @@ class ImageClasses:
             n = counts - self.counts[fold]
             centre, others = self._centred(n, sums - self.sums[fold])
             squares = np.maximum((others**2).sum(axis=1), 1e-9)
+            size = n + self.kappa if self.clusters else np.sqrt(squares)
+            classes = others / size[:, None]
+            table[part] = (x[part] - centre) @ classes.T
             if self.clusters:
-                size = n + self.kappa
-                table[part] = (x[part] - centre) @ (others / size[:, None]).T
                 table[part] -= 0.5 * squares / size**2
-            else:
-                table[part] = (x[part] - centre) @ (
-                    others / np.sqrt(squares)[:, None]
-                ).T
         return table
 
 
@@ -163,10 +160,8 @@ def lean(scores: Floats) -> Floats:
 
 def pool(offset: Any, weights: Any, tables: Sequence[Floats]) -> Floats:
     """Return the log-linear pool of tables [n, C]."""
-    return np.asarray(
-        offset
-        + sum(np.float32(a) * t for a, t in zip(weights, tables, strict=True))
-    )
+    weighted = [np.float32(a) * t for a, t in zip(weights, tables, strict=True)]
+    return np.asarray(offset + sum(weighted))
 
 
 def fit_weights(
@@ -186,9 +181,9 @@ def fit_weights(
     size = targets.sum(axis=1)
 
     def value(q: Floats, w: Floats) -> float:
-        return float(
-            (targets * log(q)).sum() - 0.5 * precision * ((w - centre) ** 2).sum()
-        )
+        likelihood = (targets * log(q)).sum()
+        prior = -0.5 * precision * ((w - centre) ** 2).sum()
+        return float(likelihood + prior)
 
     q = softmax(pool(offset, weights, tables))
     best = value(q, weights)
@@ -246,18 +241,17 @@ class Heads:
 
     def head(self, without: int | None = None) -> Head:
         """Return directions [C, D] and biases [C] of the classes, without those of a fold."""
-        used = np.arange(HEAD_FOLDS) != (
-            HEAD_FOLDS if without is None else without
-        )
+        used = [fold for fold in range(HEAD_FOLDS) if fold != without]
         n = np.maximum(self.counts[used].sum(axis=0), TINY)
         sums = self.sums[used].sum(axis=0)
         mean = sums.sum(axis=0) / n.sum()
         about = sums - n[:, None] * mean
         within = self.squares[used].sum(axis=0) - sums.T @ (sums / n[:, None])
-        weights = np.linalg.solve(shrunken(within / n.sum(), SHRINKAGE), about.T).T
-        weights /= np.sqrt(np.maximum((weights * about).sum(axis=1), 1e-9))[
-            :, None
-        ]
+        covariance = shrunken(within / n.sum(), SHRINKAGE)
+        weights = np.linalg.solve(covariance, about.T).T
+        # Directions of the same length, as the covariance measures it.
+        squares = np.maximum((weights * about).sum(axis=1), 1e-9)
+        weights /= np.sqrt(squares)[:, None]
         return weights, -weights @ mean
 
 

@@ -52,8 +52,11 @@ class Posterior(Evidence):
             for one in self.labellers
         ]
         believed = has * np.array(shares)[:, None]
-        speaks = np.vstack([believed, np.full((1, has.shape[1]), trust)])
-        w = speaks / np.maximum(self.rho @ speaks, 1)
+        images = np.full((1, has.shape[1]), trust)
+        speaks = np.vstack([believed, images])
+        # How many sources say the same with the same errors.
+        copies = np.maximum(self.rho @ speaks, 1)
+        w = speaks / copies
         return np.asarray(w, dtype=np.float32)
 
     def learn(self) -> "Posterior":
@@ -66,10 +69,13 @@ class Posterior(Evidence):
         return self
 
     def _round(self) -> None:
-        tables, self.offset = self._scores(self.r), self._offset(self.r)
+        tables = self._scores(self.r)
+        self.offset = self._offset(self.r)
         likelihoods = self._likelihoods(self.given)
         for _ in range(STEPS):
-            w = self.weights(1.0 if self.texts_alone else self.trust, self.has)
+            # Texts alone fit the images in full, however little these are trusted.
+            trust = 1.0 if self.texts_alone else self.trust
+            w = self.weights(trust, self.has)
             w *= self.exponents[:, None].astype(np.float32)
             self._fit_images(tables, likelihoods, w)
             scores = self._pooled(tables, self.given)
@@ -100,7 +106,9 @@ class Posterior(Evidence):
         targets = np.zeros(self.r.shape, dtype=np.float32)
         for k, one in enumerate(self.labellers):
             meant = one.confused_targets(q, likelihoods[k])
-            targets += np.float32(one.gain * one.tells) * w[k][:, None] * meant
+            # Images learn most from the labeller whose votes they predict best.
+            weight = np.float32(one.gain * one.tells) * w[k][:, None]
+            targets += weight * meant
         self.b = fit_weights(
             tables, self.put(targets), self.offset, self.b, steps=2
         )
@@ -168,9 +176,9 @@ class Posterior(Evidence):
         elif self.is_bounded(k):
             accuracy = self.aim(k)
         elif one.is_text:  # they say little of their own accuracy
-            accuracy = (
-                max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
-            )
+            alone = accuracy if self.texts_alone else 0.0
+            accuracy = max(alone, one.accuracy)
+        # Wrong votes name a class as often as all votes do.
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
         one.theta = normalised(counts + prior * base).astype(np.float32)
         if one.lists is not None:
@@ -184,16 +192,20 @@ class Posterior(Evidence):
         named, w = one.named[rows], w[rows].astype(float)
         right = softmax(pooled[rows])[np.arange(len(rows)), named].astype(float)
         right = np.clip(right, 1e-7, 1 - 1e-7)
+        # Log odds that a vote is right, without the delta of before.
         odds = np.log(right / (1 - right)) - one.delta[named] * w
         slack = SLACK * (1 + COMPANY * self.company(k))
         least = 1 - slack * (1 - self.aim(k))
         must = least * np.bincount(named, minlength=c)
-        low, high = np.zeros(c), np.full(c, 16.0)
+        # Bisection, of all classes at once.
+        low = np.zeros(c)
+        high = np.full(c, 16.0)
         for _ in range(12):
             middle = (low + high) / 2
             right = 1 / (1 + np.exp(-odds - middle[named] * w))
             lacks = np.bincount(named, right, minlength=c) < must
-            low, high = np.where(lacks, middle, low), np.where(lacks, high, middle)
+            low = np.where(lacks, middle, low)
+            high = np.where(lacks, high, middle)
         one.delta = low
 
 
@@ -232,9 +244,10 @@ class Confidence:
         """Fit the share of the posterior to answers, with a normal prior at a half."""
         _, classes = self.model.known
         r, q = self.model.answered.r, self.model.answered.q
-        best, at = r.argmax(axis=1), np.arange(len(r))
-        shares = np.linspace(0, 1, 21)
+        best = r.argmax(axis=1)
+        at = np.arange(len(r))
         by_r, by_q = r[at, best], q[at, best]
+        shares = np.linspace(0, 1, 21)
         sure = by_q + shares[:, None] * (by_r - by_q)  # [21, J]
         fit = np.where(best == classes, sure, 1 - sure)
         fit = np.log(np.clip(fit, 1e-3, 1)).sum(axis=1)
@@ -248,6 +261,7 @@ class Confidence:
         if self.model.images and self.by_images:
             mean = self.share * by_r + (1 - self.share) * by_q
             return np.asarray(self.factor * mean)
+        # The mean probability of the labels by the labellers that name a class.
         speak, total = np.zeros((2, len(labels)))
         for one in votes:
             speak += one.any(axis=1)
