@@ -41,11 +41,12 @@ class FeatureMemmap:
         self.shape = (n, width)
         self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
-        size = n * width * np.dtype(np.float32).itemsize
+        # An empty file cannot be mapped.
+        size = max(1, n * width * np.dtype(np.float32).itemsize)
         # Allocated now: a mapped file that outgrows its disk would kill the process.
-        if size and hasattr(os, "posix_fallocate"):  # on Linux
+        if hasattr(os, "posix_fallocate"):  # on Linux
             os.posix_fallocate(self._file.fileno(), 0, size)
-        elif size:
+        else:
             self._file.truncate(size)
 
     def __len__(self) -> int:
@@ -66,8 +67,6 @@ class FeatureMemmap:
 
     def _mapped(self) -> np.ndarray:
         """Map the table each time: pages of a mapping count as the process's memory."""
-        if 0 in self.shape:
-            return np.empty(self.shape, np.float32)
         return np.memmap(self._file, np.float32, "r+", shape=self.shape)
 
 

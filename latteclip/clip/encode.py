@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import open_clip
@@ -24,13 +25,13 @@ ACTIVATIONS = 4 * GIB  # bytes of a micro-batch without a GPU of its own memory
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
 class CausalText:
     """open_clip's causal text transformer, pooled at the end-of-text token, for short texts."""
 
-    def __init__(self, tower: Any, pool_type: str, eos_id: int) -> None:
-        self.tower = tower
-        self.pool_type = pool_type
-        self.eos_id = eos_id
+    tower: Any
+    pool_type: str
+    eos_id: int
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Self | None:

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +84,14 @@ def download_dataset(
             for name, file in files.items():
                 if are_shards or not name.lower().endswith(ARCHIVES):
                     link_or_copy(file, data / name)
-                else:
-                    log.info("Unpacking %s.", file)
-                    unpack(file, data)
-                    _unpack_nested(downloads[name].nested, data)
+                    continue
+                log.info("Unpacking %s.", file)
+                unpack(file, data)
+                for pattern in downloads[name].nested:
+                    for inner in sorted(data.rglob(pattern)):
+                        unpack(inner, inner.parent)
+                        inner.unlink()
     log.info("Dataset %s is in %s.", dataset, output)
-
-
-def _unpack_nested(patterns: Sequence[str], folder: Path) -> None:
-    """Unpack archives that an archive had inside, where they are."""
-    for pattern in patterns:
-        for inner in sorted(
-            path for path in folder.rglob(pattern) if path.is_file()
-        ):
-            unpack(inner, inner.parent)
-            inner.unlink()
 
 
 def fetch(name: str, download: DownloadSection, folder: Path) -> Path:

@@ -70,7 +70,7 @@ def find_duplicates(images_path: str, output: str) -> None:
     index, _ = tables.read_unlabelled(images_path, training=False)
     content = b"".join(index["hashes"].to_pylist())
     hashes = np.frombuffer(content, np.uint64).reshape(len(index), 2, len(VIEWS))
-    sets = duplicate_sets(hashes[:, 0], hashes[:, 1])
+    sets = duplicate_sets(hashes)
     rows = np.flatnonzero(sets >= 0)
     ids = index["image_id"].take(pa.array(rows))
     tables.write(output, {"image_id": ids, "set": sets[rows]}, tables.DUPLICATES)
@@ -82,8 +82,8 @@ def find_duplicates(images_path: str, output: str) -> None:
     )
 
 
-def duplicate_sets(phashes: Hashes, dhashes: Hashes) -> npt.NDArray[np.int32]:
-    """Return the number of each image's set [N] by the hashes of its views [N, V]; -1: it has none.
+def duplicate_sets(hashes: Hashes) -> npt.NDArray[np.int32]:
+    """Return the number of each image's set [N] by both hashes of its views [N, 2, V], or -1.
 
     Sets are numbered in the order of their first images. Pictures of one colour are in none.
     """
@@ -92,17 +92,13 @@ def duplicate_sets(phashes: Hashes, dhashes: Hashes) -> npt.NDArray[np.int32]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    sets = np.full(len(phashes), -1, np.int32)
-    detailed = np.flatnonzero(phashes[:, 0])
+    sets = np.full(len(hashes), -1, np.int32)
+    detailed = np.flatnonzero(hashes[:, 0, 0])
     # Of images with equal hashes one is compared.
-    both = np.concatenate([phashes, dhashes], axis=1)[detailed]
-    _, first, copy_of = np.unique(
-        both, axis=0, return_index=True, return_inverse=True
-    )
-    first = detailed[first]
-    n = len(first)
+    distinct, copy_of = np.unique(hashes[detailed], axis=0, return_inverse=True)
+    n = len(distinct)
     component = np.arange(n)
-    for pairs in _pairs(phashes[first], dhashes[first]):
+    for pairs in _pairs(distinct[:, 0], distinct[:, 1]):
         edges = coo_array(
             (np.ones(pairs.shape[1]), component[pairs]), shape=(n, n)
         )

@@ -214,8 +214,8 @@ def _row_group(
     return images, "its row group has fewer rows"
 
 
-def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
-    """Yield a column of a row group in arrays of `at_once` rows.
+def rows(file: Any, group: int, column: str) -> Iterator[Any]:
+    """Yield a column of a row group in arrays of one row.
 
     Raises ValueError where it takes more than MAX_GROUP bytes. A footer may lie about sizes, and a
     value that is written once may be read millions of times. So the memory is counted.
@@ -229,7 +229,7 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
     taken = 0
     # In this thread: a forked worker has no others.
     batches = file.iter_batches(
-        at_once, row_groups=[group], columns=[column], use_threads=False
+        1, row_groups=[group], columns=[column], use_threads=False
     )
     for batch in batches:
         taken += batch.get_total_buffer_size()

@@ -126,7 +126,6 @@ def index_images(
                 counts["test" if item.split == "test" else "train"] += 1
             add(pa.Table.from_pylist(rows, tables.IMAGES))
         _check(broken, items, counts, settings.max_corrupt, place)
-    seconds = progress.seconds
     with (
         replacing(corrupt_output) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
@@ -134,7 +133,11 @@ def index_images(
         tables.write_csv(file, ("image_id", "path", "split", "reason"), broken)
     log.info(
         "Indexed %d images in %.1f s: %s. %d of %d images are in the cache.",
-        *(counts.total(), seconds, dict(counts), progress.initial, len(items)),
+        counts.total(),
+        progress.seconds,
+        dict(counts),
+        progress.initial,
+        len(items),
     )
 
 

@@ -10,12 +10,13 @@ import multiprocessing
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from latteclip.core.errors import (
     MIB,
@@ -37,12 +38,12 @@ Batch = tuple[list[Any], torch.Tensor]
 T = TypeVar("T")
 
 
+@dataclass
 class ImageFiles(Images):
     """N image files under one transform. An item is its key, here the index, and the pixels."""
 
-    def __init__(self, paths: Sequence[str], transform: Transform) -> None:
-        self.paths = paths
-        self.transform = transform
+    paths: Sequence[str]
+    transform: Transform
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,7 +87,7 @@ def batches(
             prefetch_factor=AHEAD if workers else None,
             multiprocessing_context="fork" if workers else None,
             pin_memory=is_gpu,
-            collate_fn=_shared if workers else _together,
+            collate_fn=_collate,
             # Or it would draw a number that a resumed run lacks.
             generator=torch.Generator(),
             worker_init_fn=leave_signals_to_parent,
@@ -104,19 +105,13 @@ def batches(
             sent = []
 
 
-def _together(samples: Sequence[tuple[Any, torch.Tensor]]) -> Batch:
-    keys, images = zip(*samples, strict=True)
-    return list(keys), torch.stack(images)
+def _collate(samples: Sequence[tuple[Any, torch.Tensor]]) -> Batch:
+    """Return a part of a batch, in shared memory if a worker process loads it.
 
-
-def _shared(samples: Sequence[tuple[Any, torch.Tensor]]) -> Batch:
-    """Return a part of a batch in shared memory.
-
-    Otherwise torch moves it there in a thread, where a full /dev/shm makes the training wait
-    without end.
+    Put there later, by torch in a thread, a full /dev/shm would make the training wait without end.
     """
-    keys, images = _together(samples)
-    return keys, images.share_memory_()
+    keys, images = zip(*samples, strict=True)
+    return list(keys), default_collate(list(images))
 
 
 def can_fork() -> bool:

@@ -14,9 +14,8 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -35,7 +34,6 @@ WORD = re.compile(
 PART = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 MAX_LABEL = 2**20  # bytes of a part that holds a label
 MAX_ROWS = 10**7  # rows of a Parquet file, at most: a footer may claim any number
-LABELS_AT_ONCE = 2**16
 # The key of metadata in which `datasets` describes columns.
 FEATURES = b"huggingface"
 # Name and place of an image, as `images.shard_member` reads it after #, and a label of any type.
@@ -97,14 +95,11 @@ def read_shard(
 def _tar_samples(shard: Path, label: str | None) -> Iterator[Sample]:
     """Yield the images of a tar in order."""
     suffix_of_labels, _, json_field = (label or "cls").partition(":")
-    with (
-        shard.open("rb") as file,
-        tarfile.open(shard, "r:", tarinfo=HeaderOrEnd) as tar,
-    ):
+    with tarfile.open(shard, "r:", tarinfo=HeaderOrEnd) as tar:
         for key, group in itertools.groupby(_tar_parts(tar), itemgetter(0)):
             parts = {suffix: entry for _, suffix, entry in group}
             labels = parts.get(suffix_of_labels.lower())
-            text = _tar_label(file, labels, json_field) if labels else None
+            text = _tar_label(tar, labels, json_field) if labels else None
             for suffix, image in parts.items():
                 if f".{suffix}" in IMAGE_SUFFIXES:
                     yield (
@@ -125,13 +120,15 @@ def _tar_parts(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo
             yield part[1], part[2].lower(), entry
 
 
-def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str) -> str:
+def _tar_label(
+    tar: tarfile.TarFile, entry: tarfile.TarInfo, json_field: str
+) -> str:
     """Read a part that holds a number or a class name, in a field of JSON if one is named."""
-    file.seek(entry.offset_data)
     try:
         if entry.size > MAX_LABEL:
             raise ValueError
-        text = file.read(entry.size).decode().strip()
+        content: Any = tar.extractfile(entry)
+        text = content.read().decode().strip()
         label = str(json.loads(text)[json_field] if json_field else text)
         label.encode()  # JSON may name half of a character
         return label
@@ -144,25 +141,22 @@ def _tar_label(file: BinaryIO, entry: tarfile.TarInfo, json_field: str) -> str:
 
 def _parquet_samples(file: pq.ParquetFile, label: str | None) -> Iterator[Sample]:
     """Yield the images of a Parquet file in order, with None where it has no column of labels."""
-    column, schema = label or "label", file.schema_arrow
+    column, names = label or "label", file.schema_arrow.names
     images.image_column(file)
     sizes = [
         file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)
     ]
     if sum(map(abs, sizes)) > MAX_ROWS:
         raise ValueError(f"it has more than {MAX_ROWS} rows")
-    if label and label not in schema.names:
-        raise ValueError(f"it has no column {label!r} but {schema.names}")
+    if label and label not in names:
+        raise ValueError(f"it has no column {label!r} but {names}")
     number = itertools.count()
     for group, size in enumerate(sizes):
         labels: Iterable[Any] = itertools.repeat(None, size)
-        if column in schema.names:
-            # Numbers take little memory, however many they are. Others are read one by one.
-            is_number = pa.types.is_integer(schema.field(column).type)
-            pieces = images.rows(
-                file, group, column, LABELS_AT_ONCE if is_number else 1
+        if column in names:
+            labels = (
+                value[0].as_py() for value in images.rows(file, group, column)
             )
-            labels = itertools.chain.from_iterable(map(pa.Array.to_pylist, pieces))
         for row, value in enumerate(labels):
             yield str(next(number)), f"{group}+{row}", value
 

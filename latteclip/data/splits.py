@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from latteclip.config.keys import SplitSection
-from latteclip.core.class_templates import clean_classname, clean_classnames
+from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
 from latteclip.core.files import (
     CLASSES,
@@ -299,9 +299,8 @@ def _read_class_folders(
     found = _in_folders(
         name for name in files if suffix_of(name) in IMAGE_SUFFIXES
     )
-    train, test = (
-        {n for s, n, _ in found if s == split and n} for split in ("train", "test")
-    )
+    train = {name for split, name, _ in found if split == "train" and name}
+    test = {name for split, name, _ in found if split == "test" and name}
     names = _listed_classes(root, settings)
     # Folders of test images say their classes by themselves.
     if settings.examples and not (settings.class_names or names or test):
@@ -313,13 +312,12 @@ def _read_class_folders(
                 f"{folder}: train has the folders {sorted(train)}, and test others; put unlabelled "
                 f"images right into train, or list the classes in {CLASSES}."
             )
-    cleaned = clean_classnames(names, settings.classname_replace) if names else []
-    label_of = {name: label for label, name in enumerate(cleaned)}
-    labels = {
-        name: label_of.get(clean_classname(name, settings.classname_replace))
-        for _, name, _ in found
-        if name
-    }
+
+    def cleaned(name: str) -> str:
+        return clean_classname(name, settings.classname_replace)
+
+    label_of = {cleaned(name): label for label, name in enumerate(names)}
+    labels = {name: label_of.get(cleaned(name)) for _, name, _ in found if name}
     others = sorted(name for name, label in labels.items() if label is None)
     for name in test.intersection(others):
         raise UserError(
@@ -340,11 +338,10 @@ def _in_folders(files: Iterable[str]) -> list[tuple[str, str, str]]:
 
     "" stands for images outside of class folders, and for all splits where no folder is one.
     """
-    places = map(_IN_FOLDERS.fullmatch, files)
     found = [
-        ((place[1] or "").lower(), place[2] or "", place[0])
-        for place in places
-        if place
+        (split.lower(), name, image)
+        for image in files
+        for split, name in _IN_FOLDERS.findall(image)
     ]
     named = {split for split, name, _ in found if name}
     if named == {""} and {split for split, _, _ in found} == {"", "train"}:
@@ -396,10 +393,10 @@ def _read_shards(root: Path, settings: IndexSettings) -> Listing:
         )
     texts = (label for _, _, label, _ in rows if isinstance(label, str))
     names = names or [*described.pop()] or _sorted_names(texts, root)
-    if settings.kind == "webdataset" and len({row[0] for row in rows}) == len(
-        rows
-    ):
+    names_of_images = {name for name, *_ in rows}
+    if settings.kind == "webdataset" and len(names_of_images) == len(rows):
         return names, rows
     return names, [
-        (f"{row[3].rpartition('#')[0]}/{row[0]}", *row[1:]) for row in rows
+        (f"{path.rpartition('#')[0]}/{name}", split, label, path)
+        for name, split, label, path in rows
     ]

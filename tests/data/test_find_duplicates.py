@@ -60,7 +60,7 @@ def test_sets_of_scaled_recompressed_and_cropped_pictures_are_found(photos, tmp_
 
 
 def hashes_of(n):
-    return DRAW.integers(1, 2**63, (n, len(stage.VIEWS)), dtype=np.uint64)
+    return DRAW.integers(1, 2**63, (n, 2, len(stage.VIEWS)), dtype=np.uint64)
 
 
 def flipped(values, n):
@@ -72,7 +72,8 @@ def flipped(values, n):
 def test_no_pair_within_the_radius_is_missed_and_none_beyond_it_is_taken(monkeypatch):
     monkeypatch.setattr(stage, "AT_ONCE", 5)
     n = 100
-    phashes, dhashes = hashes_of(n), hashes_of(n)
+    hashes = hashes_of(n)
+    phashes, dhashes = hashes[:, 0], hashes[:, 1]
     distances = [(p, d) for p in range(10) for d in (0, 10, 11)]
     wanted = np.full(n, -1)
     for number, (p, d) in enumerate(distances):
@@ -82,12 +83,12 @@ def test_no_pair_within_the_radius_is_missed_and_none_beyond_it_is_taken(monkeyp
         dhashes[second, 0] = flipped(dhashes[first, view : view + 1], d)[0]
         if p <= stage.MAX_PHASH and d <= stage.MAX_DHASH:
             wanted[[first, second]] = wanted.max() + 1
-    assert stage.duplicate_sets(phashes, dhashes).tolist() == wanted.tolist()
+    assert stage.duplicate_sets(hashes).tolist() == wanted.tolist()
 
 
 def test_a_long_burst_is_one_set():
-    phashes, dhashes = hashes_of(40), hashes_of(40)
-    phashes[20:], dhashes[20:] = phashes[20], dhashes[20]
-    found = stage.duplicate_sets(phashes, dhashes)
+    hashes = hashes_of(40)
+    hashes[20:] = hashes[20]
+    found = stage.duplicate_sets(hashes)
     assert found.tolist() == [*[-1] * 20, *[0] * 20]
-    assert len(stage.duplicate_sets(phashes[:0], dhashes[:0])) == 0
+    assert len(stage.duplicate_sets(hashes[:0])) == 0
