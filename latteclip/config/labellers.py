@@ -1,6 +1,6 @@
 """Captioners with what they are asked for, and the labellers of a dataset."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from latteclip.config import registry
@@ -164,21 +164,16 @@ class Labeller:
 
 
 def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
-    """Return a labeller; if it asks what the run asks, it has the run's table."""
+    """Return a labeller, whose keys win over those of the dataset's captioner.
+
+    If it asks what the run asks, it has the run's table.
+    """
     asks = LABELLERS[keys.kind].asks
     if asks is None:
         return Labeller(dataset, keys, None)
-    of_run, captioner = dataset.captioner(asks), _captioner_of(dataset, keys, asks)
-    return Labeller(dataset, keys, of_run if captioner == of_run else captioner)
-
-
-def _captioner_of(
-    dataset: "Dataset", keys: LabellerSection, asks: str
-) -> Captioner:
-    """Return the captioner of a labeller: its keys over those of the dataset."""
-    of_run = dataset.keys
+    of_run = dataset.captioner(asks)
     settings = keys.model_dump(include={"model", "engine"}, exclude_none=True)
-    if keys.model not in (None, of_run.captioner.model):
+    if keys.model not in (None, of_run.settings.model):
         settings |= {"revision": None, "quantization": None}  # of the model
     if keys.kind == DECISIONS:
         settings.setdefault("engine", DECISIONS)
@@ -190,13 +185,12 @@ def _captioner_of(
         scores = {"kind": keys.kind, **limit}
     else:
         settings |= limit
-    return Captioner(
-        dataset,
-        asks,
-        of_run.captioner.model_copy(update=settings),
-        of_run.scores.model_copy(update=scores),
-        of_run.prompts.model_copy(
-            update={"image": keys.prompt} if keys.prompt else None
-        ),
-        keys.name,
+    prompts = {"image": keys.prompt} if keys.prompt else {}
+    captioner = replace(
+        of_run,
+        settings=of_run.settings.model_copy(update=settings),
+        scores=of_run.scores.model_copy(update=scores),
+        prompts=of_run.prompts.model_copy(update=prompts),
+        name=keys.name,
     )
+    return Labeller(dataset, keys, of_run if captioner == of_run else captioner)

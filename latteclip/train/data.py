@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from latteclip.clip.classifier import classify, load_classifier
-from latteclip.clip.features import read_features
+from latteclip.clip.classifier import load_classifier
+from latteclip.clip.features import classify_table
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
@@ -147,10 +147,8 @@ def labels_of(
     """Return the class [N] that each image is taken for."""
     if kind == "zero_shot_adapted":
         classifier, _ = load_classifier(str(files.adapted))
-        best, _ = classify(
-            read_features(files.pseudo_labels, image_ids), classifier, 1
-        )
-        return np.asarray(best[:, 0])
+        best, _ = classify_table(files.pseudo_labels, image_ids, classifier, 1)
+        return best[:, 0].astype(np.int64)
     path, column = {
         GROUND_TRUTH: (files.images, "label"),
         "zero_shot": (files.pseudo_labels, "pseudo_label"),

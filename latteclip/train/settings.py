@@ -28,8 +28,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def auto_batch_size(n: int) -> int:
     """Return the batch size for N images: the power of two next to N / 16, from 64 to 512."""
     exponent = round(math.log2(max(1, n) / 16))
-    nearest = int(2.0**exponent)
-    return min(512, max(64, nearest))
+    return 1 << min(9, max(6, exponent))
 
 
 def auto_epochs(n: int) -> int:

@@ -34,6 +34,7 @@ rule caption_images:
         model_files=local_files(IMAGES),
         captioner=as_json(lambda asked: asked.settings, IMAGES),
         prompt=of(lambda asked: asked.prompt, IMAGES),
+        canvas="",
         inputs=options("pseudo_labels", "classifier"),
         answers=ANSWERS_OPTION,
         # No output: Snakemake removes those before a job, and these are to outlive it.
@@ -41,8 +42,8 @@ rule caption_images:
         part=part,
     shell:
         "latteclip caption-images --images {input.images} {params.inputs} {params.answers}"
-        " --prompt {params.prompt:q} --captioner {params.captioner:q} --store {params.store}"
-        " {params.part} --output {output} --threads {threads} --log {log}"
+        " --prompt {params.prompt:q} {params.canvas} --captioner {params.captioner:q}"
+        " --store {params.store} {params.part} --output {output} --threads {threads} --log {log}"
 
 
 use rule caption_images as caption_images_shard with:
@@ -67,7 +68,7 @@ use rule caption_images as caption_images_labeller with:
         ),
 
 
-rule caption_groups:
+use rule caption_images as caption_groups with:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=PSEUDO_LABELS,
@@ -80,28 +81,10 @@ rule caption_groups:
         "results/{dataset}/logs/caption_groups.log",
     benchmark:
         "results/{dataset}/benchmarks/caption_groups.jsonl"
-    priority: EARLY
-    threads: CAPTIONER_THREADS
-    resources:
-        **on_gpus(of(GPUS, GROUPS)),
-        mem_mb=memory(24_000, per_million=4_000),
-        runtime=minutes(20, images_per_second=1),
     params:
-        code=of(lambda asked: code_of(*asked.modules), GROUPS),
-        model_files=local_files(GROUPS),
-        captioner=as_json(lambda asked: asked.settings, GROUPS),
-        canvas=of(lambda dataset: dataset.keys.groups.canvas),
         prompt=of(lambda asked: asked.prompt, GROUPS),
-        inputs=options("classifier"),
-        answers=ANSWERS_OPTION,
+        canvas=of(lambda dataset: f"--canvas {dataset.keys.groups.canvas}"),
         store=of(lambda each: jobs.shared(each, "captions/groups")),
-        part=part,
-    shell:
-        "latteclip caption-images --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --prompt {params.prompt:q} --canvas {params.canvas}"
-        " --captioner {params.captioner:q} {params.inputs} {params.answers}"
-        " --store {params.store} {params.part}"
-        " --output {output} --threads {threads} --log {log}"
 
 
 use rule caption_groups as caption_groups_shard with:
