@@ -24,6 +24,7 @@ from latteclip.report.provenance import asked, job_costs
 from latteclip.train.settings import recipe_for, steps_per_epoch
 
 RESULTS = Path("results")
+INDEX = "images.parquet"
 LIMIT = 64  # images of the limited run that the command makes
 TITLES = {
     IMAGES: "captions of images",
@@ -61,14 +62,17 @@ class Counts(NamedTuple):
         test = splits.get("test", 0)
         return cls(sum(splits.values()) - test, test)
 
+    @classmethod
+    def read(cls, index: Path) -> Self:
+        """Return the images of an index."""
+        return cls.of(Counter(tables.read(index, ["split"])["split"].to_pylist()))
+
 
 def counts_of(dataset: Dataset) -> Counts | None:
     """Return a dataset's images, by its index or else its file or folder; None: not known."""
-    index = Path(dataset.folder, "images.parquet")
+    index = Path(dataset.folder, INDEX)
     if index.is_file():
-        return Counts.of(
-            Counter(tables.read(index, ["split"])["split"].to_pylist())
-        )
+        return Counts.read(index)
     split, folder = dataset.keys.split, dataset.keys.source.folder
     if {"train", "test"} <= split.counts.keys():
         train, test = split.counts["train"], split.counts["test"]
@@ -119,7 +123,7 @@ def n_questions(captioner: Captioner, images: Counts) -> int:
 def _drawn_from(name: str) -> dict[int, Counts]:
     """Return the images of a dataset by the limits of its limited runs."""
     drawn_from: dict[int, Counts] = {}
-    for index in RESULTS.glob(f"{name}_*/images.parquet"):
+    for index in RESULTS.glob(f"{name}_*/{INDEX}"):
         limit = index.parent.name.removeprefix(f"{name}_")
         whole = tables.read_metadata(index, IndexMetadata).drawn_from
         # The index of another dataset, such as mine_2024, has none.
@@ -144,29 +148,25 @@ def _lines(name: str) -> Iterator[str]:
     limit = max(limited_runs, default=LIMIT)
     folder = RESULTS / f"{name}_{limit}"
     noted = read_options(folder.name) or read_options(name) or {}
-    options = {**noted, "dataset": name}
-    whole, limited = (
-        Run(layers.defaults(), {**options, "limit": n}).datasets[0]
-        for n in (None, limit)
-    )
-    before, after = counts_of(limited), limited_runs.get(limit)
-    if before and after:
-        yield from _stages(limited, folder, before, after)
+    given = {**noted, "dataset": name, "limit": None}
+    [dataset] = Run(layers.defaults(), given).datasets
+    images = limited_runs.get(limit)
+    if images:
+        yield from _stages(dataset, folder, images)
     else:
-        after = counts_of(whole)
+        images = counts_of(dataset)
         yield (
             f"There is no limited run of {name} to estimate hours and disk from; make one: "
             f"{run_command(RESULTS / name, limit=str(limit))}"
         )
-    for captioner in whole.answer_tables:
+    for captioner in dataset.answer_tables:
         if not captioner.engine.reads_file:
-            yield f"  {_questions(captioner, after)}"
+            yield f"  {_questions(captioner, images)}"
 
 
-def _stages(
-    dataset: Dataset, folder: Path, before: Counts, after: Counts
-) -> Iterator[str]:
-    """Yield the hours of each stage in the full run, and the disk."""
+def _stages(dataset: Dataset, folder: Path, after: Counts) -> Iterator[str]:
+    """Yield the hours of each stage in the full run, and the disk, by a limited run's folder."""
+    before = Counts.read(folder / INDEX)
     costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
     starting = min(
         (s for cost, s in costs if cost.rule == STARTS_ONLY), default=0.0
@@ -190,7 +190,7 @@ def _stages(
             keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
             growth = samples(keys, after.train) / samples(keys, before.train)
         hours[cost.rule] += (seconds + (growth - 1) * work) / 3600
-    yield f"{dataset.whole}, by {folder}: {sum(after):,} images"
+    yield f"{dataset.name}, by {folder}: {sum(after):,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"
     below = folder.rglob("*")
@@ -200,7 +200,7 @@ def _stages(
         f.stat().st_size * (1 if f.suffix == ".safetensors" else images)
         for f in {path.stat().st_ino: path for path in paths}.values()
     )
-    yield f"  disk: {size / 1e9:.1f} GB below {RESULTS / dataset.whole}"
+    yield f"  disk: {size / 1e9:.1f} GB below {RESULTS / dataset.name}"
     yield NOTE
 
 

@@ -357,7 +357,7 @@ class Method:
         self.keys = keys
         self.objective = OBJECTIVES[keys.objective]
 
-    def folder(self, seed: int | str = 0) -> str:
+    def folder(self, seed: int) -> str:
         """Return the folder of a run."""
         return f"{self.dataset.results}/{self.name}/seed{seed}"
 

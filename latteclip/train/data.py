@@ -190,19 +190,20 @@ def _or_class(
 
 
 def schedule(
-    n: int, batch_size: int, steps: int, seed: int, start: int = 0
+    images: Sequence[int], batch_size: int, steps: int, seed: int, start: int = 0
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield batches of keys (number of the shuffle, image) from step `start` to step `steps`.
 
     They are cut from consecutive shuffles of the n images, and all have one size, n at most.
     """
     generator = torch.Generator().manual_seed(seed)
+    n = len(images)
     size = min(batch_size, n)
 
     def stream() -> Iterator[tuple[int, int]]:
         for number in itertools.count():
-            for image in torch.randperm(n, generator=generator).tolist():
-                yield number, image
+            for place in torch.randperm(n, generator=generator).tolist():
+                yield number, images[place]
 
     keys = itertools.islice(stream(), start * size, steps * size)
     while batch := list(itertools.islice(keys, size)):
@@ -250,8 +251,8 @@ class TrainingImages(Images):
         if folder:
             # Where the folder exists, a training that had room wrote it.
             free = shutil.disk_usage(existing(folder)).free
-            has_room = os.path.isdir(folder) or FREE * size <= free
-            self.folder = Path(folder) if has_room else None
+            if os.path.isdir(folder) or FREE * size <= free:
+                self.folder = Path(folder)
 
     def __getitem__(self, key: Any) -> tuple[Any, torch.Tensor]:
         number, index = key

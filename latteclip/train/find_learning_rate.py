@@ -45,12 +45,13 @@ class _Search:
         n = len(setup.inputs.paths)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
         m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
+        held_out = order[:m].tolist()
         self.trained = order[m:].tolist()
         self.setup = setup
         self.recipe = recipe
         self.images = setup.images(SEED, decoded)
-        self.labels = setup.inputs.labels[order[:m]]
-        self.held_out = [setup.inputs.paths[row] for row in order[:m].tolist()]
+        self.labels = setup.inputs.labels[held_out]
+        self.held_out = [setup.inputs.paths[row] for row in held_out]
         state = setup.clip.model.state_dict()
         self.pretrained = {
             name: each.cpu().clone() for name, each in state.items()
@@ -63,11 +64,8 @@ class _Search:
         steps = self.recipe.epochs * steps_per_epoch(n, self.recipe.batch_size)
         total = max(2, steps // MAX_RUNS)
         short = replace(self.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
-        training = self.training(short)
-        order = schedule(len(self.trained), short.batch_size, total, SEED)
-        keys = (
-            [(number, self.trained[i]) for number, i in batch] for batch in order
-        )
+        training = self.setup.training(short, SEED)
+        keys = schedule(self.trained, short.batch_size, total, SEED)
         batches = self.setup.batches(self.images, keys)
         progress = Progress(total, f"steps at {lr:g}")
         for _ in training.steps(batches, total, per_epoch=total):
@@ -78,11 +76,6 @@ class _Search:
             "Learning rate %g: loss %.4f of held-out images.", lr, losses.mean()
         )
         return losses
-
-    def training(self, recipe: Recipe) -> Training:
-        """Return a training of the model as it is, always with the same random draws."""
-        torch.manual_seed(SEED)
-        return self.setup.training(recipe, SEED)
 
     @torch.no_grad()
     def losses(self, training: Training) -> torch.Tensor:
@@ -129,7 +122,7 @@ def find_learning_rate(
             write_json(output, {"lr": FALLBACK})
             return
         search = _Search(setup, recipe, decoded)
-        before = search.losses(search.training(recipe)).mean().item()
+        before = search.losses(setup.training(recipe, SEED)).mean().item()
         losses = climb(search.run)
         means = {lr: each.mean().item() for lr, each in losses.items()}
         lr = chosen(losses) if min(means.values()) < before else min(means)

@@ -66,7 +66,6 @@ def finetune(
     with ending_in_order(
         "Nothing was trained yet: a rerun starts from the beginning."
     ) as signals:
-        torch.manual_seed(seed)
         setup = Setup(files, settings, device, threads, fold)
         section = settings.method.finetune
         lr = (
@@ -155,7 +154,7 @@ def _train(
     per_epoch = steps_per_epoch(inputs.n_scheduled, recipe.batch_size)
     total = recipe.epochs * per_epoch
     keys = schedule(
-        len(inputs.paths), recipe.batch_size, total, images.seed, first
+        range(len(inputs.paths)), recipe.batch_size, total, images.seed, first
     )
     batches = setup.batches(images, keys)
     progress = Progress(total, "steps", done=first)

@@ -230,15 +230,14 @@ class TransformersEngine:
             self._model.generation_config.eos_token_id, device=self._device
         )
         is_end = torch.isin(written, ends)
+        has_end = is_end.any(1)
         # The first end counts, and padding after it does not.
-        n_written = (is_end.cumsum(1) - is_end.long() == 0).sum(1)
+        n_written = (is_end.cumsum(1) == 0).sum(1) + has_end
         n_read = inputs["attention_mask"].sum(1)
-        rows = zip(
-            texts, is_end.any(1), n_written.tolist(), n_read.tolist(), strict=True
-        )
+        columns = (has_end.tolist(), n_written.tolist(), n_read.tolist())
         return [
-            Response(text, "stop" if has_end else "length", written, read)
-            for text, has_end, written, read in rows
+            Response(text, "stop" if ended else "length", written, read)
+            for text, ended, written, read in zip(texts, *columns, strict=True)
         ]
 
     def _inputs(self, batch: Sequence[Request], prompts: Sequence[str]) -> Any:

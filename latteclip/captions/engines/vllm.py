@@ -223,7 +223,7 @@ class VllmEngine:
         if choices is not None:
             if choices.by_letters:
                 ids_of = self._tokens.ids_of_letters(choices.texts)
-                sampling = self._sampling_among([*itertools.chain(*ids_of)])
+                sampling = self._sampling_among(itertools.chain(*ids_of))
             else:
                 split = self._tokens.split(prompts[0], choices.texts)
                 nexts = next_tokens(split.tails)
@@ -271,26 +271,20 @@ class VllmEngine:
             values = of_tails(asked.split.tails, completions)
             # All begin with the prompt, which is read once.
             return asked.split.answer(choices, values, max(lengths))
-        letters = self._tokens.ids_of_letters(choices.texts)
-        rows = [_of_letters(completion, letters) for completion in completions]
-        first = [
-            self._tokens.text(completion.token_ids[0])
-            for completion in completions
-        ]
-        return scored(choices, rows, first, len(outputs), sum(lengths))
+        rows = []
+        first = []
+        for completion in completions:
+            [logprobs] = completion.logprobs  # computed before any masking
+            named = (
+                [logprobs[number].logprob for number in ids]
+                for ids in self._tokens.ids_of_letters(choices.texts)
+            )
+            rows.append([float(np.logaddexp.reduce(each)) for each in named])
+            first.append(self._tokens.text(completion.token_ids[0]))
+        return scored(choices, rows, first, len(rows), sum(lengths))
 
 
 make = VllmEngine
-
-
-def _of_letters(completion: Any, letters: list[list[int]]) -> list[float]:
-    """Return log-probabilities of letters, which vLLM computes before any masking."""
-    [logprobs] = completion.logprobs
-    sums = []
-    for ids in letters:
-        values = [logprobs[number].logprob for number in ids]
-        sums.append(float(np.logaddexp.reduce(values)))
-    return sums
 
 
 def next_tokens(tails: Sequence[Sequence[int]]) -> dict[tuple[int, ...], set[int]]:
@@ -306,9 +300,8 @@ def of_tails(
     tails: Sequence[Sequence[int]], completions: Sequence[Any]
 ) -> list[float]:
     """Return the log-probabilities of K tails by the completions of their `next_tokens`."""
-    after = {}
-    for beginning, completion in zip(next_tokens(tails), completions, strict=True):
-        [after[beginning]] = completion.logprobs
+    pairs = zip(next_tokens(tails), completions, strict=True)
+    after = {beginning: completion.logprobs[0] for beginning, completion in pairs}
     sums = []
     for tail in tails:
         values = [
