@@ -134,7 +134,7 @@ class Labeller:
     def leaked(self) -> bool:
         """Whether its captioner is given the zero-shot labels."""
         captioner = self.captioner if self.asks == IMAGES else None
-        return captioner is not None and PLACE in captioner.prompts.image
+        return bool(captioner and PLACE in captioner.prompts.image)
 
     @property
     def votes(self) -> str:

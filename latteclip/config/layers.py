@@ -51,7 +51,7 @@ def merge(*layers: Layer | None) -> dict[str, Any]:
 def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
     """Return the configuration of the files, those of a project over the shipped ones."""
     folders = [CONFIG]
-    if project is not None and project.is_dir() and not project.samefile(CONFIG):
+    if project and project.is_dir() and not project.samefile(CONFIG):
         folders.append(project)
     files = [
         file

@@ -8,7 +8,6 @@ starts from all settings of the other, those of the dataset included.
 from collections.abc import Callable, Collection
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 from latteclip.config import registry
 from latteclip.config.keys import (
@@ -64,20 +63,13 @@ class Run:
         }
 
     def _chosen(self) -> list[str]:
-        """Return the keys of the datasets."""
-        known = self.layer["datasets"]
-        names = self.keys.dataset
+        """Return the keys of the datasets. `image_dir` becomes the source of the one dataset."""
+        names, folder = self.keys.dataset, self.keys.image_dir
         if names == ["all"]:
             names = self.downloadable
-        if self.keys.image_dir:
-            self._take_folder(self.keys.image_dir, names, known)
-        return names
-
-    def _take_folder(
-        self, folder: str, names: list[str], known: dict[str, Any]
-    ) -> None:
-        """Make `image_dir` the source of the one dataset."""
-        values = known.setdefault(names[0], {})
+        if folder is None:
+            return names
+        values = self.layer["datasets"].setdefault(names[0], {})
         file = values.get("split", {}).get("file")
         is_free = "source" not in values or (file and Path(folder, file).is_file())
         if len(names) > 1 or not is_free:
@@ -87,6 +79,7 @@ class Run:
                 "your images otherwise, such as dataset=mine."
             )
         values["source"] = {"folder": folder}
+        return names
 
     @cache  # noqa: B019  a run lives as long as its process
     def dataset(self, name: str) -> "Dataset":
@@ -185,7 +178,6 @@ class Dataset:
 
     @cached_property
     def methods(self) -> list["Method"]:
-        """The methods that run on it."""
         return [self.method(name) for name in self.method_names]
 
     @cache  # noqa: B019
@@ -302,7 +294,6 @@ class Dataset:
         return [labeller_of(self, each) for each in keys]
 
     def labeller(self, name: str) -> Labeller:
-        """Return a labeller by its name."""
         return next(each for each in self.labellers if each.name == name)
 
     @property
@@ -322,7 +313,6 @@ class Dataset:
 
     @property
     def reads_fused_labels(self) -> bool:
-        """Whether a method of the run reads fused labels."""
         return any(method.reads_fused_labels for method in self.methods)
 
     @property

@@ -210,21 +210,6 @@ def schedule(
         yield batch
 
 
-def augmentation(side: tuple[int, int]) -> v2.Compose:
-    """Return open_clip's random crops and colours, to uint8 [3, H, W] (LatteCLIP, section 4)."""
-    jitter = v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1)
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(
-                side, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC
-            ),
-            v2.RandomApply([jitter], p=0.8),
-            v2.RandomGrayscale(p=0.2),
-            v2.PILToTensor(),
-        ]
-    )
-
-
 class TrainingImages(Images):
     """Augmented images uint8 [3, H, W] by their keys (number of the pass, index) and a seed."""
 
@@ -243,7 +228,17 @@ class TrainingImages(Images):
         self.paths = paths
         self.checksums = checksums
         self.shorter_side = round(MARGIN * max(side))
-        self.augment = augmentation(side)
+        # open_clip's random crops and colours (LatteCLIP, section 4).
+        bicubic = InterpolationMode.BICUBIC
+        colours = v2.ColorJitter(0.5, 0.5, 0.5, hue=0.1)
+        self.augment = v2.Compose(
+            [
+                v2.RandomResizedCrop(side, (0.9, 1.0), interpolation=bicubic),
+                v2.RandomApply([colours], p=0.8),
+                v2.RandomGrayscale(p=0.2),
+                v2.PILToTensor(),
+            ]
+        )
         self.seed = seed
         self.folder = None
         # If the longer side is a third longer.

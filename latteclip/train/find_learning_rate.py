@@ -12,7 +12,6 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_files
 from latteclip.core.errors import ending_in_order
 from latteclip.core.files import write_json
-from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.settings import (
     FinetuneSettings,
@@ -24,9 +23,9 @@ from latteclip.train.settings import (
 from latteclip.train.training import Setup, Training
 
 log = logging.getLogger(__name__)
-RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-# First rate to try, between what suits ViTs and what suits small convolutional towers.
-FIRST = 3e-5
+# Rates to try, the first one between what suits ViTs and what suits small convolutional towers.
+UPWARDS = (3e-5, 1e-4, 3e-4, 1e-3)
+DOWNWARDS = (1e-5, 3e-6, 1e-6)
 # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared.
 FALLBACK = 1e-5
 # Short trainings, each of 1 / MAX_RUNS of the steps: one more training at most.
@@ -48,7 +47,10 @@ class _Search:
         held_out = order[:m].tolist()
         self.trained = order[m:].tolist()
         self.setup = setup
-        self.recipe = recipe
+        steps = recipe.epochs * steps_per_epoch(n, recipe.batch_size)
+        self.total = max(2, steps // MAX_RUNS)
+        warmup = auto_warmup_steps(self.total)
+        self.recipe = replace(recipe, warmup_steps=warmup)
         self.images = setup.images(SEED, decoded)
         self.labels = setup.inputs.labels[held_out]
         self.held_out = [setup.inputs.paths[row] for row in held_out]
@@ -60,17 +62,12 @@ class _Search:
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`."""
         self.setup.clip.model.load_state_dict(self.pretrained)
-        n = len(self.setup.inputs.paths)
-        steps = self.recipe.epochs * steps_per_epoch(n, self.recipe.batch_size)
-        total = max(2, steps // MAX_RUNS)
-        short = replace(self.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
-        training = self.setup.training(short, SEED)
-        keys = schedule(self.trained, short.batch_size, total, SEED)
+        total = self.total
+        training = self.setup.training(replace(self.recipe, lr=lr), SEED)
+        keys = schedule(self.trained, self.recipe.batch_size, total, SEED)
         batches = self.setup.batches(self.images, keys)
-        progress = Progress(total, f"steps at {lr:g}")
-        for _ in training.steps(batches, total, per_epoch=total):
-            progress.add(1)
-        log.info("Trained %d steps in %.1f s.", total, progress.seconds)
+        for _ in training.steps(batches, total, total, unit=f"steps at {lr:g}"):
+            pass
         losses = self.losses(training)
         log.info(
             "Learning rate %g: loss %.4f of held-out images.", lr, losses.mean()
@@ -122,10 +119,10 @@ def find_learning_rate(
             write_json(output, {"lr": FALLBACK})
             return
         search = _Search(setup, recipe, decoded)
-        before = search.losses(setup.training(recipe, SEED)).mean().item()
+        before = search.losses(setup.training(recipe, SEED)).mean()
         losses = climb(search.run)
-        means = {lr: each.mean().item() for lr, each in losses.items()}
-        lr = chosen(losses) if min(means.values()) < before else min(means)
+        is_better = _best(losses).mean() < before
+        lr = chosen(losses) if is_better else min(losses)
         write_json(output, {"lr": lr})
         log.info("Learning rate %g.", lr)
 
@@ -133,17 +130,16 @@ def find_learning_rate(
 def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:
     """Return the losses [m] of MAX_RUNS rates at most, in the order in which they were tried.
 
-    From FIRST upwards until a rate is worse, then downwards if the first higher one was.
+    Upwards until a rate is worse, then downwards if the first higher one was.
     """
-    place = RATES.index(FIRST)
     losses: dict[float, torch.Tensor] = {}
-    for lr in RATES[place:]:
+    for lr in UPWARDS:
         losses[lr] = run(lr)
         if is_worse(losses[lr], _best(losses)):
             break
     if len(losses) > 2:
         return losses
-    for lr in reversed(RATES[:place]):
+    for lr in DOWNWARDS:
         best = _best(losses)
         losses[lr] = run(lr)
         if losses[lr].mean() >= best.mean():
@@ -158,7 +154,7 @@ def chosen(losses: Mapping[float, torch.Tensor]) -> float:
 
 
 def _best(losses: Mapping[float, torch.Tensor]) -> torch.Tensor:
-    return min(losses.values(), key=lambda each: each.mean().item())
+    return min(losses.values(), key=torch.Tensor.mean)
 
 
 def is_worse(losses: torch.Tensor, others: torch.Tensor) -> bool:

@@ -24,7 +24,6 @@ from latteclip.core.files import (
     replacing,
 )
 from latteclip.core.holdout import Fold
-from latteclip.core.terminal import Progress
 from latteclip.train.data import TrainingFiles, TrainingImages, schedule
 from latteclip.train.settings import (
     FinetuneSettings,
@@ -157,9 +156,7 @@ def _train(
         range(len(inputs.paths)), recipe.batch_size, total, images.seed, first
     )
     batches = setup.batches(images, keys)
-    progress = Progress(total, "steps", done=first)
     for done in training.steps(batches, total, per_epoch, first):
-        progress.add(1, f"epoch {(done - 1) // per_epoch + 1} of {recipe.epochs}")
         stopped = signals.number
         is_looked_at = done % per_epoch == 0 or done % CHECK_EVERY == 0
         if not stopped and not is_looked_at:
@@ -172,7 +169,6 @@ def _train(
         if stopped:
             saved = f"Step {done} is saved as {checkpoint.path}: rerun to resume."
             raise Terminated(stopped, saved)
-    log.info("Trained %d steps in %.1f s.", total - first, progress.seconds)
     if not all(each.isfinite().all() for each in training.clip.model.parameters()):
         raise diverged("The last step left weights that are not finite")
 
@@ -224,7 +220,7 @@ def _flags(settings: FinetuneSettings, training: Training) -> list[str]:
     agreement = fmean(
         row["agreement"] for row in training.history if row["epoch"] == last
     )
-    predicted = int((training.predicted > 0).sum())
+    predicted = int(training.predicted.sum())
     n = len(training.predicted)
     if predicted < MIN_CLASSES * n or agreement < MIN_AGREEMENT:
         log.warning(

@@ -14,6 +14,7 @@ from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.core.terminal import Progress
 from latteclip.data import loader
 from latteclip.train import data
 from latteclip.train.data import TrainingImages
@@ -118,7 +119,6 @@ class Training:
 
     def __init__(self, objective: base.Objective, recipe: Recipe) -> None:
         clip = objective.clip
-        n_classes = len(objective.texts.classes)
         self.clip = clip
         self.objective = objective
         self.recipe = recipe
@@ -127,9 +127,9 @@ class Training:
         self.adamw = torch.optim.AdamW(
             groups, betas=BETAS, eps=EPSILON, fused=True
         )
-        # int64 [C] how often each class was predicted in the epoch so far
+        # bool [C] whether each class was predicted in the epoch so far
         self.predicted = torch.zeros(
-            n_classes, dtype=torch.long, device=clip.device
+            len(objective.texts.classes), dtype=torch.bool, device=clip.device
         )
         self.history: list[dict[str, Any]] = []  # a row of numbers for each step
         self.scaler = clip.loss_scaler()
@@ -144,10 +144,17 @@ class Training:
         return self.clip.model.logit_scale  # type: ignore[return-value]
 
     def steps(
-        self, batches: Iterator[Batch], total: int, per_epoch: int, first: int = 0
+        self,
+        batches: Iterator[Batch],
+        total: int,
+        per_epoch: int,
+        first: int = 0,
+        unit: str = "steps",
     ) -> Iterator[int]:
         """Take the steps from `first` to `total`, and yield after each how many are done."""
+        progress = Progress(total, unit, done=first)
         for step in range(first, total):
+            epoch = step // per_epoch
             if step % per_epoch == 0:
                 self.objective.start_epoch()
                 self.predicted = torch.zeros_like(self.predicted)
@@ -159,9 +166,11 @@ class Training:
                     "The GPU's memory does not suffice; take a smaller clip.model."
                 ) from error
             self._pending.append(
-                {"step": step, "epoch": step // per_epoch, "lr": rate, **logs}
+                {"step": step, "epoch": epoch, "lr": rate, **logs}
             )
+            progress.add(1, f"epoch {epoch + 1} of {total // per_epoch}")
             yield step + 1
+        log.info("Trained %d steps in %.1f s.", total - first, progress.seconds)
 
     def step(self, batch: Batch, rate: float) -> dict[str, torch.Tensor]:
         """Take one optimiser step at a learning rate and return detached scalars for the history.
@@ -179,7 +188,7 @@ class Training:
         with torch.no_grad():
             self.logit_scale.clamp_(0, self.max_logit_scale)
             predicted = scores.argmax(dim=1)  # [B]
-            self.predicted.index_add_(0, predicted, torch.ones_like(predicted))
+            self.predicted.index_fill_(0, predicted, True)
             return {
                 "loss": loss.detach(),
                 "agreement": (predicted == pseudo_labels).float().mean(),
@@ -225,14 +234,10 @@ class Training:
         UserError: a loss is not finite.
         """
         for row in self._pending:
-            numbers = {name: float(value) for name, value in row.items()}
-            if not math.isfinite(numbers["loss"]):
-                raise diverged(
-                    f"The loss became {numbers['loss']} at step {row['step']}"
-                )
-            self.history.append(
-                {**numbers, "step": row["step"], "epoch": row["epoch"]}
-            )
+            loss, agreement = float(row["loss"]), float(row["agreement"])
+            if not math.isfinite(loss):
+                raise diverged(f"The loss became {loss} at step {row['step']}")
+            self.history.append({**row, "loss": loss, "agreement": agreement})
         self._pending = []
 
     def state_dict(self) -> dict[str, Any]:

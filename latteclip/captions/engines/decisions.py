@@ -81,9 +81,12 @@ class DecisionsEngine(ServerEngine):
             log_probabilities(reply.answers[name], question["criteria"])
             for name, question in questions.items()
         ]
-        usage = reply.usage
-        n_written, n_read = usage.output_tokens, usage.input_tokens
-        return scored(request.choices, rows, n_tokens=n_written, n_read=n_read)
+        return scored(
+            request.choices,
+            rows,
+            n_tokens=reply.usage.output_tokens,
+            n_read=reply.usage.input_tokens,
+        )
 
     async def _post(self, body: Mapping[str, Any]) -> str:
         """Return the text of the reply, at the path that the server has."""

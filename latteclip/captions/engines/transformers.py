@@ -192,23 +192,20 @@ class TransformersEngine:
             # Which holds memory until the handler is left.
             except torch.OutOfMemoryError:
                 answers = []
-            if not answers:
-                self._halve(len(batch))
-            yield from zip(batch, answers, strict=False)
-            waiting = waiting[len(answers) :]
-
-    def _halve(self, tried: int) -> None:
-        """Take half as many requests at once, or raise UserError after a single one."""
-        if tried == 1:
-            raise UserError(
-                "The GPU's memory does not hold a single request; end what else uses the GPU, set "
-                "captioner.dtype to bfloat16, or lower captioner.max_image_side."
+            if answers:
+                yield from zip(batch, answers, strict=True)
+                waiting = waiting[len(batch) :]
+                continue
+            if len(batch) == 1:
+                raise UserError(
+                    "The GPU's memory does not hold a single request; end what else uses the GPU, "
+                    "set captioner.dtype to bfloat16, or lower captioner.max_image_side."
+                )
+            self._at_once = len(batch) // 2
+            log.warning(
+                "%d requests do not fit into the GPU's memory: asking fewer at once.",
+                len(batch),
             )
-        self._at_once = tried // 2
-        log.warning(
-            "%d requests do not fit into the GPU's memory: asking fewer at once.",
-            tried,
-        )
 
     @torch.inference_mode()
     def _answers(self, batch: Sequence[Request]) -> list[Response]:

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,9 @@ class _Asked:
 
     request: Request
     split: SplitTokens | None  # the tokens of prompt and choices, for likelihoods
-    numbers: list[str]  # names of the prompts inside vLLM
     size: int  # bytes of its pictures inside vLLM
-    # The keys are these numbers.
-    outputs: dict[str, Any] = field(default_factory=dict)
+    # By the names of the prompts inside vLLM; None: not finished
+    outputs: dict[str, Any]
 
 
 class VllmEngine:
@@ -191,8 +190,7 @@ class VllmEngine:
         size = 0
         while True:
             while len(waiting) < self._max_queued and size < MAX_WAITING:
-                request = next(source, None)
-                if request is None:
+                if (request := next(source, None)) is None:
                     break
                 try:
                     asked = self._enqueued(request)
@@ -200,14 +198,14 @@ class VllmEngine:
                 except self._refusals as error:
                     yield request, failed(f"{one_line(error, 120)}; {SHORTER}")
                     continue
-                waiting |= dict.fromkeys(asked.numbers, asked)
+                waiting |= dict.fromkeys(asked.outputs, asked)
                 size += asked.size
             if not waiting:
                 return
             for output in self._finished():
                 asked = waiting.pop(output.request_id)
                 asked.outputs[output.request_id] = output
-                if len(asked.outputs) == len(asked.numbers):
+                if None not in asked.outputs.values():
                     size -= asked.size
                     yield asked.request, self._answer(asked)
 
@@ -237,9 +235,9 @@ class VllmEngine:
         asked: Any = [{"prompt_token_ids": ids, **data} for ids in texts]
         names = self._llm.enqueue(asked, sampling, use_tqdm=False)
         # vLLM appends characters.
-        numbers = [name.partition("-")[0] for name in names]
+        outputs = dict.fromkeys(name.partition("-")[0] for name in names)
         pixels = sum(math.prod(picture.size) for picture in images)
-        return _Asked(request, split, numbers, BYTES_OF_PIXEL * pixels)
+        return _Asked(request, split, BYTES_OF_PIXEL * pixels, outputs)
 
     def _sampling_among(self, tokens: Iterable[int]) -> Any:
         """Return parameters for the log-probabilities of tokens as the next one."""
@@ -258,7 +256,7 @@ class VllmEngine:
         return [output for output in outputs if output.finished]
 
     def _answer(self, asked: _Asked) -> Response:
-        outputs = [asked.outputs[number] for number in asked.numbers]
+        outputs = asked.outputs.values()
         completions = [output.outputs[0] for output in outputs]
         lengths = [len(output.prompt_token_ids) for output in outputs]
         choices = asked.request.choices

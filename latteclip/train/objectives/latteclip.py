@@ -44,8 +44,6 @@ class LatteClip(base.Objective):
         self.switches = switches
         self.prototypes = super().classifier()  # P [C, D]
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
-        # Labels [B] and targets [B, D] of this step, for each loss.
-        self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def loss(self, batch: base.TrainingBatch) -> base.Outcome:
         switches = self.switches
@@ -62,7 +60,8 @@ class LatteClip(base.Objective):
         if switches.mixer_prototypes == "epoch":
             against = self.epoch_prototypes
         total = batch.features.new_zeros(())
-        self._moves = []
+        # Labels [B] and targets [B, D] of this step, for each loss.
+        self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
         for of_loss, of_classes in zip(labels, classes, strict=True):
             of_class = [of_classes] if switches.class_description else []
             features = torch.stack([*of_class, *described])  # [K, B, D]
