@@ -182,8 +182,8 @@ def _stages(dataset: Dataset, folder: Path, after: Counts) -> Iterator[str]:
         growth = images
         if cost.rule in ASKING:
             name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-            of_run = dataset.captioner(ASKING[cost.rule])
-            captioner = labellers.get(name) or of_run
+            asks = ASKING[cost.rule]
+            captioner = labellers.get(name) or dataset.captioner(asks)
             n_before = max(1, n_questions(captioner, before))
             growth = n_questions(captioner, after) / n_before
         elif cost.rule in TRAINING:

@@ -103,7 +103,6 @@ class Run:
 
     @property
     def downloadable(self) -> list[str]:
-        """Names of the datasets that can be downloaded."""
         known = self.layer["datasets"].items()
         return sorted(
             key for key, each in known if "downloads" in each.get("source", {})
@@ -348,7 +347,6 @@ class Method:
         self.objective = OBJECTIVES[keys.objective]
 
     def folder(self, seed: int) -> str:
-        """Return the folder of a run."""
         return f"{self.dataset.results}/{self.name}/seed{seed}"
 
     @property
@@ -372,7 +370,6 @@ class Method:
 
     @property
     def reads_fused_labels(self) -> bool:
-        """Whether it uses the labels of fuse_labels."""
         return self.pseudo_labels in registry.FUSED
 
     @property

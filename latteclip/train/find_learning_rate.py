@@ -140,9 +140,8 @@ def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:
     if len(losses) > 2:
         return losses
     for lr in DOWNWARDS:
-        best = _best(losses)
         losses[lr] = run(lr)
-        if losses[lr].mean() >= best.mean():
+        if _best(losses) is not losses[lr]:
             break
     return losses
 
@@ -160,5 +159,5 @@ def _best(losses: Mapping[float, torch.Tensor]) -> torch.Tensor:
 def is_worse(losses: torch.Tensor, others: torch.Tensor) -> bool:
     """Return whether losses [m] are infinite, or higher by more than a standard error."""
     differences = losses - others
-    error = differences.std().item() / math.sqrt(len(differences))
-    return not losses.mean().isfinite() or differences.mean().item() > error
+    error = differences.std() / math.sqrt(len(differences))
+    return not losses.isfinite().all() or bool(differences.mean() > error)

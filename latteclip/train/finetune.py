@@ -66,11 +66,10 @@ def finetune(
         "Nothing was trained yet: a rerun starts from the beginning."
     ) as signals:
         setup = Setup(files, settings, device, threads, fold)
-        section = settings.method.finetune
-        lr = (
-            read_object(files.learning_rate)["lr"] if files.learning_rate else None
-        )
-        recipe = recipe_for(section, setup.inputs.n_scheduled, lr)
+        n = setup.inputs.n_scheduled
+        found = files.learning_rate
+        lr = read_object(found)["lr"] if found else None
+        recipe = recipe_for(settings.method.finetune, n, lr)
         identity = _identity(settings, fold, recipe, seed, setup.inputs.digest)
         if _was_trained(model_output, history_output, identity):
             return
@@ -132,7 +131,6 @@ class Checkpoint:
         return len(training.history)
 
     def save(self, training: Training) -> None:
-        """Replace the checkpoint."""
         self.saved = time.monotonic()
         # To an open file: given a path, torch has another message for a full disk.
         with replacing(self.path) as temporary, temporary.open("wb") as file:

@@ -64,15 +64,11 @@ def recipe_for(
     section: FinetuneSection, n: int, lr: float | None = None
 ) -> Recipe:
     """Return the numbers of a training on n images, with `lr` in place of "auto"."""
-    numbers: dict[str, Any] = {
-        key: value for key, value in section if value != AUTO
-    }
-    size = numbers.setdefault("batch_size", auto_batch_size(n))
-    epochs = numbers.setdefault("epochs", auto_epochs(n))
-    steps = epochs * steps_per_epoch(n, size)
-    numbers.setdefault("warmup_steps", auto_warmup_steps(steps))
-    numbers.setdefault("lr", lr)
-    return Recipe(**numbers)
+    found = {"batch_size": auto_batch_size(n), "epochs": auto_epochs(n), "lr": lr}
+    given = {key: value for key, value in section if value != AUTO}
+    numbers: dict[str, Any] = {**found, **given}
+    steps = numbers["epochs"] * steps_per_epoch(n, numbers["batch_size"])
+    return Recipe(**{"warmup_steps": auto_warmup_steps(steps), **numbers})
 
 
 class FinetuneSettings(ClassTextsSection):

@@ -94,14 +94,6 @@ class Setup:
             yield rows, self.inputs.labels[rows], self.clip.normalise(pixels)
 
 
-def training_mode(model: torch.nn.Module) -> None:
-    """Put a model into training mode, but BatchNorm: its statistics stay those of pretraining."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.eval()
-
-
 def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     """Apply weight decay to matrices, and none to gains, biases, norms and logit_scale."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -179,7 +171,12 @@ class Training:
         """
         for group in self.adamw.param_groups:
             group["lr"] = rate
-        training_mode(self.clip.model)
+        self.clip.model.train()
+        for module in self.clip.model.modules():
+            if isinstance(
+                module, BatchNorm
+            ):  # keeps the statistics of pretraining
+                module.eval()
         pseudo_labels = self.clip.send(batch[1])  # [B]
         loss, scores = self._halving_on_oom(batch)
         self.scaler.step(self.adamw)

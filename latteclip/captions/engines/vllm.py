@@ -213,30 +213,24 @@ class VllmEngine:
         """Give a request to vLLM, whole or not at all."""
         choices = request.choices
         split = None
-        images: list[Any] = list(request.pictures)
-        data = {"multi_modal_data": {"image": images}}
+        data = {"multi_modal_data": {"image": [*request.pictures]}}
         prompts = self._tokens.prompts(request)
         texts = [self._tokens.ids(prompt) for prompt in prompts]
         sampling: Any = self._sampling
-        if choices is not None:
-            if choices.by_letters:
-                ids_of = self._tokens.ids_of_letters(choices.texts)
-                sampling = self._sampling_among(itertools.chain(*ids_of))
-            else:
-                split = self._tokens.split(prompts[0], choices.texts)
-                nexts = next_tokens(split.tails)
-                texts = [
-                    [*split.prompt[: split.start], *beginning]
-                    for beginning in nexts
-                ]
-                sampling = [
-                    self._sampling_among(tokens) for tokens in nexts.values()
-                ]
+        if choices and choices.by_letters:
+            ids_of = self._tokens.ids_of_letters(choices.texts)
+            sampling = self._sampling_among(itertools.chain(*ids_of))
+        elif choices:
+            split = self._tokens.split(prompts[0], choices.texts)
+            nexts = next_tokens(split.tails)
+            shared = split.prompt[: split.start]
+            texts = [[*shared, *beginning] for beginning in nexts]
+            sampling = [self._sampling_among(each) for each in nexts.values()]
         asked: Any = [{"prompt_token_ids": ids, **data} for ids in texts]
         names = self._llm.enqueue(asked, sampling, use_tqdm=False)
         # vLLM appends characters.
         outputs = dict.fromkeys(name.partition("-")[0] for name in names)
-        pixels = sum(math.prod(picture.size) for picture in images)
+        pixels = sum(math.prod(picture.size) for picture in request.pictures)
         return _Asked(request, split, BYTES_OF_PIXEL * pixels, outputs)
 
     def _sampling_among(self, tokens: Iterable[int]) -> Any:
