@@ -284,9 +284,8 @@ def make_captions(place: Place) -> Work:
         columns = empty(tables.CLASS_SCORES, len(ids)) | {"image_id": ids}
         columns |= {"options": list(options % place.n_classes)}
         columns |= {"log_probabilities": [logs] * len(ids)}
-        tables.write(
-            place.file("class_scores.parquet"), columns, tables.CLASS_SCORES
-        )
+        path = place.file("class_scores.parquet")
+        tables.write(path, columns, tables.CLASS_SCORES, metadata)
 
     return work
 
