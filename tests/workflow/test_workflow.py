@@ -80,8 +80,8 @@ def test_a_run_prints_a_line_for_each_job_and_where_the_results_are(finished):
     rules = re.findall(r"^[\d:]{8}  (\w+) \(demo", output, re.MULTILINE)
     assert {"index_images", "finetune", "report_dataset"} <= set(rules)
     assert f"{RESULTS}/report.html" in output and f"latteclip predict {RESULTS}" in output
-    [log] = re.findall(r"\.snakemake/log/\S+\.log", output)
-    assert "rule finetune:" in (finished.root / log).read_text()
+    logs = (finished.root / ".snakemake/log").glob("*.log")
+    assert any("rule finetune:" in log.read_text() for log in logs)
     assert "rule finetune:" not in output
     assert planned(finished) == {}
 
