@@ -172,11 +172,10 @@ class UnknownDetector:
         described: Mapping[str, Any],
     ) -> Self:
         """Return a detector by the mean of the training images, without a threshold yet."""
-        every = parts(len(features))
-        sums = [
-            features[rows][training[rows]].double().sum(dim=0) for rows in every
-        ]
-        mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
+        total = torch.zeros(features.shape[1], dtype=torch.float64)
+        for rows in parts(len(features)):
+            total += features[rows][training[rows]].double().sum(dim=0)
+        mean = (total / training.sum()).float()
         return cls(texts, mean, math.inf, described)
 
     def scores(self, features: Features) -> torch.Tensor:

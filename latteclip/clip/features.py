@@ -38,17 +38,15 @@ def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureMemmap:
     """Return features [N, D] of images in a table, in the order of `image_ids`."""
     table = tables.read(path, ["image_id"])
     rows = tables.find_rows(image_ids, table["image_id"], path)
-    order = np.argsort(rows, kind="stable")
-    rows = rows[order]  # ascending, as they come from the file
     features = FeatureMemmap(0, 0)
     start = 0
     for piece in tables.read_pieces(path, ["image_features"], ROWS):
         values = tables.from_list_column(piece["image_features"])
         if not start:
             features = FeatureMemmap(len(rows), values.shape[1])
-        first, last = np.searchsorted(rows, (start, start + len(values)))
-        block = torch.from_numpy(values[rows[first:last] - start])
-        features[torch.from_numpy(order[first:last])] = block
+        here = (rows >= start) & (rows < start + len(values))
+        block = torch.from_numpy(values[rows[here] - start])
+        features[torch.from_numpy(here)] = block
         start += len(values)
     return features
 

@@ -177,6 +177,7 @@ class Evidence:
         self.size = float(np.exp(share @ sizes))
         texts = self.labellers[0]
         accuracy = share @ [one.accuracy for one in seen]
+        # Texts that are righter than the votes teach images from the start.
         if self.has_texts and texts.accuracy > accuracy:
             texts.starts = texts.accuracy**2
         if not self.texts_alone:
@@ -199,6 +200,7 @@ class Evidence:
         if not shared.any():
             return
         for _ in range(COMPARISONS):
+            # Least squares: sum_j kappa_vj a_j over sum_j a_j^2.
             size = (shared > 0) @ found**2
             by_others = np.where(size, kappa @ found / np.maximum(size, TINY), 1)
             found = np.sqrt(found * np.minimum(by_images, by_others))
@@ -227,6 +229,7 @@ class Evidence:
         right = float(len(rows))
         if not seen:
             return (named + PRIOR * texts.accuracy) / (right + PRIOR)
+        # Votes count as answers of their own accuracy.
         for one in seen:
             agree = agreement(texts.first[one.has], one.first[one.has])
             named += agree * one.has.sum()
@@ -243,6 +246,7 @@ class Evidence:
         votes, has = self.put(given), np.flatnonzero(one.has)
         has = has[:: -(-has.size * self.n_classes // CELLS) or 1]
         p = given[has]
+        # The log-likelihood of the votes without images.
         blind = float(log(p @ one.overall).sum())
         one.gain = one.accuracy = 0.0
         one.tells = False
@@ -256,9 +260,10 @@ class Evidence:
         one.gain = 1 - found / blind if is_predicted else TINY
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
-        one.tells = is_predicted or (
-            self.has_texts and self.labellers[0].size < FEW
-        )
+        # Too few images of a class to tell, as far as class texts name them.
+        are_few = self.has_texts and self.labellers[0].size < FEW
+        one.tells = is_predicted or are_few
+        # What each half of the features names, by the other folds' votes.
         halves = []
         for view in views:
             view.learn(votes)

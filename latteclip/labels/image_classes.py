@@ -94,6 +94,7 @@ class ImageClasses:
         n = self.counts.sum(axis=0)
         centre, sums = self._centred(n, self.sums.sum(axis=0))
         lengths = ((self.x - centre) ** 2).sum(axis=1)
+        # An image with itself is no pair.
         pairs = max((n**2).sum() - (r**2).sum(), TINY)
         between = ((sums**2).sum() - (r**2 * lengths[:, None]).sum()) / pairs
         total = (r.sum(axis=1) * lengths).sum() / max(r.sum(), TINY)
@@ -193,6 +194,7 @@ def fit_weights(
         slope -= precision * (weights - centre)
         curve = _curvature(q, size, tables) + precision * np.eye(len(tables))
         step = np.linalg.solve(curve, slope)
+        # The step is halved until the value does not fall.
         for half in range(10):
             new = np.maximum(weights + step / 2**half, 0)
             q = softmax(pool(offset, new, tables))
@@ -245,6 +247,7 @@ class Heads:
         n = np.maximum(self.counts[used].sum(axis=0), TINY)
         sums = self.sums[used].sum(axis=0)
         mean = sums.sum(axis=0) / n.sum()
+        # Sums of the classes about the mean, and squares about the means of the classes.
         about = sums - n[:, None] * mean
         within = self.squares[used].sum(axis=0) - sums.T @ (sums / n[:, None])
         covariance = shrunken(within / n.sum(), SHRINKAGE)

@@ -163,9 +163,8 @@ class LabelModel:
             raise ValueError(
                 f"There are {c} classes, and votes name classes up to {named}; set n_classes."
             )
-        if texts is not None and (
-            not self._features or texts.shape != (c, self._features[0].shape[1])
-        ):
+        widths = [one.shape[1] for one in self._features[:1]]
+        if texts is not None and [*texts.shape] != [c, *widths]:
             raise ValueError(
                 f"text_features are [{c}, D], beside image features [N, D]."
             )
@@ -354,11 +353,9 @@ class LabelModel:
         ]
         a, b = fit_weights(tables, r, model.offset, [3.0, 0.1])
         a /= size
+        constant = model.frequencies - b * model.lean
         return {
-            fold: (
-                a * w + b * texts,
-                a * bias - b * model.lean + model.frequencies,
-            )
+            fold: (a * w + b * texts, a * bias + constant)
             for fold, (w, bias) in heads.items()
         }
 

@@ -57,7 +57,8 @@ class Labelled:
         c = votes.shape[1]
         self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
         self.theta = (0.9 * np.eye(c) + 0.1 * self.overall).astype(np.float32)
-        self.delta = np.zeros(c)
+        self.delta = np.zeros(c)  # evidence that a vote for the class is right
+        # Hard votes whose order alone says something.
         has_lists = not self.is_soft and np.count_nonzero(votes) > self.has.sum()
         self.lists = Lists(votes, self.named) if has_lists else None
         self.tells = True  # whether images predict the votes at all
@@ -85,9 +86,8 @@ class Labelled:
 
     def targets(self, q: Floats, votes: Floats) -> Floats:
         """Return the classes [n, C] that votes mean, given images [n, C]."""
-        return np.asarray(
-            self.share_meant(q, votes)[:, None] * normalised(q * votes)
-        )
+        share = self.share_meant(q, votes)[:, None]
+        return np.asarray(share * normalised(q * votes))
 
     def confused_targets(self, q: Floats, likelihood: Floats) -> Floats:
         """Return the same, half as the votes are and half by their log-likelihood [n, C].
@@ -95,10 +95,10 @@ class Labelled:
         By the first half alone, errors of images would be errors of votes. By the second alone,
         images would count for little where they are right and votes are confused.
         """
-        confused = self.share_meant(q, self.votes)[:, None] * softmax(
-            log(q) + likelihood
-        )
-        return np.asarray((self.targets(q, self.votes) + confused) / 2)
+        as_voted = self.targets(q, self.votes)
+        share = self.share_meant(q, self.votes)[:, None]
+        confused = share * softmax(log(q) + likelihood)
+        return np.asarray((as_voted + confused) / 2)
 
     def counts(self, r: Floats) -> Floats:
         """Return the expected number [C, C] of votes by class, given a posterior [n, C].
@@ -106,6 +106,7 @@ class Labelled:
         It is 0 where the labeller is silent.
         """
         if self.is_soft:
+            # Each vote is shared among the classes by theta.
             ratio = r / np.maximum(self.votes @ self.theta.T, TINY)
             return np.asarray(self.theta * (ratio.T @ self.votes))
         return class_sums(self.named, r, r.shape[1]).T
@@ -145,6 +146,7 @@ def shared_errors(labellers: Sequence[Labelled], r: Floats, q: Floats) -> Floats
     # First classes, so that a copy of the texts' first classes is a copy.
     tables = [*(one.first for one in labellers), q]
     speaks = [*(one.has for one in labellers), np.ones(len(r), dtype=bool)]
+    # A vote less what is expected of it, given the posterior.
     errors = [
         p - r @ normalised(r[has].T @ p[has])
         for p, has in zip(tables, speaks, strict=True)
@@ -154,7 +156,8 @@ def shared_errors(labellers: Sequence[Labelled], r: Floats, q: Floats) -> Floats
         for j in range(i):
             both = speaks[i] & speaks[j]
             if both.sum() >= FEW:
-                a, b = one[both], errors[j][both]
+                a = one[both]
+                b = errors[j][both]
                 size = np.sqrt(max(np.vdot(a, a) * np.vdot(b, b), TINY))
                 rho[i, j] = rho[j, i] = max(0.0, np.vdot(a, b) / size)
     return rho
@@ -172,10 +175,9 @@ class Lists:
         counts = np.bincount(named, minlength=c)[:, None]
         self.usual = []
         for listed in self._listed(votes, named):
+            after = class_sums(named, listed, c)  # [first choice, listed class]
             mean = listed.mean(axis=0)
-            share = (class_sums(named, listed, c) + ENOUGH * mean) / (
-                counts + ENOUGH
-            )
+            share = (after + ENOUGH * mean) / (counts + ENOUGH)
             self.usual.append(share.astype(np.float32))
         self.shares = [0.1, 0.1]
 
@@ -208,6 +210,7 @@ class Lists:
             table += one * np.log(np.float32(share) / np.maximum(of_row, 1e-6))
             usual_left -= of_row
             left -= one
+        # Classes that are not listed.
         rest = np.float32(max(1e-3, 1 - sum(self.shares)))
         table += left * np.log(rest / np.maximum(usual_left, 1e-3))
         table[np.arange(len(table)), named] = 0
@@ -221,6 +224,7 @@ def by_answers(labels: Ints, has: Bools, answers: Answers) -> Interval | None:
     """
     rows = answers.rows
     spoke = has[rows]
+    # With several classes, any of them is right.
     right = answers.shares[np.arange(len(rows)), labels[rows]] > 0
     drawn, taught = spoke & answers.drawn, spoke & ~answers.drawn
     n = int(drawn.sum())
@@ -249,5 +253,6 @@ def by_views(one: Labelled) -> Interval | None:
 
 def answers_needed(votes: int) -> int:
     """Return how many drawn answers would estimate the accuracy of so many votes to 5 points."""
-    wanted = (Z / WIDTH) ** 2 / 4
-    return min(votes, math.ceil(wanted / (1 + (wanted - 1) / max(1, votes))))
+    wanted = (Z / WIDTH) ** 2 / 4  # of a population without end
+    of_votes = wanted / (1 + (wanted - 1) / max(1, votes))
+    return min(votes, math.ceil(of_votes))

@@ -155,6 +155,7 @@ class Posterior(Evidence):
             len(votes), len(scores)
         )
         w = self.weights(self.trust, has)
+        # Terms are those before the exponents, which are fitted to them.
         likelihoods = self._likelihoods(votes)
         terms = [w[k][:, None] * one for k, one in enumerate(likelihoods)]
         w *= self.exponents[:, None].astype(np.float32)
