@@ -63,6 +63,7 @@ class _Search:
         """Train for a few steps, and return `losses`."""
         self.setup.clip.model.load_state_dict(self.pretrained)
         total = self.total
+        torch.manual_seed(SEED)  # all rates have the same draws
         training = self.setup.training(replace(self.recipe, lr=lr), SEED)
         keys = schedule(self.trained, self.recipe.batch_size, total, SEED)
         batches = self.setup.batches(self.images, keys)

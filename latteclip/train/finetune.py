@@ -65,6 +65,7 @@ def finetune(
     with ending_in_order(
         "Nothing was trained yet: a rerun starts from the beginning."
     ) as signals:
+        torch.manual_seed(seed)
         setup = Setup(files, settings, device, threads, fold)
         n = setup.inputs.n_scheduled
         found = files.learning_rate

@@ -68,8 +68,7 @@ class Setup:
         self.inputs = data.read(files, template, settings.labels, texts, fold)
 
     def training(self, recipe: Recipe, seed: int) -> "Training":
-        """Return a training that begins with the model as it is, and set the seed of torch."""
-        torch.manual_seed(seed)
+        """Return a training that begins with the model as it is."""
         settings = self.settings
         # An edit of the module reruns only the trainings of its objective.
         module = importlib.import_module(f"{OBJECTIVES}.{settings.module}")
