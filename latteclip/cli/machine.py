@@ -163,8 +163,10 @@ class Machine:
         """The GPUs of this machine that jobs may use."""
         if not self.has_gpus:
             return 0
-        limit = self._workflow.global_resources.get("gpu")
-        return limit.value if limit else len(devices.visible())
+        resource = self._workflow.global_resources.get("gpu")
+        # None: without --resources gpu=<number>.
+        limit: int | None = resource and resource.value
+        return len(devices.visible()) if limit is None else limit
 
     def image_folder(self, dataset: Dataset) -> str:
         """Return the folder that a rule makes, or the link to the user's folder.
