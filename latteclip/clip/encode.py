@@ -131,6 +131,14 @@ def fitting_micro_batch(clip: Clip) -> int:
     They are those that the backward pass of the image tower needs.
     """
     model: Any = clip.model
+    image = torch.zeros(1, 3, *clip.input_size, device=clip.device)
+    size = activations(clip, model.encode_image, image)
+    fitting = max(1, ACTIVATIONS // max(1, size))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def activations(clip: Clip, encode: Encoder, rows: torch.Tensor) -> int:
+    """Return the bytes, without weights, that the backward pass of `encode(rows)` reads."""
     sizes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,13 +146,11 @@ def fitting_micro_batch(clip: Clip) -> int:
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    image = torch.zeros(1, 3, *clip.input_size, device=clip.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.encode_image(image)
-    for weight in (*model.parameters(), *model.buffers()):
+        encode(rows)
+    for weight in (*clip.model.parameters(), *clip.model.buffers()):
         sizes.pop(weight.untyped_storage().data_ptr(), None)
-    fitting = max(1, ACTIVATIONS // max(1, sum(sizes.values())))
-    return 1 << (fitting.bit_length() - 1)
+    return sum(sizes.values())
 
 
 def _halving_on_oom(

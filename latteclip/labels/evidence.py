@@ -177,7 +177,6 @@ class Evidence:
         self.size = float(np.exp(share @ sizes))
         texts = self.labellers[0]
         accuracy = share @ [one.accuracy for one in seen]
-        # Texts that are righter than the votes teach images from the start.
         if self.has_texts and texts.accuracy > accuracy:
             texts.starts = texts.accuracy**2
         if not self.texts_alone:
@@ -200,7 +199,6 @@ class Evidence:
         if not shared.any():
             return
         for _ in range(COMPARISONS):
-            # Least squares: sum_j kappa_vj a_j over sum_j a_j^2.
             size = (shared > 0) @ found**2
             by_others = np.where(size, kappa @ found / np.maximum(size, TINY), 1)
             found = np.sqrt(found * np.minimum(by_images, by_others))
@@ -260,7 +258,6 @@ class Evidence:
         one.gain = 1 - found / blind if is_predicted else TINY
         one.named_share = float((q.argmax(axis=1) == one.named[has]).mean())
         one.size = _size(given)
-        # Too few images of a class to tell, as far as class texts name them.
         are_few = self.has_texts and self.labellers[0].size < FEW
         one.tells = is_predicted or are_few
         # What each half of the features names, by the other folds' votes.

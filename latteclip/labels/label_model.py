@@ -163,8 +163,9 @@ class LabelModel:
             raise ValueError(
                 f"There are {c} classes, and votes name classes up to {named}; set n_classes."
             )
-        widths = [one.shape[1] for one in self._features[:1]]
-        if texts is not None and [*texts.shape] != [c, *widths]:
+        if texts is not None and (
+            not self._features or texts.shape != (c, self._features[0].shape[1])
+        ):
             raise ValueError(
                 f"text_features are [{c}, D], beside image features [N, D]."
             )

@@ -95,8 +95,8 @@ class Labelled:
         By the first half alone, errors of images would be errors of votes. By the second alone,
         images would count for little where they are right and votes are confused.
         """
-        as_voted = self.targets(q, self.votes)
         share = self.share_meant(q, self.votes)[:, None]
+        as_voted = share * normalised(q * self.votes)
         confused = share * softmax(log(q) + likelihood)
         return np.asarray((as_voted + confused) / 2)
 

@@ -73,7 +73,6 @@ class Posterior(Evidence):
         self.offset = self._offset(self.r)
         likelihoods = self._likelihoods(self.given)
         for _ in range(STEPS):
-            # Texts alone fit the images in full, however little these are trusted.
             trust = 1.0 if self.texts_alone else self.trust
             w = self.weights(trust, self.has)
             w *= self.exponents[:, None].astype(np.float32)
@@ -106,7 +105,6 @@ class Posterior(Evidence):
         targets = np.zeros(self.r.shape, dtype=np.float32)
         for k, one in enumerate(self.labellers):
             meant = one.confused_targets(q, likelihoods[k])
-            # Images learn most from the labeller whose votes they predict best.
             weight = np.float32(one.gain * one.tells) * w[k][:, None]
             targets += weight * meant
         self.b = fit_weights(
@@ -155,7 +153,6 @@ class Posterior(Evidence):
             len(votes), len(scores)
         )
         w = self.weights(self.trust, has)
-        # Terms are those before the exponents, which are fitted to them.
         likelihoods = self._likelihoods(votes)
         terms = [w[k][:, None] * one for k, one in enumerate(likelihoods)]
         w *= self.exponents[:, None].astype(np.float32)
@@ -177,8 +174,9 @@ class Posterior(Evidence):
         elif self.is_bounded(k):
             accuracy = self.aim(k)
         elif one.is_text:  # they say little of their own accuracy
-            alone = accuracy if self.texts_alone else 0.0
-            accuracy = max(alone, one.accuracy)
+            accuracy = (
+                max(accuracy, one.accuracy) if self.texts_alone else one.accuracy
+            )
         # Wrong votes name a class as often as all votes do.
         base = accuracy * np.eye(c) + (1 - accuracy) * one.overall
         one.theta = normalised(counts + prior * base).astype(np.float32)

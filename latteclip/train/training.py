@@ -172,9 +172,8 @@ class Training:
             group["lr"] = rate
         self.clip.model.train()
         for module in self.clip.model.modules():
-            if isinstance(
-                module, BatchNorm
-            ):  # keeps the statistics of pretraining
+            # Its statistics stay those of pretraining.
+            if isinstance(module, BatchNorm):
                 module.eval()
         pseudo_labels = self.clip.send(batch[1])  # [B]
         loss, scores = self._halving_on_oom(batch)

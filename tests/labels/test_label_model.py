@@ -489,6 +489,7 @@ X, V = np.eye(6), np.arange(6) % 3
         ((X, {"a": V}), {"answers": {6: 1}}, "rows"),
         ((X, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
         ((None, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
+        ((None, {"a": V}), {"text_features": np.ones(3)}, "text_features"),
         ((None,), {}, "features or votes"),
         ((None, {"ranks": np.array([[2, 0], [1, -1]])}), {}, "Ranked classes"),
     ],
