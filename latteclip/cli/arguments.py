@@ -43,6 +43,7 @@ def share(text: str) -> float:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "seed": {"type": int},
     "checkpoint_minutes": {"type": float},
+    "mixing": {"type": float},
     "threads": {"type": positive, "default": cores()},
     "device": {"default": "auto"},
 }

@@ -57,7 +57,7 @@ class Machine:
                 layers.read(file)
             # The `config` of a module wins over the shipped files as a command line does.
             files = layers.defaults(None) if self.is_module else layers.defaults()
-            run = Run(files, config, self.place)
+            run = Run(files, config, self.place, self.has_gpus)
             if not self.runs_one_job:  # the sender of the job has checked
                 checks.refuse_unwritable()
                 checks.refuse_unready(run)
@@ -150,13 +150,8 @@ class Machine:
 
     @functools.cached_property
     def has_gpus(self) -> bool:
-        """Whether jobs find GPUs, here or in the cluster.
-
-        Only a run on this machine asks NVIDIA's driver: that of a login node may lack its card.
-        """
-        if self.is_cluster or self.runs_one_job:
-            return True
-        return self.runs_jobs and bool(devices.visible())
+        """Whether jobs find GPUs, in the cluster or here, by NVIDIA's driver."""
+        return self.is_cluster or self.runs_one_job or bool(devices.visible())
 
     @functools.cached_property
     def gpus(self) -> int:

@@ -131,10 +131,10 @@ def _methods(dataset: Dataset) -> Iterator[str]:
     for method in dataset.methods:
         objective, labels = method.objective, method.pseudo_labels
         allowed = objective.pseudo_labels
-        if method.averaged and not method.averaged.objective.has_text_classifier:
+        if method.averaged and not method.averaged.objective.module:
             yield (
-                f"methods.{method.name}.of is {method.averaged.name}, which has no classifier of "
-                "texts to average; name a method like flyp."
+                f"methods.{method.name}.of is {method.averaged.name}, which is not trained; name a "
+                "method like flyp."
             )
         if objective.reads_encoders and not dataset.run.image_encoders:
             yield f"method {method.name} needs image_encoders; set them, or leave it out of method."

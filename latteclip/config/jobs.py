@@ -196,7 +196,7 @@ def fold(dataset: Dataset, seed: int | str) -> Settings:
 def training(method: Method) -> Settings:
     """Return the CLIP model, the method, and the texts of the classes."""
     return {
-        "method": method.keys.model_dump(exclude={"of", "like"}),
+        "method": method.keys.model_dump(exclude={"of", "like", "mixing"}),
         "module": method.objective.module,
         "flags": flags(method),
         **sections(method.dataset, "clip", *CLASS_TEXTS),
@@ -234,10 +234,7 @@ def runs(dataset: Dataset) -> list[Settings]:
 
 def candidates(dataset: Dataset) -> list[Settings]:
     """Return the runs among which select_model chooses."""
-    return [
-        {**_run(method, seed), "objective": method.keys.objective}
-        for method, seed in dataset.candidates
-    ]
+    return [_run(method, seed) for method, seed in dataset.candidates]
 
 
 def _run(method: Method, seed: int) -> Settings:

@@ -348,6 +348,8 @@ class MethodSection(Section):
     """keys of `finetune` for this method"""
     of: Text | None = None
     """average_weights: the method whose seeds are averaged"""
+    mixing: Share = 0.5
+    """average_weights: share of the way from the pretrained weights to those of `of`"""
     like: Text | None = None
     """the method whose settings, also those of a dataset, are the defaults"""
 
@@ -428,7 +430,8 @@ class Config(Shared):
     """images of each split that the run takes; null: all"""
     method: Several[Name] | None = Field(default=None, min_length=1)
     """method names, separated by commas; null: zero_shot, zero_shot_adapted and image_prototypes,
-    and except on images in your own folder latteclip and recommended
+    recommended where there is a GPU, and both recommended and latteclip on the demo and the
+    paper's datasets
     """
     seeds: Seeds = Field(default=3, validate_default=True)
     """a number of seeds, or the seeds, separated by commas; 3 means 0, 1 and 2"""

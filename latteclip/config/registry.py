@@ -51,8 +51,8 @@ PSEUDO_LABELS = ("zero_shot", "zero_shot_adapted", *FUSED)
 class ObjectiveRecord:
     """What a method optimises, if anything.
 
-    A method trains (`module`), or has a classifier that is not trained (`classifier`), or averages
-    the trainings of another method (`averages`).
+    A method trains (`module`), or has a classifier that is not trained (`classifier`), or takes the
+    trainings of another method (`averages`), and classifies by the fused labels.
     """
 
     # A module of latteclip/train/objectives, which trains once for each seed.
@@ -64,7 +64,6 @@ class ObjectiveRecord:
     in_paper: bool = False
     # Kinds of captions that it trains on, unless switched off.
     captions: tuple[str, ...] = ()
-    has_text_classifier: bool = False  # only such a classifier can be averaged
     # Whether it classifies by image encoders beside CLIP.
     reads_encoders: bool = False
 
@@ -89,11 +88,8 @@ OBJECTIVES = {
         module="flyp",
         pseudo_labels=PSEUDO_LABELS,
         in_paper=True,
-        has_text_classifier=True,
     ),
-    "flyp_supervised": ObjectiveRecord(
-        module="flyp", is_supervised=True, has_text_classifier=True
-    ),
+    "flyp_supervised": ObjectiveRecord(module="flyp", is_supervised=True),
     "latteclip": ObjectiveRecord(
         module="latteclip",
         pseudo_labels=PSEUDO_LABELS,

@@ -28,7 +28,11 @@ class Run:
     """What one command runs: datasets, methods and seeds, with all settings resolved."""
 
     def __init__(
-        self, files: Layer, given: Layer, place: Callable[[str], str] = str
+        self,
+        files: Layer,
+        given: Layer,
+        place: Callable[[str], str] = str,
+        has_gpus: bool = False,
     ) -> None:
         """Validate keys, values and names, or raise UserError for the first mistake.
 
@@ -36,8 +40,10 @@ class Run:
             files: the configuration of the files (`layers.defaults`).
             given: the keys of --config and --configfile, which also win over those of a dataset.
             place: where a path of the workflow lies, in a module with `prefix:`.
+            has_gpus: whether jobs find GPUs.
         """
         self.place = place
+        self.has_gpus = has_gpus
         self.given = given
         self.layer = merge(files, given)
         self.keys = validate(Config, self.layer)
@@ -164,15 +170,18 @@ class Dataset:
     def method_names(self) -> list[str]:
         """Names of the methods that run on it.
 
-        For images of one's own, training is a decision that their page offers.
+        On images of one's own, training without a GPU is a decision that their page offers.
         """
         if self.run.keys.method is not None:
             return self.run.keys.method
         names = ["zero_shot", "zero_shot_adapted", "image_prototypes"]
         if self.run.image_encoders:
             names.append("image_prototypes_encoders")
-        if "train" in self.keys.split.counts:  # a benchmark
-            names += ["latteclip", registry.RECOMMENDED]
+        is_benchmark = "train" in self.keys.split.counts
+        if is_benchmark:
+            names.append("latteclip")
+        if is_benchmark or self.run.has_gpus:
+            names.append(registry.RECOMMENDED)
         return names
 
     @cached_property
@@ -370,7 +379,7 @@ class Method:
 
     @property
     def reads_fused_labels(self) -> bool:
-        return self.pseudo_labels in registry.FUSED
+        return self.objective.averages or self.pseudo_labels in registry.FUSED
 
     @property
     def classifier(self) -> str:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from latteclip.core import tables
 from latteclip.core.files import digest
 
 # Images that a training leaves out: with three trainings at least about 100, and at most so many
@@ -55,12 +53,12 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
     return (first <= ranks) & (ranks < end)
 
 
-def left_out_images(images: str, fold: Fold) -> pa.Table:
-    """Return `image_id` and `path` of the images of an index that a training left out."""
-    train, _ = tables.read_unlabelled(images, training=True)
-    return train.filter(
-        pa.array(left_out(tables.Strings(train["image_id"]), fold))
-    )
+def unseen(image_ids: Sequence[str], fold: Fold, drawn: Sequence[str]) -> Mask:
+    """Return the mask [N] of the images that a training did not see.
+
+    It left out those of its fold, and those with drawn answers, which check the labels.
+    """
+    return left_out(image_ids, fold) | np.isin(np.asarray(image_ids), drawn)
 
 
 def _ranks(image_ids: Sequence[str]) -> npt.NDArray[np.int_]:

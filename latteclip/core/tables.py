@@ -75,9 +75,13 @@ FUSED_LABELS = _schema(
     lmm_confidence=FLOAT,
     fused_label=INT,
     fused_confidence=FLOAT,
+    # The likeliest classes, best first, and their probabilities: 0 for none of the classes.
+    fused_topk_labels=INTS,
+    fused_topk_probabilities=FLOATS,
     # By each labeller, in the order of the report; -1: no vote.
     labeller_labels=INTS,
 )
+SOFT_LABELS = ("fused_topk_labels", "fused_topk_probabilities")
 IMAGE_FEATURES = _schema(
     image_id=STRING,
     image_features=FLOATS,  # L2-normalised, by a model beside CLIP
@@ -175,8 +179,6 @@ class VotesMetadata:
 
     classnames: list[str]
     unfit: str  # why they cannot compare classifiers; "": they can
-    # Whether a person's answers or examples changed the labels.
-    is_taught: bool = False
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """The model of a dataset, chosen without labels among the candidates of a run.
 
-Where two classifiers predict different classes of an image that neither learned from, the image
+The candidate of PREFERENCE that comes first is taken, unless votes decide that another is better:
+where two classifiers predict different classes of an image that neither learned from, the image
 votes for the class that its caption (or a multimodal model) makes likelier. The classifier that is
-right more often gets more votes, whatever mistakes captions make, unless it shares them. As in the
-rule of one standard error (Hastie et al. 2009, section 7.10), a model replaces a simpler one only
-where its lead is clear. A person's answers come before votes where they decide.
+right more often gets more votes, whatever mistakes captions make, unless it shares them. A person's
+answers come before votes where they decide.
 
 Letters: K candidates, n images, C classes.
 """
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import ndtri
 
+from latteclip.config.registry import RECOMMENDED
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import (
@@ -28,35 +29,27 @@ from latteclip.core.files import (
     replacing,
     write_record,
 )
-from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.core.tables import VotesMetadata
-from latteclip.core.terminal import counted
 from latteclip.evaluate.results import (
     MISSING,
     Audit,
     Run,
     RunFiles,
     Selection,
-    pool_seeds,
     predicted_classes,
 )
 from latteclip.labels.votes import Floats, Ints
 
 log = logging.getLogger(__name__)
-# Objectives without training: where two are equally good, the first is taken.
-UNTRAINED = (
-    "zero_shot",
-    "zero_shot_adapted",
-    "image_prototypes",
+# Methods in the order in which they are preferred, by docs/benchmarks.md. All others come last.
+PREFERENCE = (
+    RECOMMENDED,
     "image_prototypes_encoders",
+    "image_prototypes",
+    "zero_shot_adapted",
+    "zero_shot",
 )
-DEFAULT = "zero_shot_adapted"  # taken where nothing votes
-# Taken there after answers or examples, which change it.
-TAUGHT = "image_prototypes"
-AVERAGE = "average_weights"  # its trainings predict the images that they left out
-MIN_IMAGES = 20  # to compare classifiers without training
-CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
-# Probability that answers seem to decide though all models are equally good.
+# Probability that votes, or answers, seem to decide though all models are equally good.
 ALPHA = 0.05
 NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 
@@ -65,23 +58,12 @@ NORMAL = 1.96  # standard errors from the value to an end of a 95 % interval
 class Candidate(RunFiles):
     """A classifier that may be chosen, and its files."""
 
-    objective: str
-    is_default: bool = False  # whether it is taken where nothing votes
     flags: Sequence[str] = ()  # keys of `core.tables.FLAGS`
 
     @property
-    def is_trained(self) -> bool:
-        return self.objective not in UNTRAINED
-
-    @property
-    def complexity(self) -> int:
-        """The place among UNTRAINED, or behind them."""
-        return (*UNTRAINED, self.objective).index(self.objective)
-
-    @property
-    def caution(self) -> tuple[bool, int]:
-        """The order in which candidates are taken where nothing votes: the smallest first."""
-        return not self.is_default, self.complexity
+    def rank(self) -> int:
+        """The place of the method among PREFERENCE, or behind them."""
+        return (*PREFERENCE, self.method).index(self.method)
 
 
 class Lead(NamedTuple):
@@ -94,8 +76,8 @@ class Lead(NamedTuple):
     standard_error: float
 
     @property
-    def is_clear(self) -> bool:
-        return self.difference > CLEAR * self.standard_error
+    def in_standard_errors(self) -> float:
+        return self.difference / max(self.standard_error, 1e-12)
 
 
 @dataclass(frozen=True)
@@ -121,7 +103,7 @@ class Choice:
 
     candidate: Candidate
     reason: str
-    # By how much candidates lead the best one without training.
+    # By how much candidates lead the preferred one.
     leads: dict[Run, Lead] = field(default_factory=dict)
 
 
@@ -134,16 +116,8 @@ def select_model(
     model_output: str,
 ) -> None:
     """Choose a model by votes and a person's answers, copy it, and write the reason."""
-    is_taught = (
-        votes_path and tables.read_metadata(votes_path, VotesMetadata).is_taught
-    )
-    default = TAUGHT if is_taught else DEFAULT
     flagged = [
-        replace(
-            each,
-            is_default=each.objective == default,
-            flags=read_object(each.metrics)["flags"],
-        )
+        replace(each, flags=read_object(each.metrics)["flags"])
         for each in candidates
     ]
     able = eligible(flagged)
@@ -191,8 +165,8 @@ def read_votes(
     shares = tables.from_list_column(table["vote"])
     has_vote = shares.any(axis=1)
     ids = table["image_id"].filter(pa.array(has_vote))
-    if len(ids) < MIN_IMAGES:
-        return f"they are of {counted(len(ids), 'image')}, and {MIN_IMAGES} are needed"
+    if not len(ids):
+        return "they are of no image"
     predictions = [
         predicted_classes(each.train_predictions, ids) for each in candidates
     ]
@@ -202,99 +176,57 @@ def read_votes(
 def choose(
     candidates: Sequence[Candidate], votes: HeldOutVotes | str, audit: Audit | None
 ) -> Choice:
-    """Choose among `eligible` candidates by votes, or why there are none, and by answers.
-
-    Where answers decide that candidates are better than the one that votes choose, the best of
-    these is taken.
-    """
+    """Choose among `eligible` candidates by votes, or why there are none, and by answers."""
+    preferred = min(candidates, key=lambda each: each.rank)
     if isinstance(votes, str):
-        default = min(candidates, key=lambda each: each.caution)
-        choice = Choice(
-            default, f"{default.method} is the default without votes: {votes}."
-        )
+        reason = f"{preferred.method} is the default, for no votes compare models: {votes}."
+        choice = Choice(preferred, reason)
     else:
-        choice = _by_votes(candidates, votes)
+        choice = _by_votes(candidates, preferred, votes)
     return _by_answers(candidates, choice, audit) if audit else choice
 
 
-def _by_votes(candidates: Sequence[Candidate], votes: HeldOutVotes) -> Choice:
-    """Choose by votes.
-
-    The reference is the simplest candidate without training that the best of these does not lead
-    clearly. A trained one that at least MIN_HELD_OUT images compare replaces it where its lead is
-    clear: first the method, all seeds together, then its seed.
-    """
-    pooled = pool_seeds([*votes.predictions], [each.method for each in candidates])
-    compared = []
-    for i, each in enumerate(candidates):
-        needed = MIN_HELD_OUT if each.is_trained else MIN_IMAGES
-        if (pooled[i] != MISSING).sum() >= needed:
-            compared.append(i)
-    reference = _reference(candidates, compared, pooled, votes)
-    leads = [votes.lead(row, pooled[reference]) for row in pooled]
-    method = candidates[reference].method
-
-    def rank(i: int) -> tuple[float, bool, float]:
-        """Order seeds of one method by their lead, and an average before its trainings."""
-        alone = votes.lead(votes.predictions[i], votes.predictions[reference])
-        return (
-            leads[i].difference,
-            candidates[i].objective == AVERAGE,
-            alone.difference,
-        )
-
-    others = [i for i in compared if candidates[i].method != method]
-    trained = [i for i in others if candidates[i].is_trained]
-    rival = max(trained or others, key=rank, default=reference)
-    is_better = candidates[rival].is_trained and leads[rival].is_clear
-    reason = (
-        f"By the votes of {leads[rival].images:,} held-out images, the accuracy of "
-        f"{candidates[rival].method} differs from that of {method} by "
-        f"{100 * leads[rival].difference:+.1f} points, with a standard error of "
-        f"{100 * leads[rival].standard_error:.1f}."
+def _by_votes(
+    candidates: Sequence[Candidate], preferred: Candidate, votes: HeldOutVotes
+) -> Choice:
+    """Return the candidate that votes decide to be better than the preferred one, or that one."""
+    reference = votes.predictions[candidates.index(preferred)]
+    leads = [votes.lead(row, reference) for row in votes.predictions]
+    rival = max(
+        (i for i, each in enumerate(candidates) if each != preferred),
+        key=lambda i: leads[i].in_standard_errors,
+        default=None,
     )
-    if rival == reference:
-        reason = f"{method} is the only model that can be compared."
-    chosen = candidates[rival if is_better else reference]
+    if rival is None:
+        return Choice(preferred, f"{preferred.method} is the only model.")
+    lead = leads[rival]
+    needed = _decisive(len(candidates) - 1)
+    reason = (
+        f"{preferred.method} is the default. By the votes of {lead.images:,} held-out images, the "
+        f"accuracy of {candidates[rival].method} differs by {100 * lead.difference:+.1f} points, "
+        f"with a standard error of {100 * lead.standard_error:.1f}: {needed:.1f} standard errors "
+        "above would decide."
+    )
+    is_better = lead.in_standard_errors > needed
     runs = [each.run for each in candidates]
-    return Choice(chosen, reason, dict(zip(runs, leads, strict=True)))
-
-
-def _reference(
-    candidates: Sequence[Candidate],
-    compared: Sequence[int],
-    pooled: Sequence[Ints],
-    votes: HeldOutVotes,
-) -> int:
-    """Return the simplest candidate without training that the best one does not lead clearly.
-
-    Where all are trained, it is the default.
-    """
-    untrained = [i for i in compared if not candidates[i].is_trained]
-    if not untrained:
-        return min(range(len(candidates)), key=lambda i: candidates[i].caution)
-    first = pooled[untrained[0]]
-    best = max(untrained, key=lambda i: votes.lead(pooled[i], first).difference)
-    ties = [
-        i for i in untrained if not votes.lead(pooled[best], pooled[i]).is_clear
-    ]
-    return min(ties, key=lambda i: candidates[i].complexity)
+    return Choice(
+        candidates[rival] if is_better else preferred,
+        reason,
+        dict(zip(runs, leads, strict=True)),
+    )
 
 
 def _by_answers(
     candidates: Sequence[Candidate], choice: Choice, audit: Audit
 ) -> Choice:
-    """Return the candidate that answers decide to be better by most, or else the same choice.
-
-    One of several comparisons is often clear by chance, so each has to be clearer (Bonferroni).
-    """
+    """Return the candidate that answers decide to be better by most, or else the same choice."""
     chosen = choice.candidate
     known = [
         (lead, each)
         for each in candidates
         if each != chosen and (lead := audit.lead(each.run, chosen.run))
     ]
-    times = -ndtri(ALPHA / (2 * max(1, len(known)))) / NORMAL
+    times = _decisive(len(known)) / NORMAL
     better = [
         (lead, each)
         for lead, each in known
@@ -308,3 +240,8 @@ def _by_answers(
         f"is better than {chosen.method} by {lead.words(' points')}."
     )
     return replace(choice, candidate=best, reason=reason)
+
+
+def _decisive(comparisons: int) -> float:
+    """Return the standard errors by which the best of some comparisons decides (Bonferroni)."""
+    return float(-ndtri(ALPHA / (2 * max(1, comparisons))))

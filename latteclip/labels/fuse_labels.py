@@ -40,7 +40,6 @@ from latteclip.labels.votes import ZERO_SHOT, Answers, Floats, Ints
 
 log = logging.getLogger(__name__)
 MIN_WEIGHT = 0.05  # of votes that compare classifiers
-ENOUGH_TO_TEACH = 10  # answers and examples, for the choice of a model
 SILENT = Labeller(accuracy=None, weight=0.0, answers_needed=0)
 LEAKED = "the captioner was given the zero-shot labels"
 # The classifiers of the label model, of CLIP's features and of those of all encoders.
@@ -134,9 +133,8 @@ def fuse_labels(
     log.info("Labelled %d images.", known.n)
     for sentence in report.sentences():
         log.info("%s", sentence)
-    _write_votes(
-        votes_output, known, model, _unfit(labellers_files, report), report
-    )
+    unfit = _unfit(labellers_files, report)
+    _write_votes(votes_output, known, model, drawn, unfit)
 
 
 def _save(
@@ -179,31 +177,43 @@ def _label_columns(
         "image_label": model.heads_[0].labels[:n],
         "fused_label": model.labels_[:n],
         "fused_confidence": model.confidence_[:n],
+        "fused_topk_labels": tables.list_column(model.posterior_.options[:n]),
+        "fused_topk_probabilities": tables.list_column(
+            model.posterior_.shares[:n]
+        ),
         "labeller_labels": tables.list_column(every),
     }
 
 
 def _write_votes(
-    output: str,
-    known: LabelInputs,
-    model: LabelModel,
-    unfit: str,
-    report: FusionReport,
+    output: str, known: LabelInputs, model: LabelModel, drawn: Answers, unfit: str
 ) -> None:
-    """Write what the labellers say of images that compare classifiers, and what these say."""
-    rows = np.flatnonzero(
-        held_out_for_choice(tables.Strings(known.images["image_id"]))
-    )
+    """Write votes about images that compare classifiers, and what those of `fuse_labels` say.
+
+    Votes are those of the labellers if these are fit, and a person's answers about drawn images,
+    for which the classifiers are without the answer.
+    """
+    is_compared = held_out_for_choice(tables.Strings(known.images["image_id"]))
+    is_compared[drawn.rows] = True
+    rows = np.flatnonzero(is_compared)
+    votes = np.zeros((len(rows), len(known.classnames)), np.float32)
+    if not unfit:
+        votes[:] = model.vote_probabilities(rows)
+    answered = np.searchsorted(rows, drawn.rows)
+    votes[answered] = drawn.shares
+    heads = {}
+    for name, head in {
+        "head": model.heads_[0],
+        "joint_head": model.heads_[-1],
+    }.items():
+        heads[name] = head.labels[rows]
+        heads[name][answered] = head.held_out.argmax(axis=1)
+    metadata = VotesMetadata(known.classnames, "" if votes.any() else unfit)
     columns = {
         "image_id": known.ids(rows),
-        "vote": tables.list_column(
-            model.vote_probabilities(rows).astype(np.float32)
-        ),
-        "head": model.heads_[0].labels[rows],
-        "joint_head": model.heads_[-1].labels[rows],
+        "vote": tables.list_column(votes),
+        **heads,
     }
-    is_taught = len(report.answers) + report.examples >= ENOUGH_TO_TEACH
-    metadata = VotesMetadata(report.classnames, unfit, is_taught)
     tables.write(output, columns, tables.VOTES, metadata)
 
 

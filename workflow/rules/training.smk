@@ -1,5 +1,5 @@
-# Models that are fine-tuned, by one job per dataset, method and seed, and their averages, which
-# classify in the same job.
+# Models that are fine-tuned, by one job per dataset, method and seed, and models between the
+# pretrained one and these, which classify in the same job.
 
 TRAINED = one_of(name for name, each in run.objectives.items() if each.module)
 AVERAGED = one_of(name for name, each in run.objectives.items() if each.averages)
@@ -103,6 +103,9 @@ rule finetune:
 rule average_weights:
     input:
         images="results/{dataset}/images.parquet",
+        pretrained=CLIP,
+        fused_labels=FUSED_LABELS,
+        fusion_report=FUSION_REPORT,
         models=each("model", jobs.averaged, "method"),
         histories=each("history", jobs.averaged, "method"),
     output:
@@ -126,10 +129,14 @@ rule average_weights:
     params:
         code=code_of("latteclip.evaluate.average_weights"),
         trainings=as_json(jobs.averaged, "method"),
+        mixing=of(lambda each: each.keys.mixing, "method"),
         precision=of(lambda each: each.keys.clip.precision),
     shell:
         "latteclip average-weights --dataset {wildcards.dataset} --method {wildcards.method}"
-        " --seed {wildcards.seed} --images {input.images} --trainings {params.trainings:q}"
-        " --precision {params.precision} --model {output.model} --history {output.history}"
+        " --seed {wildcards.seed} --images {input.images} --pretrained {input.pretrained}"
+        " --fused-labels {input.fused_labels} --fusion-report {input.fusion_report}"
+        " --trainings {params.trainings:q}"
+        " --mixing {params.mixing} --precision {params.precision}"
+        " --model {output.model} --history {output.history}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions} --threads {threads} --log {log}"
