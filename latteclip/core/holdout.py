@@ -13,7 +13,6 @@ from latteclip.core.files import digest
 # that the standard error of a share is half a point.
 MIN_LEFT_OUT = 34
 MAX_LEFT_OUT = 3_333
-MIN_HELD_OUT = 100  # images that compare trainings
 MAX_HELD_OUT = 10_000  # images that compare classifiers
 Mask = npt.NDArray[np.bool_]
 

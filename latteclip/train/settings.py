@@ -32,9 +32,9 @@ def auto_batch_size(n: int) -> int:
 
 
 def auto_epochs(n: int) -> int:
-    """Return the epochs for N images: 10 from 320 to 5,000, below up to 30, above down to 3."""
-    many = min(10, round(10 * math.cbrt(5_000 / max(1, n))))
-    few = min(30, round(3_200 / max(1, n)))
+    """Return the epochs for N images: 5 from 320 to 5,000, below up to 15, above down to 3."""
+    many = min(5, round(5 * math.cbrt(5_000 / max(1, n))))
+    few = min(15, round(1_600 / max(1, n)))
     return max(3, many, few)
 
 

@@ -91,7 +91,7 @@ MISTAKES = [
     # The last stage would find these, after days of captioning.
     (method(like="flyp", pseudo_labels="lmm"), "own.*lmm are class scores"),
     (method(like="latteclip", switches=OFF), r"methods\.own\.switches .*a loss on"),
-    (method(objective="average_weights", of="latteclip"), r"methods\.own\.of is latteclip"),
+    (method(objective="average_weights", of="zero_shot"), r"methods\.own\.of is zero_shot"),
     ({"method": "image_prototypes_encoders"}, "needs image_encoders"),
     ({"dataset": "a,b", "image_dir": "photos"}, r"image_dir.*a, b"),
     (source(folder="photographs"), r"source\.folder photographs"),

@@ -91,7 +91,7 @@ def test_without_labellers_class_texts_and_images_label(dataset):
     assert columns["labeller_labels"] == [[]] * len(dataset.true)
     votes, about = dataset.votes()
     assert len(votes) == len(dataset.true)  # an audit asks about the classifier as well
-    assert about.unfit and not about.is_taught
+    assert about.unfit
 
 
 # --- labels --------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_examples_beat_zero_shot_and_are_in_no_table(shown):
     after, report = dataset.run(examples=write())
     assert dataset.right(after["fused_label"]) > dataset.right(before["fused_label"]) + 0.03
     assert after["adapted_label"] == before["adapted_label"]
-    assert report.examples == C * SHOTS and dataset.votes()[1].is_taught
+    assert report.examples == C * SHOTS
     _, report = dataset.run(examples=write(), answers=answers)
     assert len(report.answers) == 40 and report.labels_right.n == 20
 
