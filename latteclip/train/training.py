@@ -64,8 +64,6 @@ class Setup:
         if picked.type != "cuda":  # there, a lack of memory ends the process
             self.clip.micro_batch = encode.fitting_micro_batch(self.clip)
         texts = base.TokenizedTexts(self.clip)
-        # Convolutions take a third less time so on a CPU.
-        self.clip.model.to(memory_format=torch.channels_last)
         template = settings.class_templates.template
         self.inputs = data.read(files, template, settings.labels, texts, fold)
 

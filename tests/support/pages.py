@@ -66,7 +66,7 @@ def write(results, *, captions=False, training=None, **files):
     settings = report_dataset.ReportSettings(
         **{"dataset": "made", "main": "latteclip", "baseline": "zero_shot"},
         **{"suffix": "", "training": training},
-        config={"title": "<u>Made</u>", "methods": methods},
+        config={"title": "<u>Made</u>", "methods": methods, "seeds": [0]},
     )
     output = results.folder / "report.html"
     inputs = report_dataset.PageFiles(results.images, results.pseudo_labels, **files)

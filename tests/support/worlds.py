@@ -141,6 +141,8 @@ class Taken(ZeroShotFiles):
             "lmm_confidence": pa.nulls(n, pa.float32()),
             "fused_label": self.fused,
             "fused_confidence": self.confidence,
+            "fused_topk_labels": self.fused[:, None].tolist(),
+            "fused_topk_probabilities": self.confidence[:, None].tolist(),
             "labeller_labels": self.truth[:, None].tolist(),
         }
         metadata = tables.ClassesMetadata(self.classnames)
