@@ -150,8 +150,18 @@ class Machine:
 
     @functools.cached_property
     def has_gpus(self) -> bool:
-        """Whether jobs find GPUs, in the cluster or here, by NVIDIA's driver."""
-        return self.is_cluster or self.runs_one_job or bool(devices.visible())
+        """Whether jobs find GPUs, in the cluster or here, by NVIDIA's driver.
+
+        A plan asks the driver too, but runs where it fails: that of a login node may lack its card.
+        """
+        if self.is_cluster or self.runs_one_job:
+            return True
+        try:
+            return bool(devices.visible())
+        except UserError:
+            if self.runs_jobs:
+                raise
+            return False
 
     @functools.cached_property
     def gpus(self) -> int:
