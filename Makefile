@@ -14,7 +14,7 @@ ifeq ($(KIND),cpu)
 export CUDA_VISIBLE_DEVICES :=
 endif
 
-.PHONY: install demo test fuzz bench envs docs lint format demo-models clean
+.PHONY: install demo test test-gpu fuzz bench envs docs lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -52,6 +52,10 @@ demo: install
 TESTS_AT_ONCE ?= 3
 test: install
 	pytest --numprocesses=$(TESTS_AT_ONCE) --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
+
+# The tests that a GPU may answer otherwise, one after another. `make test` hides the GPU.
+test-gpu: install
+	pytest -m gpu
 
 # Every reader of foreign bytes on random and damaged ones, for so many seconds each; the same
 # numbers of rounds give the same cases.

@@ -40,8 +40,16 @@ FIRST = (
 
 
 def pytest_configure(config):
-    """One folder of warm processes for all workers of pytest-xdist, which inherit what is set."""
+    """One folder of warm processes for all workers of pytest-xdist, which inherit what is set.
+
+    Tests mean the same with and without a GPU: only `pytest -m gpu` sees it. There, tests and the
+    processes that they start share it, for one that claims it would make the others wait.
+    """
     if not hasattr(config, "workerinput"):
+        on_gpu = config.option.markexpr == "gpu"
+        os.environ |= (
+            {"LATTECLIP_GPUS": "shared"} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
+        )
         os.environ |= {warm.FOLDER: tempfile.mkdtemp(), warm.OWNER: str(os.getpid())}
 
 

@@ -1,6 +1,6 @@
 """Try every stage on the GPU of this machine, about ten minutes, and compare it with the CPU.
 
-    python tools/try_gpu.py [--json report.json] [--limit 128]
+    python tools/try_gpu.py [--report report.md] [--json report.json] [--limit 128]
 
 One line a check: ok, warning, or "not tried" with the reason.
 `--rehearse` lets a machine without a GPU run all that needs no card, no weights of the hub and no
@@ -69,6 +69,12 @@ def main() -> None:
         "--json", type=Path, metavar="FILE", help="file of all lines, as JSON"
     )
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="a page for an issue, in Markdown",
+    )
+    parser.add_argument(
         "--limit", type=int, default=128, help="images of each split of the demo"
     )
     parser.add_argument(
@@ -100,7 +106,21 @@ def main() -> None:
         options.json.write_text(
             json.dumps(found, indent=1) + "\n", encoding="utf-8"
         )
+    if options.report:
+        options.report.write_text(page(found), encoding="utf-8")
     sys.exit(any(each["level"] == "warning" for each in found))
+
+
+def page(found: Sequence[dict[str, Any]]) -> str:
+    """Return a table of all lines in Markdown, warnings first, without this user's folder."""
+    lines = ["| level | check | found | seconds |", "|---|---|---|---|"]
+    for each in sorted(found, key=lambda each: each["level"] != "warning"):
+        text = " ".join(each["text"].split()).replace("|", "/")
+        text = text.replace(str(Path.home()), "~")
+        lines.append(
+            f"| {each['level']} | {each['check']} | {text} | {each['seconds']} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:

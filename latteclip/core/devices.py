@@ -53,6 +53,8 @@ def pick(name: str, threads: int) -> "torch.device":
     torch.set_num_threads(threads)
     if name != "cpu":
         claim()
+        # Else convolutions in float32 keep 10 bits of their inputs, unlike matrix products.
+        torch.backends.cudnn.allow_tf32 = False
         if torch.cuda.is_available():
             return torch.device("cuda")
         refuse_unusable(torch.__version__, torch.version.cuda)

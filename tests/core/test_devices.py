@@ -137,6 +137,19 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(
     assert "CPU" in caplog.text
 
 
+def test_the_tests_see_no_gpu_of_their_machine(tmp_path, monkeypatch):
+    nvidia_smi(tmp_path, ["GPU-0"])
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert devices.visible() == {}
+
+
+def test_float32_on_a_gpu_rounds_no_convolution(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert devices.pick("auto", 1).type == "cuda"
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("name", ["", "cuda:1", "meta", "cuda"])
 def test_a_device_that_is_not_there_is_refused(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

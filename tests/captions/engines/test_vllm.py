@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from support import tiny_lmms, warm
 from support.captioning import changed
@@ -19,7 +20,7 @@ from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import messages
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.questions import Choices, Request
-from latteclip.core import tables
+from latteclip.core import devices, tables
 from latteclip.core.errors import GIB
 
 VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
@@ -95,6 +96,8 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_vllm(index, textures, models, tmp_path_factory):
     """The folder in which an engine in a process of its own, as on a GPU, wrote what it found."""
+    if torch.version.cuda and not devices.visible():
+        pytest.skip("the CUDA build of vLLM needs a GPU: make test-gpu")
     folder = tmp_path_factory.mktemp("vllm")
     machine = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     machine |= {"TORCHDYNAMO_DISABLE": "1"}  # else the rank of a token is compiled
@@ -107,6 +110,7 @@ def found(by_vllm):
     return json.loads((by_vllm / "found.json").read_text())
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_vllm_writes_what_transformers_writes(by_vllm, answers):
     path = by_vllm / "captions.parquet"
@@ -114,6 +118,7 @@ def test_vllm_writes_what_transformers_writes(by_vllm, answers):
     assert tables.read_metadata(path, AnswersMetadata).questions == N
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
 def test_vllm_scores_as_transformers_does(found, requests, kind):
@@ -125,6 +130,7 @@ def test_vllm_scores_as_transformers_does(found, requests, kind):
             assert values == pytest.approx(row, abs=1e-3)  # 2e-5 was the largest difference
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_what_vllm_refuses_is_one_error_of_the_request(found):
     """Also where it refuses one of the prompts of a request."""
@@ -132,6 +138,7 @@ def test_what_vllm_refuses_is_one_error_of_the_request(found):
     assert all("captioner.max_model_len" in error for [error] in found["refused"])
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_why_an_engine_does_not_start_is_in_the_job_s_log(by_vllm):
     long = (by_vllm / "long.log").read_text()
@@ -170,6 +177,7 @@ def test_transformers_reads_what_the_model_s_own_processor_makes(architecture, t
     assert {(ids.count(first), ids[0] == first) for ids in documented} == {(begins, begins)}
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_vllm_reads_and_answers_as_transformers_does(architecture, found, textures):
     name, settings, documented = architecture
