@@ -131,9 +131,11 @@ def runs_in(folder: Path) -> list[RunFiles]:
     runs = []
     for metrics in folder.glob("*/seed*/metrics.json"):
         place = metrics.parent
-        seed = int(place.name.removeprefix("seed"))
+        seed = place.name.removeprefix("seed")
+        if not seed.isdecimal():  # a copy beside a run, such as seed0_backup
+            continue
         files = [str(place / name) for name in names]
-        runs.append(RunFiles(place.parent.name, seed, *files))
+        runs.append(RunFiles(place.parent.name, int(seed), *files))
     return sorted(runs, key=lambda run: (run.method not in BASELINES, run.run))
 
 

@@ -77,6 +77,11 @@ def read_plan(
     """
     split = path.parent.name
     table = tables.read(path)
+    if not table.schema.equals(tables.PLAN):
+        raise UserError(
+            f"{path} is another table than the plan of an audit; move the folder {path.parent} "
+            "away to begin a new audit."
+        )
     contents = [checksum.hex() for checksum in table["checksum"].to_pylist()]
     index = of_split(index, split)
     rows = locate(

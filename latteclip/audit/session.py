@@ -121,10 +121,9 @@ class QuestionSession:
     def save(self, content: bytes) -> dict[str, Any]:
         """Save new answers, and take others back. An earlier answer of another page stays."""
         sent = self.file.parse(content, "The request")
+        earlier = self.answers().keys() - {*sent.removed}
         saved = self.file.update(sent.answers, sent.removed, keeps_earlier=True)
-        is_late = any(
-            saved.get(key, one) != one for key, one in sent.answers.items()
-        )
+        is_late = not earlier.isdisjoint(sent.answers)
         return {**self.state(saved), "is_late": is_late}
 
     def render(self) -> tuple[str, str]:

@@ -54,6 +54,11 @@ class Answer:
     offered: tuple[str, ...] = ()
     state: Annotated[str, Field(exclude=True)] = COUNTS
 
+    @property
+    def meaning(self) -> str:
+        """Return the class, or the words in its place."""
+        return WORDS.get(self.kind) or str(self.classname)
+
 
 @dataclass(frozen=True)
 class SavedAnswers:
@@ -129,9 +134,9 @@ class AnswerFile:
             raise UserError(
                 f"{where} answers questions about other images; nothing was taken from it."
             )
-        return self._resolve(saved)
+        return self._resolve(saved, where)
 
-    def _resolve(self, saved: SavedAnswers) -> SavedAnswers:
+    def _resolve(self, saved: SavedAnswers, where: str) -> SavedAnswers:
         """Return the answers with the names that their images have now, and with their states."""
         names = {*self.classnames}
         rows = locate(
@@ -155,6 +160,7 @@ class AnswerFile:
                     "state": COUNTS if is_known else LAPSED,
                 }
             entries.append(replace(answer, offered=offered, **now))
+        _check_unique(entries, where)
         return replace(saved, entries=entries)
 
     def read(self) -> SavedAnswers:
@@ -175,7 +181,9 @@ class AnswerFile:
         The file keeps what other processes have saved, and answers about other images and classes.
         It may keep earlier answers about the same images as well.
         """
-        added = self._resolve(self.document(changed.values())).entries
+        added = self._resolve(
+            self.document(changed.values()), "The change"
+        ).entries
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
             before = self.read()
@@ -227,6 +235,21 @@ def _parse(content: bytes, where: str) -> SavedAnswers:
         raise UserError(
             f"{where} is not a file of answers of latteclip ({place}: {first['msg']})."
         ) from None
+
+
+def _check_unique(entries: Iterable[Answer], where: str) -> None:
+    """Raise UserError if two answers about one image differ, as in a file that was merged."""
+    first: dict[str, Answer] = {}
+    for one in entries:
+        if one.state == GONE:
+            continue
+        other = first.setdefault(one.image_id, one)
+        if other.meaning != one.meaning:
+            raise UserError(
+                f"{where} has two answers about {one_line(one.image_id, 120)!r}: "
+                f"{one_line(other.meaning, 80)!r} and {one_line(one.meaning, 80)!r}. "
+                "Remove one of them."
+            )
 
 
 def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> pa.Array:

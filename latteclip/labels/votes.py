@@ -113,6 +113,10 @@ class Answers:
         if isinstance(answers, cls):
             return answers
         given: Mapping[int, Any] = answers or {}
+        if not all(isinstance(row, int | np.integer) for row in given):
+            raise ValueError(
+                f"Answers are a mapping of rows to classes, and {[*given][:3]} are no rows."
+            )
         shares = np.zeros((len(given), n_classes))
         for place, (row, classes) in enumerate(given.items()):
             if np.setdiff1d(classes, np.arange(n_classes)).size:

@@ -1,6 +1,9 @@
 """The command as a whole: the limits of an audit, and the estimates from its answers."""
 
 import itertools
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +15,9 @@ from latteclip.audit import score
 from latteclip.audit.audit import (
     AuditSession,
     offered_classes,
+    plan_of,
     rename_class,
+    runs_in,
     sampling_order,
 )
 from latteclip.audit.session import OFFERED
@@ -227,3 +232,17 @@ def test_images_of_a_stratum_are_drawn_with_one_probability():
         shares = often[strata == h] / drawings
         error = np.sqrt(shares.mean() * (1 - shares.mean()) / drawings)
         assert np.abs(shares - shares.mean()).max() < 5 * error
+
+
+def test_a_copy_of_a_run_beside_it_is_left_out(results):
+    runs = runs_in(results.folder)
+    folder = Path(runs[-1].metrics).parent
+    shutil.copytree(folder, folder.with_name(f"{folder.name}_backup"))
+    assert runs_in(results.folder) == runs
+
+
+def test_another_table_in_place_of_the_plan_is_one_sentence(session, results):
+    plan = plan_of(results.folder, "test")
+    shutil.copy(results.folder / "images.parquet", plan)
+    with pytest.raises(UserError, match=re.escape(str(plan))):
+        AuditSession(results.folder, 60)

@@ -137,3 +137,8 @@ def test_a_gigabyte_is_refused_unread(server):
     for length in (str(10**9), str(MAX_BODY + 1), "-1", "x", None):
         assert put(server, b"", Content_Length=length)[0] in (411, 413)
     assert put(server, b"", Transfer_Encoding="chunked", Content_Length=None)[0] == 411
+
+
+def test_a_second_page_is_told_that_an_image_has_the_same_answer(server):
+    replies = [json.loads(put(server, document(server))[2]) for _ in range(2)]
+    assert [reply["is_late"] for reply in replies] == [False, True]

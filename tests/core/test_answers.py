@@ -153,3 +153,16 @@ def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):
     assert said(now.read()) == {"d": "none"}
     wanted = {"a": "dots", "b": "dots", "c": "none"}
     assert said(about_pictures(path, pictures).read()) == wanted
+
+
+@pytest.mark.parametrize("second", [("class", "none"), ("none", None)])
+def test_two_answers_about_one_image_are_refused_with_both_named(path, second):
+    """The later entry of a merged file would replace the other one without a word."""
+    both = [about(IDS[0], "class", "dots"), about(IDS[0], *second)]
+    path.parent.mkdir()
+    path.write_text(json.dumps(planned(path).document(both).as_json()))
+    with pytest.raises(UserError, match=f"{IDS[0]}.*dots.*{both[1].meaning}"):
+        planned(path).read()
+    twice = planned(path).document([both[0], both[0]])
+    path.write_text(json.dumps(twice.as_json()))
+    assert planned(path).read().answers[IDS[0]].classname == "dots"

@@ -512,3 +512,10 @@ def test_tensors_and_data_frames_are_taken_as_arrays():
         found = LabelModel().fit(x, {"a": planted.votes}, texts)
         assert np.array_equal(found.labels_, wanted.labels_)
         assert np.array_equal(found.predict(x), wanted.predict(planted.x))
+
+
+def test_text_as_the_row_of_an_answer_is_refused():
+    with pytest.raises(ValueError, match="rows"):
+        LabelModel().fit(
+            None, {"model": np.zeros(4, int)}, answers={"a.png": 0}, n_classes=2
+        )
