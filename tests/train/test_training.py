@@ -1,5 +1,6 @@
 """The steps of a training."""
 
+import math
 from functools import partial
 
 import pytest
@@ -104,3 +105,37 @@ def test_a_training_in_fp16_has_almost_the_losses_of_float32(objective, monkeypa
     assert found.scaler.get_scale() > 1
     losses = [[row["loss"] for row in each.history] for each in (wanted, found)]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_steps_are_those_of_adamw_with_warmup_and_cosine_as_the_paper_has_it():
+    case = Case(*SHAPES[0])
+    model = case.clip.model
+    training = Training(
+        Flyp(case.texts), Recipe(lr=1e-2, epochs=1, warmup_steps=2, batch_size=4)
+    )
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(100) + 0.05)  # above the bound, after a step too
+    weights = {k: p.detach().double().clone() for k, p in model.named_parameters()}
+    first = {k: torch.zeros_like(p) for k, p in weights.items()}
+    second = {k: torch.zeros_like(p) for k, p in weights.items()}
+    # Half of the rate, all of it, and then the cosine's from 1 to 0 in four steps.
+    rates = [0.005, 0.01, 0.01, 0.01 * (1 + math.sqrt(0.5)) / 2, 0.005]
+    batch = case.index, case.labels[case.index], case.images
+    steps = training.steps(iter([batch] * 6), 6, 6)
+    for t, rate in enumerate(rates, 1):
+        next(steps)
+        for name, p in model.named_parameters():
+            if p.grad is None:
+                continue
+            g = p.grad.double()
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.98 * second[name] + 0.02 * g**2
+            if p.ndim > 1:
+                weights[name] *= 1 - rate * 0.2
+            root = (second[name] / (1 - 0.98**t)).sqrt() + 1e-6
+            weights[name] -= rate * first[name] / (1 - 0.9**t) / root
+        weights["logit_scale"].clamp_(0, math.log(100))
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(
+                p.detach().double(), weights[name], rtol=1e-4, atol=1e-5
+            )
