@@ -19,6 +19,8 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError, refused_by_system
 from latteclip.data import folder_files
 
+GPU_JOB = "gpu_job_"  # begins the name of a default resource
+
 
 class Machine:
     """What the rules need of a workflow object, and where it runs."""
@@ -57,7 +59,7 @@ class Machine:
                 layers.read(file)
             # The `config` of a module wins over the shipped files as a command line does.
             files = layers.defaults(None) if self.is_module else layers.defaults()
-            run = Run(files, config, self.place, self.has_gpus)
+            run = Run(files, config, self.place, self.trains)
             if not self.runs_one_job:  # the sender of the job has checked
                 checks.refuse_unwritable()
                 checks.refuse_unready(run)
@@ -150,17 +152,25 @@ class Machine:
 
     @functools.cached_property
     def has_gpus(self) -> bool:
-        """Whether jobs find GPUs, in the cluster or here, by NVIDIA's driver.
+        """Whether jobs find GPUs, here or in the cluster.
 
-        A plan asks the driver too, but runs where it fails: that of a login node may lack its card.
+        Only a run on this machine asks NVIDIA's driver: that of a login node may lack its card.
         """
         if self.is_cluster or self.runs_one_job:
             return True
+        return self.runs_jobs and bool(devices.visible())
+
+    @property
+    def trains(self) -> bool:
+        """Whether jobs will find GPUs, as known before Snakemake tells where they run.
+
+        The profile of a cluster with GPUs has resources of their jobs, which each job is given too.
+        """
+        if any(name.startswith(GPU_JOB) for name in self.default_resources):
+            return True
         try:
-            return bool(devices.visible())
-        except UserError:
-            if self.runs_jobs:
-                raise
+            return not self.runs_one_job and bool(devices.visible())
+        except UserError:  # a run refuses such a driver
             return False
 
     @functools.cached_property

@@ -9,13 +9,12 @@ from typing import Any
 
 from snakemake.io import local, sourcecache_entry
 
-from latteclip.cli.machine import Machine
+from latteclip.cli.machine import GPU_JOB, Machine
 from latteclip.config.resolve import Run
 from latteclip.core.files import TABLES
 
 # MB of a process with its photographs and the parts of batches that it loads ahead.
 PROCESS = 240
-GPU_JOB = "gpu_job_"  # begins the name of a default resource
 # A function of a job's wildcards, as Snakemake takes it.
 OfJob = Callable[..., Any]
 

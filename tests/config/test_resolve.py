@@ -128,3 +128,11 @@ def test_what_is_named_twice_runs_once(config):
     assert [each.name for each in run.datasets] == ["demo"]
     assert run.keys.seeds == [1]
     assert run.datasets[0].method_names == ["flyp"]
+
+
+@pytest.mark.parametrize("has_gpus", [False, True])
+def test_images_of_ones_own_are_trained_on_where_there_is_a_gpu(has_gpus):
+    given = {"dataset": "mine", "image_dir": "photos"}
+    [found] = Run(layers.defaults(), given, has_gpus=has_gpus).datasets
+    assert ("recommended" in found.method_names) == has_gpus
+    assert "image_prototypes" in found.method_names
