@@ -146,6 +146,12 @@ def files_digest(path: str | None) -> str:
     return fingerprint(path) if path and os.path.exists(path) else ""
 
 
+def feature_store(dataset: Dataset) -> str:
+    """Return the folder of image features, shared by all runs with the same code that encodes."""
+    code = code_of("latteclip.clip.feature_store", "latteclip.clip.image_encoders")
+    return shared(dataset, f"features/{code.split()[-1]}")
+
+
 # Captions and class scores.
 
 

@@ -139,7 +139,7 @@ TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}
 NEW_CAPTIONS = {"write_votes": 1, "fuse_labels": 1, **TUNED_ON_CAPTIONS}
 NEW_CLIP = {
-    **{"pseudo_label_images": 1, "score_unknown": 1},
+    **{"encode_clip_images": 1, "pseudo_label_images": 1, "score_unknown": 1},
     "adapt_zero_shot": 1,
     **{"evaluate_classifier": 1, "caption_groups": 1, **NEW_CAPTIONS, **TUNED},
 }
@@ -318,7 +318,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
 
 CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
 CAPTIONER = "resources/models/llava-hf--llava-v1.6-mistral-7b-hf.json"
-LOADS_CLIP = {"pseudo_label_images", "finetune", "write_votes"}
+LOADS_CLIP = {"encode_clip_images", "pseudo_label_images", "finetune", "write_votes"}
 LOADS_CAPTIONER = {"caption_images", "caption_groups"}
 
 
