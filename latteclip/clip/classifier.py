@@ -53,7 +53,9 @@ class FeatureMemmap:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.array(self._mapped()[rows]))
+        # An array: NumPy takes a tensor of one number as that number.
+        some = rows if isinstance(rows, slice) else np.asarray(rows)
+        return torch.from_numpy(np.array(self._mapped()[some]))
 
     def __setitem__(
         self, rows: slice | torch.Tensor, values: torch.Tensor

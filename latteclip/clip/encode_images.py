@@ -1,4 +1,4 @@
-"""Features of images by encoders beside CLIP, and of examples by all encoders. Not in the paper.
+"""Features of images by CLIP and encoders beside it, and of examples by all of them.
 
 Examples are images of known classes that are not in the dataset.
 """
@@ -11,10 +11,10 @@ from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import parts
 from latteclip.clip.encode import encode_files
+from latteclip.clip.feature_store import encode_once
 from latteclip.clip.model import Clip
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import devices, tables
-from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.tables import EncoderMetadata
 from latteclip.data.folder_files import find_examples
@@ -26,6 +26,7 @@ def encode_images(
     images_path: str,
     encoder: str,
     clip: ClipSection,
+    store: str,
     output: str,
     model_output: str | None = None,
     *,
@@ -35,26 +36,20 @@ def encode_images(
     """Write IMAGE_FEATURES of every image of every split, and perhaps the encoder's folder.
 
     The encoder is one of the key `image_encoders`, with the `precision` of CLIP, or "", which is
-    CLIP.
+    CLIP. `store` is the folder of features that earlier runs encoded.
     """
     table, _ = tables.read_unlabelled(images_path, training=False)
     picked = devices.pick(device, threads)
     model = _encoder(encoder, clip, picked)
-    features = encode_files(model, tables.Strings(table["path"]), threads)
+    features = encode_once(model, table["path"], table["checksum"], store, threads)
     name = encoder or clip.model
     metadata = EncoderMetadata(name, model.width)
     with tables.writing(output, tables.IMAGE_FEATURES, metadata) as add:
         for rows in parts(len(features)):
-            part = features[rows]
-            if not part.isfinite().all():
-                raise UserError(
-                    f"Image encoder {name!r} gives features that are not finite numbers; take it "
-                    "out of image_encoders."
-                )
             add(
                 {
                     "image_id": table["image_id"][rows],
-                    "image_features": tables.list_column(part.numpy()),
+                    "image_features": tables.list_column(features[rows].numpy()),
                 }
             )
     if model_output:

@@ -4,6 +4,7 @@ Functions take the objects of `resolve` that the rule names. What a function ret
 jobs a changed key reruns: it returns what its stage reads, and nothing else.
 """
 
+import ast
 import os
 import re
 from collections.abc import Iterable
@@ -15,22 +16,19 @@ from latteclip.config import layers, registry
 from latteclip.config.labellers import Labeller
 from latteclip.config.registry import Model
 from latteclip.config.resolve import Dataset, Method, Run
-from latteclip.core.files import digest_of, fingerprint
+from latteclip.core.files import digest, fingerprint
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
 # A link to the user's folder, by which an index names the images.
 FOLDER_LINK = "resources/{dataset}/folder"
-# An import of a module of the package, with the names that it takes from the module.
-IMPORT = re.compile(
-    r"^ *(?:from|import) (latteclip[\w.]*)(?: import (\([^)]*\)|.*))?", re.M
-)
 PAGES = "latteclip.report.render"  # the module that fills the templates beside it
 # Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
 # values are parameters of their own.
 WITHOUT_EFFECT = re.compile(
     r"latteclip\.(config\..*|core\.(devices|errors|terminal))"
 )
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 CLASS_TEXTS = ("template", "class_synonyms")  # keys of the texts of the classes
 Paths = list[str]
 Settings = dict[str, Any]
@@ -51,12 +49,16 @@ def shared(dataset: Dataset, name: str) -> str:
 
 @cache  # hundreds of jobs have the same code
 def code_of(*modules: str) -> str:
-    """Return the digest of modules and of their imports from the package, also in functions."""
+    """Return the digest of modules and of their imports from the package, also in functions.
+
+    Comments, docstrings and formatting do not count.
+    """
     imported = closure(*modules)
-    files = sorted(map(_file, imported))
+    parts = [ast.dump(_tree(_file(name))) for name in sorted(imported)]
     if PAGES in imported:
-        files += sorted(_file(PAGES).parent.glob("templates/*"))
-    return f"code {modules[0].rpartition('.')[2]} {digest_of(f.read_bytes() for f in files)[:16]}"
+        templates = sorted(_file(PAGES).parent.glob("templates/*"))
+        parts += [template.read_text("utf-8") for template in templates]
+    return f"code {modules[0].rpartition('.')[2]} {digest(*parts)[:16]}"
 
 
 def training_code(method: Method, stage: str) -> str:
@@ -79,17 +81,32 @@ def closure(*modules: str) -> set[str]:
 @cache
 def _imports(file: Path) -> set[str]:
     """Return the modules that a file imports from the package, without those of no effect."""
-    names = set()
-    for module, taken in IMPORT.findall(file.read_text("utf-8")):
-        names |= {
-            module,
-            *(f"{module}.{name}" for name in re.findall(r"\w+", taken)),
-        }
+    names = set[str]()
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {
+                node.module,
+                *(f"{node.module}.{each.name}" for each in node.names),
+            }
     return {
         name
         for name in names
-        if not WITHOUT_EFFECT.fullmatch(name) and _file(name).is_file()
+        if name.startswith("latteclip.")
+        and not WITHOUT_EFFECT.fullmatch(name)
+        and _file(name).is_file()
     }
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    """Return the parsed code of a file without its docstrings."""
+    tree = ast.parse(file.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+            node.body[:1] = []
+    return tree
 
 
 def _file(name: str) -> Path:
@@ -127,6 +144,12 @@ def local_files(models: Iterable[Model]) -> str:
 def files_digest(path: str | None) -> str:
     """Return a digest of a folder or a file, "" if there is none."""
     return fingerprint(path) if path and os.path.exists(path) else ""
+
+
+def feature_store(dataset: Dataset) -> str:
+    """Return the folder of image features, shared by all runs with the same code that encodes."""
+    code = code_of("latteclip.clip.feature_store", "latteclip.clip.image_encoders")
+    return shared(dataset, f"features/{code.split()[-1]}")
 
 
 # Captions and class scores.

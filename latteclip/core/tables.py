@@ -84,7 +84,12 @@ FUSED_LABELS = _schema(
 SOFT_LABELS = ("fused_topk_labels", "fused_topk_probabilities")
 IMAGE_FEATURES = _schema(
     image_id=STRING,
-    image_features=FLOATS,  # L2-normalised, by a model beside CLIP
+    image_features=FLOATS,  # L2-normalised, by CLIP or a model beside it
+)
+# Features of images in the store of a dataset, by one model.
+STORED_FEATURES = _schema(
+    checksum=pa.binary(16),  # of the file's bytes, as in IMAGES
+    image_features=FLOATS,
 )
 # Images of known classes that are not in the dataset.
 EXAMPLES = _schema(

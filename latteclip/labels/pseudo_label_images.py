@@ -1,6 +1,6 @@
 """Zero-shot pseudo-labels of N images from a frozen CLIP (LatteCLIP, section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,41 +14,37 @@ from latteclip.clip.classifier import (
     parts,
     save_classifier,
 )
-from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.clip.encode import class_embeddings
+from latteclip.clip.features import read_features
 from latteclip.config.keys import ClassTextsSection, ClipSection
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.core.files import replacing
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
 
 
 class ZeroShotSettings(ClassTextsSection):
-    """The CLIP model, the texts of the classes, and how images are encoded."""
+    """The CLIP model, and the texts of the classes."""
 
     clip: ClipSection
 
 
 def pseudo_label_images(
     images_path: str,
+    features_path: str,
     settings: ZeroShotSettings,
     output: str,
     class_embeddings_output: str,
-    clip_output: str,
     *,
     device: str,
     threads: int,
 ) -> None:
-    """Write PSEUDO_LABELS for every image of every split, the classifier W0 [C, D], and CLIP."""
+    """Write PSEUDO_LABELS for every image of every split by its features, and the classifier W0."""
     table, _ = tables.read_unlabelled(images_path, training=False)
-    paths = table["path"].to_pylist()
     clip = load_clip(settings.clip, device, threads)
-    features, classifier, described = encode_zero_shot(
-        clip, images_path, paths, settings, threads
-    )
+    classifier, described = zero_shot_classifier(clip, images_path, settings)
+    features = read_features(features_path, table["image_id"])
     write_pseudo_labels(output, table, features, classifier, described)
     save_classifier(class_embeddings_output, classifier, described)
-    with replacing(clip_output) as folder:
-        clip.save(folder)
 
 
 def load_clip(section: ClipSection, device: str, threads: int) -> clips.Clip:
@@ -57,14 +53,10 @@ def load_clip(section: ClipSection, device: str, threads: int) -> clips.Clip:
     return clips.load(section.model, section.pretrained, picked, section.precision)
 
 
-def encode_zero_shot(
-    clip: clips.Clip,
-    images_path: str,
-    paths: Sequence[str],
-    settings: ZeroShotSettings,
-    threads: int,
-) -> tuple[Features, Classifier, dict[str, Any]]:
-    """Return features [N, D] of image files, and the classifier W0 [C, D] with its description.
+def zero_shot_classifier(
+    clip: clips.Clip, images_path: str, settings: ZeroShotSettings
+) -> tuple[Classifier, dict[str, Any]]:
+    """Return the classifier W0 [C, D] of the classes of an index, with its description.
 
     That has classnames, class_templates, model, pretrained and logit_scale, the factor of cosines.
     """
@@ -79,7 +71,7 @@ def encode_zero_shot(
         "class_templates": vars(templates),
         "logit_scale": clip.model.logit_scale.exp().item(),  # type: ignore[operator]
     }
-    return encode_files(clip, paths, threads), classifier, described
+    return classifier, described
 
 
 def write_pseudo_labels(

@@ -22,6 +22,7 @@ from latteclip.clip.classifier import (
     load_classifier,
     parts,
 )
+from latteclip.clip.feature_store import encode_once
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -37,8 +38,8 @@ from latteclip.core.user_tables import (
 )
 from latteclip.labels.pseudo_label_images import (
     ZeroShotSettings,
-    encode_zero_shot,
     load_clip,
+    zero_shot_classifier,
 )
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def write_votes(
     *,
     captions_path: str | None = None,
     class_embeddings_path: str | None = None,
+    store: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -90,10 +92,12 @@ def write_votes(
         clip = load_clip(settings.captions, device, threads)
         options, scores = _caption_votes(captions, weights, clip)
     elif settings.zero_shot is not None:
-        paths, section = index["path"].to_pylist(), settings.zero_shot
-        clip = load_clip(section.clip, device, threads)
-        features, classes, about = encode_zero_shot(
-            clip, images_path, paths, section, threads
+        clip = load_clip(settings.zero_shot.clip, device, threads)
+        classes, about = zero_shot_classifier(
+            clip, images_path, settings.zero_shot
+        )
+        features = encode_once(
+            clip, index["path"], index["checksum"], str(store), threads
         )
         options, scores = _best(features, about["logit_scale"] * classes.weights)
     else:

@@ -25,12 +25,11 @@ from latteclip.clip.features import classify_table
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
-from latteclip.core.files import digest_of, existing, replacing
+from latteclip.core.files import digest_of, existing, read_object, replacing
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import Images
-from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
@@ -98,7 +97,7 @@ def read(
             ids=all_ids,
         )
         is_trained &= confidence.to_numpy() > 0
-        drawn = read_fusion_report(str(files.fusion_report)).checking
+        drawn = read_object(str(files.fusion_report), ["checking"])["checking"]
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]

@@ -1,3 +1,6 @@
+import re
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,7 +29,7 @@ class Pictures:
 
     def __init__(self, folder):
         self.files = write_pictures(folder / "pictures", 5)
-        self.output = folder / "features.parquet"
+        self.output, self.store = folder / "features.parquet", str(folder / "store")
         splits = ["train", "test", "val", "train", "train"]
         self.index = write_index(
             folder / "i.parquet", self.files, splits, [None] * 5, ["a", "b"]
@@ -35,7 +38,7 @@ class Pictures:
     def run(self, model):
         """Features [N, D] and the metadata of their table."""
         clip, output = ClipSection(), str(self.output)
-        encode_images(self.index, model, clip, output, device="cpu", threads=1)
+        encode_images(self.index, model, clip, self.store, output, device="cpu", threads=1)
         table = tables.read(self.output)
         described = tables.read_metadata(self.output, EncoderMetadata)
         assert table["image_id"].to_pylist() == [f"{i:03d}.png" for i in range(5)]
@@ -93,3 +96,40 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_sentence(
         pictures.run(name)
     assert "\n" not in str(error.value)
     assert not pictures.output.exists()
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def test_only_images_and_models_that_are_new_are_encoded(
+    pictures, tmp_path, monkeypatch, caplog
+):
+    """Whatever their names are; and a killed job loses only what it had not written."""
+    caplog.set_level("INFO")
+
+    def encoded():
+        [number] = re.findall(r"Encoded (\d+) images", caplog.text)
+        caplog.clear()
+        return int(number)
+
+    monkeypatch.setattr("latteclip.clip.feature_store.ROWS", 3)
+    name = write_encoder(tmp_path / "encoder")
+    wanted, _ = pictures.run(name)
+    assert encoded() == 5
+    found, _ = pictures.run(name)
+    assert encoded() == 0 and torch.equal(found, wanted)
+    new, *others = pictures.files
+    shutil.copy(others[-1], others[0])  # the content of an image that is known
+    Image.new("RGB", (70, 64), "red").save(new)
+    pictures.files = [new, *others]
+    write_index(pictures.index, pictures.files, ["train"] * 5, [None] * 5, ["c"])
+    found, _ = pictures.run(name)
+    assert encoded() == 1
+    assert torch.equal(found[1:], wanted[[4, 2, 3, 4]])
+    assert not torch.equal(found[0], wanted[0])
+    pictures.run(write_encoder(tmp_path / "other", seed=1))
+    assert encoded() == 4  # of two files with one content, one
+    shutil.rmtree(pictures.store)
+    again, _ = pictures.run(name)
+    assert encoded() == 4
+    torch.testing.assert_close(again, found, atol=1e-6, rtol=1e-5)

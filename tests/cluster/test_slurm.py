@@ -294,7 +294,8 @@ def run(finished, tmp_path_factory):
 def test_each_stage_asks_for_what_it_needs(run):
     jobs = run.slurm.jobs()
     found = {rule: asked(first) for rule, [first, *_] in jobs.items()}
-    on_gpus = {"pseudo_label_images", "caption_images_shard", "caption_groups_shard"}
+    on_gpus = {"encode_clip_images", "pseudo_label_images"}
+    on_gpus |= {"caption_images_shard", "caption_groups_shard"}
     assert found.keys() == {"index_images", "gather_captions", *on_gpus}
     for rule, each in found.items():
         assert each["gpu"] == (rule in on_gpus), rule

@@ -1,6 +1,7 @@
 """Which settings the jobs get: a key that a job does not get reruns nothing of it."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -76,16 +77,49 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "labels.label_model": ("labels.fuse_labels", "train.finetune"),
     "report.gallery": ("report.report_dataset", "report.summarize"),
+    "labels.fusion_report": ("report.report_dataset", "train.finetune"),
+    "labels.guarantees": ("labels.fuse_labels", "train.finetune"),
     "core.files": ("captions.caption", None),  # which reads users' tables
     # It has no effect on results, or its values are parameters.
     "core.devices": (None, "train.finetune"),
     "config.keys": (None, "train.finetune"),
-    "train.objectives.losses": (None, "train.finetune"),  # code of the objective
+    "train.objectives.latteclip": (None, "train.finetune"),  # code of the objective
 }
 
 
 def test_an_edit_reruns_the_stages_that_import_the_module():
     for edited, (rerun, spared) in EDITS.items():
+        assert find_spec(f"latteclip.{edited}"), edited
         for stage, reruns in ((rerun, True), (spared, False)):
             found = jobs.closure(f"latteclip.{stage}") if stage else set()
             assert not stage or (f"latteclip.{edited}" in found) == reruns, edited
+
+
+STAGE = """
+from latteclip import (
+    helper,
+)
+class Settings:
+    pass
+def stage(x):
+    return helper.double(x)
+"""
+HELPER = "def double(x):\n    return 2 * x\n"
+REWORDED = (
+    STAGE.replace("pass", "'''Settings.'''").replace("(x):", "( x ):  # a comment"),
+    HELPER.replace("    return", "    'Double.'\n\n    return"),
+)
+
+
+def test_code_is_compared_by_what_it_does(tmp_path, monkeypatch):
+    def code(number, stage, helper):
+        package = tmp_path / str(number) / "latteclip"
+        package.mkdir(parents=True)
+        (package / "stage.py").write_text(stage)
+        (package / "helper.py").write_text(helper)
+        monkeypatch.setattr(jobs.layers, "PACKAGE", package)
+        return jobs.code_of.__wrapped__("latteclip.stage")
+
+    before = code(0, STAGE.replace("pass", "'''Values.'''"), HELPER)
+    assert code(1, *REWORDED) == before
+    assert code(2, STAGE, HELPER.replace("2", "3")) != before  # also of what it imports

@@ -20,6 +20,7 @@ from support.tiny import (
 from support.trainings import settings
 from timm.models import register_model
 
+from latteclip.clip.encode_images import encode_images
 from latteclip.clip.model import load_finetuned
 from latteclip.config.keys import ClipSection
 from latteclip.core.holdout import NO_FOLD
@@ -85,8 +86,10 @@ def test_it_gives_labels_trains_a_step_and_predicts_as_the_stock_model(
     zero_shot = ZeroShotSettings(clip=clip, template=TEMPLATE)
     labels = str(tmp_path / "labels.parquet")
     embeddings = str(tmp_path / "embeddings.safetensors")
-    outputs = labels, embeddings, str(tmp_path / "pretrained")
-    pseudo_label_images(index, zero_shot, *outputs, device="cpu", threads=1)
+    features, store = str(tmp_path / "features.parquet"), str(tmp_path / "store")
+    on_cpu = {"device": "cpu", "threads": 1}
+    encode_images(index, "", clip, store, features, str(tmp_path / "pretrained"), **on_cpu)
+    pseudo_label_images(index, features, zero_shot, labels, embeddings, **on_cpu)
     training = settings("flyp", model, template=TEMPLATE, epochs=1, batch_size=N)
     outputs = [str(tmp_path / each) for each in ("model", "history.parquet", "checkpoints")]
     files = TrainingFiles(index, labels)

@@ -16,6 +16,7 @@ from support.tiny import (
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
+from latteclip.clip.encode_images import encode_images
 from latteclip.clip.features import read_features
 from latteclip.config.keys import ClipSection
 from latteclip.core import tables
@@ -41,8 +42,11 @@ def test_the_files_are_those_of_the_direct_computation(tmp_path, demo_clip):
     files = write_pictures(tmp_path / "pictures", 7)
     index = tmp_path / "images.parquet"
     write_index(index, files, SPLITS, [None] * 7, CLASSNAMES)
-    outputs = [str(tmp_path / name) for name in ("out.parquet", "out.safetensors", "clip")]
-    stage.pseudo_label_images(str(index), SETTINGS, *outputs, device="cpu", threads=1)
+    features, store = str(tmp_path / "features.parquet"), str(tmp_path / "store")
+    outputs = [str(tmp_path / name) for name in ("out.parquet", "out.safetensors")]
+    on_cpu = {"device": "cpu", "threads": 1}
+    encode_images(str(index), "", SETTINGS.clip, store, features, **on_cpu)
+    stage.pseudo_label_images(str(index), features, SETTINGS, *outputs, **on_cpu)
     model = demo_clip.model
     pictures = [demo_clip.preprocess(Image.open(file))[None] for file in files]
     images = torch.stack([F.normalize(model.encode_image(x)[0], dim=0) for x in pictures])

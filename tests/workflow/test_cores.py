@@ -127,7 +127,8 @@ def test_a_login_node_with_a_driver_and_no_gpu_plans_jobs_with_gpus(login_node):
     planned = resources_of(login_node.ran(*SLURM, *config))
     on_gpus = {rule for rule, each in planned.items() if each.get("gpu") == "1"}
     assert on_gpus == {
-        *("pseudo_label_images", "caption_images", "caption_groups", "write_votes"),
+        *("encode_clip_images", "pseudo_label_images"),
+        *("caption_images", "caption_groups", "write_votes"),
         *("find_learning_rate", "finetune", "average_weights", "evaluate"),
     }
     for rule, each in planned.items():

@@ -139,18 +139,18 @@ TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}
 NEW_CAPTIONS = {"write_votes": 1, "fuse_labels": 1, **TUNED_ON_CAPTIONS}
 NEW_CLIP = {
-    **{"pseudo_label_images": 1, "score_unknown": 1},
+    **{"encode_clip_images": 1, "pseudo_label_images": 1, "score_unknown": 1},
     "adapt_zero_shot": 1,
     **{"evaluate_classifier": 1, "caption_groups": 1, **NEW_CAPTIONS, **TUNED},
 }
 
 
-def in_file(name):
-    """An edit that changes what a Python or Markdown file says, but not what it does."""
+def in_file(name, added="\n# Edited.\n"):
+    """An edit that adds text to a file."""
 
     def change(checkout):
         with (checkout.root / name).open("a") as file:
-            file.write("\n# Edited.\n")
+            file.write(added)
 
     return change
 
@@ -165,15 +165,19 @@ def deleted(checkout):
     (checkout.root / RESULTS / "flyp/seed0/metrics.json").unlink()
 
 
+CODE = "\nEDITED = True\n"
 # Which stages import which module is the matter of tests/config/test_jobs.py.
 EDITS = {
     "finetune={'lr': 1e-4}": (None, TUNED),
     "prompts={'image': 'What is this?'}": (None, {"caption_images": 1, **NEW_CAPTIONS}),
     # flyp reads no such labels
     "answers that teach": (taught, {"fuse_labels": 1, "score_unknown": 1, **COLLECTED}),
-    "an objective": (in_file("latteclip/train/objectives/latteclip.py"), TUNED_ON_CAPTIONS),
+    "an objective": (
+        in_file("latteclip/train/objectives/latteclip.py", CODE),
+        TUNED_ON_CAPTIONS,
+    ),
     "the engine that runs": (
-        in_file("latteclip/captions/engines/transformers.py"),
+        in_file("latteclip/captions/engines/transformers.py", CODE),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
     ),
     "a template of the pages": (
@@ -184,6 +188,7 @@ EDITS = {
         in_file("latteclip/demo/models/clip/tokenizer_config.json"),
         NEW_CLIP,
     ),
+    "a comment": (in_file("latteclip/core/tables.py"), {}),
     "the time of a file": (
         lambda checkout: os.utime(checkout.root / "latteclip/train/objectives/base.py"),
         {},
@@ -313,7 +318,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(finished_
 
 CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
 CAPTIONER = "resources/models/llava-hf--llava-v1.6-mistral-7b-hf.json"
-LOADS_CLIP = {"pseudo_label_images", "finetune", "write_votes"}
+LOADS_CLIP = {"encode_clip_images", "pseudo_label_images", "finetune", "write_votes"}
 LOADS_CAPTIONER = {"caption_images", "caption_groups"}
 
 

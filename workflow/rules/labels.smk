@@ -5,11 +5,11 @@
 rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
+        features="results/{dataset}/image_features.parquet",
         models=notes(),
     output:
         labels=PSEUDO_LABELS,
         class_embeddings=CLASS_EMBEDDINGS,
-        clip=directory(CLIP),
     log:
         "results/{dataset}/logs/pseudo_label_images.log",
     benchmark:
@@ -24,9 +24,9 @@ rule pseudo_label_images:
         model_files=local_files(),
         settings=as_json(lambda each: jobs.sections(each, "clip", *jobs.CLASS_TEXTS)),
     shell:
-        "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
-        " --output {output.labels} --class-embeddings {output.class_embeddings} --clip {output.clip}"
-        " --threads {threads} --log {log}"
+        "latteclip pseudo-label-images --images {input.images} --features {input.features}"
+        " --settings {params.settings:q}"
+        " --output {output.labels} --class-embeddings {output.class_embeddings} --threads {threads} --log {log}"
 
 
 rule score_unknown:
@@ -114,10 +114,29 @@ rule encode_images:
         model_files=of(lambda encoder: jobs.local_files(encoder_of(encoder)), "encoder"),
         encoder=of(lambda encoder: run.image_encoders[encoder], "encoder"),
         clip=as_json(lambda each: {"precision": each.keys.clip.precision}),
+        # No output, like the store of answers.
+        store=of(jobs.feature_store),
         model=lambda wildcards, output: f"--model {output.model}",
     shell:
         "latteclip encode-images --images {input.images} --encoder={params.encoder:q}"
-        " --clip {params.clip:q} --output {output.features} {params.model} --threads {threads} --log {log}"
+        " --clip {params.clip:q} --store {params.store} --output {output.features} {params.model} --threads {threads} --log {log}"
+
+
+use rule encode_images as encode_clip_images with:
+    input:
+        images="results/{dataset}/images.parquet",
+        models=notes(),
+    output:
+        features="results/{dataset}/image_features.parquet",
+        model=directory(CLIP),
+    log:
+        "results/{dataset}/logs/encode_clip_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/encode_clip_images.jsonl"
+    params:
+        model_files=local_files(),
+        encoder="",
+        clip=as_json(lambda each: each.keys.clip),
 
 
 use rule encode_images as encode_unnamed_images with:
@@ -205,9 +224,10 @@ rule write_votes:
         model_files=local_files("labeller"),
         settings=as_json(jobs.write_votes, "labeller"),
         captions=options("captions", "class_embeddings"),
+        store=of(jobs.feature_store),
     shell:
         "latteclip write-votes --images {input.images} --settings {params.settings:q}"
-        " {params.captions} --output {output} --threads {threads} --log {log}"
+        " {params.captions} --store {params.store} --output {output} --threads {threads} --log {log}"
 
 
 ENCODERS_CLASSIFIER = {}
