@@ -68,6 +68,16 @@ def job_costs(folder: Path) -> list[JobCost]:
     return costs
 
 
+def longest(path: Path) -> float:
+    """Return the seconds of the longest run of a job, by its benchmark file."""
+    longest = 0.0
+    for line in path.read_bytes().splitlines():
+        # A killed run or a full disk leaves a part of a line.
+        with suppress(ValueError):
+            longest = max(longest, _number(json.loads(line).get("s")) or 0)
+    return longest
+
+
 def _number(value: Any) -> float | None:
     """Return a number, None for NA or "-", which Snakemake writes where it measured nothing."""
     return float(value) if isinstance(value, int | float) else None

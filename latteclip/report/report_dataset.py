@@ -171,11 +171,14 @@ def training_minutes(
     of a learning rate is as long as a training. For few images it is too much, as the job that
     encodes them mostly loads the model.
     """
-    seconds = [job.seconds for job in jobs if job.rule == "pseudo_label_images"]
-    if not seconds or seconds[-1] is None:
-        return None
-    trainings = seeds + 1
-    return math.ceil(3 * auto_epochs(n_train) * trainings * seconds[-1] / 60)
+    # A rerun encodes new images alone.
+    seconds = sum(
+        provenance.longest(job.path)
+        for job in jobs
+        if job.rule == "encode_clip_images"
+    )
+    passes = 3 * auto_epochs(n_train) * (seeds + 1)
+    return math.ceil(passes * seconds / 60) or None
 
 
 def training_gain(

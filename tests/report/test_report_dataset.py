@@ -145,7 +145,16 @@ def test_labels_on_pictures_say_what_they_come_from(tmp_path):
     page, _ = write(results, training=["zero_shot", "recommended"])
     assert page.sections["gallery"].count("zero-shot label") == gallery.EXAMPLES
     command = "--config dataset=made method=zero_shot,recommended"
-    assert command in page.sections["next"]
+    assert command in page.sections["next"] and "hours without" in page.sections["next"]
+
+
+def test_the_command_that_trains_has_its_minutes_by_the_longest_encoding(results):
+    benchmark = results.folder / "benchmarks" / "encode_clip_images.jsonl"
+    benchmark.parent.mkdir()
+    benchmark.write_text('{"s": 20.0}\n{"s": 2.0}\n')
+    page, _ = write(results, training=["recommended"])
+    # A search and one training of 15 epochs, each of three times the encoding.
+    assert "about 30 minutes on this machine" in page.sections["next"]
 
 
 def test_an_audit_stands_below_the_accuracies(results):
