@@ -18,7 +18,7 @@ from latteclip.core.files import write_record
 from latteclip.evaluate.results import Audit, AuditedRun
 from latteclip.labels import fusion_report
 from latteclip.labels.guarantees import Interval
-from latteclip.report import gallery, provenance
+from latteclip.report import gallery, provenance, report_dataset
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,28 @@ def test_labels_on_pictures_say_what_they_come_from(tmp_path):
     assert page.sections["gallery"].count("zero-shot label") == gallery.EXAMPLES
     command = "--config dataset=made method=zero_shot,recommended"
     assert command in page.sections["next"] and "hours without" in page.sections["next"]
+
+
+def test_what_training_gained_is_said_by_held_out_images(results, monkeypatch):
+    monkeypatch.setattr(report_dataset, "RECOMMENDED", "flyp")
+    compared = {"images": 120, "difference": -0.05, "standard_error": 0.02}
+    candidates = [
+        {"method": method, "seed": 0, "flags": [], **numbers}
+        for method, numbers in [
+            ("flyp", dict.fromkeys(compared)),
+            ("image_prototypes", compared),
+        ]
+    ]
+    page, _ = write(results, selection=choose(results, "flyp", 0, candidates=candidates))
+    gained = "What training gained here: +5.0 points"
+    assert (
+        gained in page.sections["choice"]
+        and "120 held-out images" in page.sections["choice"]
+    )
+    page, _ = write(
+        results, selection=choose(results, "zero_shot", 0, candidates=candidates)
+    )
+    assert "What training gained" not in page.sections["choice"]
 
 
 def test_the_command_that_trains_has_its_minutes_by_the_longest_encoding(results):
