@@ -19,7 +19,8 @@ from latteclip.core.terminal import Progress
 from latteclip.data import loader
 
 log = logging.getLogger(__name__)
-BATCH = 256  # images or texts that are loaded at once
+BATCH = 256  # images that are loaded at once, and encoded at once by a GPU
+CPU_BATCH = 8  # images that a CPU encodes at once: more are no faster
 LENGTH_BUCKETS = 3
 ACTIVATIONS = 4 * GIB  # bytes of a micro-batch without a GPU of its own memory
 Encoder = Callable[[torch.Tensor], torch.Tensor]
@@ -209,11 +210,20 @@ def encoded(
     order = (indices[rows] for rows in parts(len(files), BATCH))
     batches = loader.batches(files, order, models[0].device, threads)
     for keys, batch in batches:
-        yield (
-            keys,
-            [encode_images(clip, clip.normalise(batch)).cpu() for clip in models],
-        )
+        yield keys, [_encode_padded(clip, batch) for clip in models]
         progress.add(len(batch))
+
+
+def _encode_padded(clip: Clip, batch: torch.Tensor) -> torch.Tensor:
+    """Return features [B, D] of images to the same bit, whichever images are encoded with them.
+
+    The kernels of a matrix product follow from its size, so that each is padded to one size.
+    """
+    size = CPU_BATCH if clip.device.type == "cpu" else BATCH
+    images = clip.normalise(batch)
+    padded = F.pad(images, (*[0] * 7, -len(batch) % size))
+    features = [encode_images(clip, part) for part in padded.split(size)]
+    return torch.cat(features)[: len(batch)].cpu()
 
 
 @torch.no_grad()

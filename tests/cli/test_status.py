@@ -20,7 +20,7 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(
     finished_copy, monkeypatch
 ):
     with (finished_copy.root / "latteclip" / "data" / "splits.py").open("a") as file:
-        file.write("\n# Edited.\n")
+        file.write("\nEDITED = True\n")
     before = files_of(finished_copy.root)
     monkeypatch.chdir(finished_copy.root)
     options = {"seeds": 2, "method": "zero_shot,flyp", "prompts": {"image": "What? 😀"}}
@@ -29,7 +29,7 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(
     assert run.returncode == 0, run.stdout
     assert files_of(finished_copy.root) == before
     lines = [re.split(r"\s{2,}", line.strip()) for line in run.stdout.splitlines() if line]
-    assert re.match(r"demo: \d+ of 11 jobs done", lines[0][0])
+    assert re.match(r"demo: \d+ of 12 jobs done", lines[0][0])
     assert ["stale", "index_images", "settings, images or code changed"] in lines
     assert ["stale", "finetune", "flyp, seed 0", "an earlier stage will run"] in lines
     assert ["missing", "finetune", "flyp, seed 1", "not run yet"] in lines

@@ -132,4 +132,4 @@ def test_only_images_and_models_that_are_new_are_encoded(
     shutil.rmtree(pictures.store)
     again, _ = pictures.run(name)
     assert encoded() == 4
-    torch.testing.assert_close(again, found, atol=1e-6, rtol=1e-5)
+    assert torch.equal(again, found)  # the same bits as in other batches
