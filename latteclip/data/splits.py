@@ -229,7 +229,6 @@ def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
 
     path = str(_existing(root, settings.file or "split.csv"))
     table = read_table(path, "Split file", ".csv")
-    table.columns = table.columns.str.strip().str.lower()
     if not {"path"} <= set(table.columns) <= set(COLUMNS):
         raise UserError(
             f"Split file {path} has the columns {', '.join(table.columns)}; it needs path and may "

@@ -91,7 +91,9 @@ def test_answers_become_shares_of_classes():
         about(IDS[4], "unsure", phase="check"),
     ]
     images = IMAGES.slice(0, 5)
-    found = answered_rows({one.image_id: one for one in answers}, images, CLASSNAMES)
+    found = answered_rows(
+        {one.image_id: one for one in answers}, images, CLASSNAMES, len(images)
+    )
     assert found.rows.tolist() == [0, 1, 3]
     assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert found.drawn.tolist() == [False, False, True]
@@ -106,7 +108,7 @@ def test_after_images_are_added_checks_are_a_sample_of_all_or_teach():
     answers = {name: about(name, "class", "dots", phase="check") for name in asked}
 
     def n_drawn(images):
-        return answered_rows(answers, images, CLASSNAMES).drawn.sum()
+        return answered_rows(answers, images, CLASSNAMES, len(images)).drawn.sum()
 
     assert n_drawn(now.slice(0, 100)) == 40
     first = next(place for place, name in enumerate(order) if name not in answers)
