@@ -1,14 +1,14 @@
 """One table over datasets and methods, from the metrics of every run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from latteclip.core.files import read_object, read_record, write_text
 from latteclip.core.tables import FLAGS
-from latteclip.evaluate.results import FIGURES, Audit, Selection
+from latteclip.evaluate.results import Audit, Selection
+from latteclip.report.accuracies import summary, union
 from latteclip.report.provenance import asked
 
 HEADINGS = {  # of the table for people
@@ -49,35 +49,6 @@ def summarize(
             lines.append(f"- asked for {folder.name}/{name}: {used.in_words}.")
     text = "\n".join([accuracy_table(table), "", *lines])
     write_text(markdown_output, f"{text.rstrip()}\n")
-
-
-def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
-    """Return percentages by dataset and method, in the order in which they first occur.
-
-    Marks are those of any seed, separated by spaces. Metrics are means over seeds. Of acc1 there
-    are the sample standard deviation and the gain over a baseline on the same dataset.
-    """
-    table = pd.DataFrame(runs)
-    table = table.assign(
-        **{name: pd.to_numeric(table[name]) * 100 for name in FIGURES}
-    )
-    table = table.groupby(["dataset", "method"], sort=False, as_index=False).agg(
-        flags=("flags", union),
-        seeds=("seed", "nunique"),
-        acc1_mean=("acc1", "mean"),
-        acc1_std=("acc1", "std"),
-        acc5_mean=("acc5", "mean"),
-        mean_per_class_recall=("mean_per_class_recall", "mean"),
-    )
-    base = table[table["method"] == baseline].set_index("dataset")["acc1_mean"]
-    gain = table["acc1_mean"] - table["dataset"].map(base)
-    return table.assign(acc1_gain=gain, baseline=baseline)
-
-
-def union(flags: Iterable[Sequence[str]]) -> str:
-    """Return the flags of some runs, each once, in the order of FLAGS."""
-    used = {mark for run in flags for mark in run}
-    return " ".join(mark for mark in FLAGS if mark in used)
 
 
 def accuracy_table(table: pd.DataFrame) -> str:

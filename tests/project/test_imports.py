@@ -2,6 +2,7 @@ import ast
 import re
 from pathlib import Path
 
+from latteclip.cli.main import STAGES
 from latteclip.config.layers import PACKAGE
 
 ROOT = PACKAGE.parent
@@ -19,6 +20,10 @@ def imported(file):
             yield from (f"{node.module}.{each.name}" for each in node.names)
 
 
+def source(module):
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
 def test_packages_import_each_other_in_the_order_that_contributing_gives():
     text = Path(ROOT, "CONTRIBUTING.md").read_text("utf-8")
     [order] = re.findall(r"in this order only: ([\w, ]+)\.", text)
@@ -32,3 +37,10 @@ def test_packages_import_each_other_in_the_order_that_contributing_gives():
         if places.get(parts[1], -1) > places[file.relative_to(PACKAGE).parts[0]]
     ]
     assert upwards == []
+
+
+def test_stages_do_not_import_each_other():
+    """What two of them need lies in a room below, so that an edit of one reruns that one."""
+    stages = set(STAGES.values())
+    imports = {stage: stages & {*imported(source(stage))} - {stage} for stage in stages}
+    assert {stage: others for stage, others in imports.items() if others} == {}
