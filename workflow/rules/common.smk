@@ -1,5 +1,6 @@
 # Shared by the rules: the code of their commands, the resolved configuration, and short names for
 # functions of latteclip/cli/rules.py.
+import json
 import os
 import sys
 
