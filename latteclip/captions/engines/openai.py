@@ -5,8 +5,10 @@ Engines that ask a server have in common that several requests are under way, an
 
 import asyncio
 import base64
+import functools
 import io
 import itertools
+import logging
 import os
 import re
 import threading
@@ -26,6 +28,7 @@ from latteclip.config.registry import ENGINES
 from latteclip.core.errors import Terminated, UserError
 from latteclip.core.terminal import one_line
 
+log = logging.getLogger(__name__)
 AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds from a request to the end of its reply
 MAX_REPLY = 2**24  # bytes of a reply
@@ -143,6 +146,9 @@ class ServerEngine:
         raise NotImplementedError
 
 
+_warn = functools.cache(log.warning)  # once, and not for each request
+
+
 class Client(openai.DefaultAsyncHttpxClient):
     """Ends an exchange after TIMEOUT seconds: the timeouts of HTTPX are of each part."""
 
@@ -154,6 +160,7 @@ class Client(openai.DefaultAsyncHttpxClient):
                 return await super().send(request, **options)
         except TimeoutError:
             reason = f"no whole reply in {TIMEOUT} seconds"
+            _warn(f"{request.url.host} gives {reason}, and is asked again.")
             raise httpx2.ReadTimeout(reason, request=request) from None
 
 

@@ -97,13 +97,18 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_a_reply_that_does_not_end_is_an_error_of_its_request(service, monkeypatch, name):
+def test_a_reply_that_does_not_end_is_an_error_of_its_request(
+    service, monkeypatch, name, caplog
+):
     limit, value, headers, content, reason = ENDLESS[name]
     monkeypatch.setattr(openai, limit, value)
     service.drip = 0.005
     failing(service, (200, headers, content))
+    openai._warn.cache_clear()
     assert reason in errors(service, 1)[0]
     assert len(service.requests) == 1
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(said) == (limit == "TIMEOUT") and all("asked again" in one for one in said)
 
 
 def test_a_compressed_reply_is_not_unpacked(service):
