@@ -180,6 +180,8 @@ def output_of(
         )
     except subprocess.TimeoutExpired:
         problem = f"no answer in {timeout} s"
+    except OSError as error:
+        problem = f"it does not start: {error.strerror}"
     except subprocess.CalledProcessError as error:
         if error.returncode == nothing:
             return []
