@@ -67,6 +67,11 @@ class Captioner:
         )
 
     @property
+    def gpus(self) -> int:
+        """How many GPUs a job needs; 0: a server or the user writes the captions."""
+        return self.settings.tensor_parallel_size if self.engine.loads_model else 0
+
+    @property
     def max_images(self) -> int | None:
         """About how many images it is asked about at most; None: all, or a file's."""
         section = self.scores if self.kind == SCORES else self.settings
@@ -95,6 +100,11 @@ class Captioner:
         return (
             settings.groups_file if self.kind == GROUPS else settings.images_file
         )
+
+    @property
+    def files(self) -> list[str]:
+        """The user's file that replaces it, if there is one."""
+        return [self.file] if self.file else []
 
     @property
     def table(self) -> str:
@@ -142,6 +152,21 @@ class Labeller:
         if self.captioner and self.asks == SCORES:
             return self.captioner.table
         return f"votes/{self.name}.parquet"
+
+    @property
+    def path_of_votes(self) -> str:
+        """The table of its votes, as rules name it."""
+        return f"{self.dataset.results}/{self.votes}"
+
+    @property
+    def files(self) -> list[str]:
+        """The user's file of votes, if there is one."""
+        return [self.keys.file] if self.keys.file else []
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the job that writes its votes can use."""
+        return int(self.keys.kind != "file")
 
     @property
     def clip(self) -> ClipSection | None:

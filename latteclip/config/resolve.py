@@ -23,6 +23,9 @@ from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
 from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
 
+# Epochs that a job is given time for where their number is "auto".
+MAX_AUTO_EPOCHS = 30
+
 
 class Run:
     """What one command runs: datasets, methods and seeds, with all settings resolved."""
@@ -135,6 +138,10 @@ class Run:
             key, name = f"methods.{name}.like", self.keys.methods[name].like
         return lineage[::-1]
 
+    def encoder_models(self, name: str) -> list[Model]:
+        """Return the model of an image encoder beside CLIP, by the name of its file."""
+        return registry.encoder_models([self.image_encoders[name]])
+
     @cached_property
     def hub_models(self) -> dict[str, Model]:
         """Models that come from the hub, by the names of their notes."""
@@ -233,6 +240,16 @@ class Dataset:
         return able if has_held_out and len(able) > 1 else []
 
     @property
+    def run_folders(self) -> list[str]:
+        """The folder of each evaluation, as rules name it."""
+        return [method.folder(seed) for method, seed in self.runs]
+
+    @property
+    def candidate_folders(self) -> list[str]:
+        """The folder of each run among which select_model chooses, as rules name it."""
+        return [method.folder(seed) for method, seed in self.candidates]
+
+    @property
     def models(self) -> list[Model]:
         """The CLIP model."""
         return [
@@ -305,6 +322,11 @@ class Dataset:
         return next(each for each in self.labellers if each.name == name)
 
     @property
+    def vote_tables(self) -> list[str]:
+        """The tables of the labellers' votes, as rules name them."""
+        return [labeller.path_of_votes for labeller in self.labellers]
+
+    @property
     def columns(self) -> list[str]:
         """Columns of the labellers whose tables the run has anyway."""
         return [labeller.column for labeller in self.labellers if labeller.column]
@@ -318,6 +340,10 @@ class Dataset:
         if self.reads_fused_labels and COLUMNS[IMAGES] in self.columns:
             kinds.add("image")
         return kinds
+
+    @property
+    def reads_image_captions(self) -> bool:
+        return "image" in self.caption_kinds
 
     @property
     def reads_fused_labels(self) -> bool:
@@ -366,6 +392,12 @@ class Method:
         return self.dataset.method(str(self.keys.of))
 
     @property
+    def averaged_folders(self) -> list[str]:
+        """The trainings that it averages, or its own, as rules name them: one of each seed."""
+        trained = self.averaged or self
+        return [trained.folder(seed) for seed in self.dataset.run.keys.seeds]
+
+    @property
     def trained(self) -> "Method | None":
         """The method that is fine-tuned: this one, or the averaged one."""
         return self.averaged or (self if self.objective.module else None)
@@ -399,3 +431,21 @@ class Method:
         switches = dict(self.keys.switches)
         kinds = self.objective.captions
         return [kind for kind in kinds if switches[f"{kind}_description"]]
+
+    @property
+    def reads_image_captions(self) -> bool:
+        return "image" in self.caption_kinds
+
+    @property
+    def reads_group_captions(self) -> bool:
+        return "group" in self.caption_kinds
+
+    @property
+    def searches_learning_rate(self) -> bool:
+        return self.keys.finetune.lr == "auto"
+
+    @property
+    def max_epochs(self) -> int:
+        """How often it passes over the images, at most."""
+        epochs = self.keys.finetune.epochs
+        return MAX_AUTO_EPOCHS if epochs == "auto" else epochs

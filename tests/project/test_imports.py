@@ -4,7 +4,7 @@ from pathlib import Path
 
 from latteclip.config.layers import PACKAGE
 
-ROOT = PACKAGE.parent
+ROOT = Path(PACKAGE.parent)
 FILES = sorted(PACKAGE.glob("*/**/*.py"))
 
 
@@ -32,3 +32,13 @@ def test_packages_import_each_other_in_the_order_that_contributing_gives():
         if places.get(parts[1], -1) > places[file.relative_to(PACKAGE).parts[0]]
     ]
     assert upwards == []
+
+
+def test_names_that_rules_use_have_a_definition_that_says_what_they_give():
+    for file in (ROOT / "workflow").glob("**/*.smk"):
+        lambdas = re.findall(r"^\w+ = lambda", file.read_text("utf-8"), re.MULTILINE)
+        assert lambdas == [], file
+    common = Path(ROOT, "workflow", "rules", "common.smk").read_text("utf-8")
+    functions = re.findall(r"^def (\w+)\(.*\):\n(    \"\"\"Return)?", common, re.MULTILINE)
+    assert functions
+    assert [name for name, says in functions if not says] == []
