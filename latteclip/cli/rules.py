@@ -11,7 +11,7 @@ from typing import Any
 from snakemake.io import local, sourcecache_entry
 
 from latteclip.cli.machine import GPU_JOB, Machine
-from latteclip.config.labellers import Captioner, Labeller
+from latteclip.config.labellers import Captioner, DatasetLabeller
 from latteclip.config.resolve import Dataset, Method, Run
 
 # MB of a process with its photographs and the parts of batches that it loads ahead.
@@ -128,7 +128,7 @@ class JobFunctions:
     def _dataset(self, wildcards: Any) -> Dataset:
         return self._run.dataset(wildcards.dataset)
 
-    def _labeller(self, wildcards: Any) -> Labeller:
+    def _labeller(self, wildcards: Any) -> DatasetLabeller:
         return self._dataset(wildcards).labeller(wildcards.labeller)
 
     def as_json(self, setting: OfJob) -> OfJob:

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import layers, registry
-from latteclip.config.labellers import Captioner, Labeller
-from latteclip.config.registry import Model
+from latteclip.config.labellers import (
+    Captioner,
+    ConfiguredDataset,
+    DatasetLabeller,
+)
+from latteclip.config.registry import ModelSource
 from latteclip.config.resolve import Dataset, Method, Run
 from latteclip.core.files import digest, fingerprint
 
@@ -34,7 +38,7 @@ Paths = list[str]
 Settings = dict[str, Any]
 
 
-def sections(dataset: Dataset, *names: str) -> Settings:
+def sections(dataset: ConfiguredDataset, *names: str) -> Settings:
     """Return keys of a dataset, most of them sections, by their names."""
     return {name: getattr(dataset.keys, name) for name in names}
 
@@ -175,7 +179,7 @@ def downloaded_folder(dataset: Dataset) -> Paths:
     )
 
 
-def model_notes(models: Iterable[Model]) -> Paths:
+def model_notes(models: Iterable[ModelSource]) -> Paths:
     """Return the notes on the models that come from the hub."""
     return [
         MODEL_NOTE.format(model=registry.slug(model.names))
@@ -184,7 +188,7 @@ def model_notes(models: Iterable[Model]) -> Paths:
     ]
 
 
-def model_digests(models: Iterable[Model]) -> str:
+def model_digests(models: Iterable[ModelSource]) -> str:
     """Return digests of models on this machine.
 
     No command reads this parameter, but another model in the same folder reruns its jobs.
@@ -239,7 +243,7 @@ def labellers(dataset: Dataset) -> list[Settings]:
     ]
 
 
-def write_votes(labeller: Labeller) -> Settings:
+def write_votes(labeller: DatasetLabeller) -> Settings:
     """Return what a labeller's votes follow from: captions, a file, or a CLIP model."""
     dataset, keys = labeller.dataset, labeller.keys
     values: Settings = {"name": keys.name, "kind": keys.kind}

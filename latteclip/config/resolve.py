@@ -16,9 +16,9 @@ from latteclip.config.keys import (
     LabellerSection,
     MethodSection,
 )
-from latteclip.config.labellers import Captioner, Labeller, labeller_of
+from latteclip.config.labellers import Captioner, DatasetLabeller, labeller_of
 from latteclip.config.layers import Layer, merge
-from latteclip.config.registry import COLUMNS, OBJECTIVES, Model
+from latteclip.config.registry import COLUMNS, OBJECTIVES, ModelSource
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
 from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
@@ -138,12 +138,12 @@ class Run:
             key, name = f"methods.{name}.like", self.keys.methods[name].like
         return lineage[::-1]
 
-    def encoder_models(self, name: str) -> list[Model]:
+    def encoder_models(self, name: str) -> list[ModelSource]:
         """Return the model of an image encoder beside CLIP, by the name of its file."""
         return registry.encoder_models([self.image_encoders[name]])
 
     @cached_property
-    def hub_models(self) -> dict[str, Model]:
+    def hub_models(self) -> dict[str, ModelSource]:
         """Models that come from the hub, by the names of their notes."""
         return {
             registry.slug(model.names): model
@@ -250,22 +250,25 @@ class Dataset:
         return [method.folder(seed) for method, seed in self.candidates]
 
     @property
-    def models(self) -> list[Model]:
+    def models(self) -> list[ModelSource]:
         """The CLIP model."""
         return [
             registry.clip_model(self.keys.clip.model, self.keys.clip.pretrained)
         ]
 
     @property
-    def all_models(self) -> list[Model]:
+    def all_models(self) -> list[ModelSource]:
         """The CLIP model, and image encoders beside it."""
         encoders = self.run.image_encoders.values()
         return [*self.models, *registry.encoder_models(encoders)]
 
     @property
-    def models_of_jobs(self) -> list[Model]:
+    def models_of_jobs(self) -> list[ModelSource]:
         """All models that its jobs may load."""
-        users: list[Captioner | Labeller] = [*self.captioners, *self.labellers]
+        users: list[Captioner | DatasetLabeller] = [
+            *self.captioners,
+            *self.labellers,
+        ]
         return [*self.all_models, *(m for user in users for m in user.models)]
 
     # Captions and labellers.
@@ -309,7 +312,7 @@ class Dataset:
         ]
 
     @cached_property
-    def labellers(self) -> list[Labeller]:
+    def labellers(self) -> list[DatasetLabeller]:
         """Who labels the training images: by default class scores, or else captions."""
         keys = self.keys.labellers
         if keys is None:
@@ -318,7 +321,7 @@ class Dataset:
             keys = [LabellerSection(name=name, kind=kind or "captions")]
         return [labeller_of(self, each) for each in keys]
 
-    def labeller(self, name: str) -> Labeller:
+    def labeller(self, name: str) -> DatasetLabeller:
         return next(each for each in self.labellers if each.name == name)
 
     @property
