@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from latteclip.cli.rules import Rules
+from latteclip.cli.rules import JobFunctions
 from latteclip.config import jobs, registry
 
 JOBS = {
@@ -66,7 +66,7 @@ def test_what_is_not_in_the_paper_is_ours(configured, monkeypatch, method, flags
 
 
 def test_memory_grows_with_each_attempt(configured):
-    memory = Rules(configured(), SimpleNamespace()).memory(48_000, per_million=0)
+    memory = JobFunctions(configured(), SimpleNamespace()).memory(48_000, per_million=0)
     job = SimpleNamespace(dataset="demo")
     assert [memory(job, {}, attempt, 8) for attempt in (1, 3)] == [48_000, 108_000]
 
