@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from snakemake.io import local, sourcecache_entry
@@ -85,8 +86,8 @@ class Rules:
     def of(self, function: Callable[..., Any], *names: str) -> OfJob:
         """Return a function of what the names stand for.
 
-        These are the dataset, a method, a labeller, the captioner that is asked for a kind of
-        TABLES, or the value of a wildcard.
+        These are the dataset, the run, a method, a labeller, the captioner that is asked for a kind
+        of TABLES, or the value of a wildcard.
         """
 
         def answer(wildcards: Any) -> Any:
@@ -99,6 +100,8 @@ class Rules:
         return answer
 
     def _object(self, name: str, wildcards: Any) -> Any:
+        if name == "run":
+            return self._run
         if name not in ("dataset", "method", "labeller", *TABLES):
             return wildcards[name]
         dataset = self._run.dataset(wildcards.dataset)
@@ -114,17 +117,19 @@ class Rules:
     def as_json(self, function: Callable[..., Any], *names: str) -> OfJob:
         """Return as JSON what `of` returns, with paths of results as a job finds them."""
         answer = self.of(function, *names)
+        return lambda wildcards: json.dumps(
+            answer(wildcards), default=self._value, sort_keys=True
+        )
 
-        def text(wildcards: Any) -> str:
-            value = json.dumps(answer(wildcards), default=dict, sort_keys=True)
-            return value.replace('"results/', f'"{self._machine.results}/')
-
-        return text
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(Path(self._machine.results, value.relative_to("results")))
+        return dict(value)
 
     def each(self, key: str, function: Callable[..., Any], *names: str) -> OfJob:
         """Return the values of one key of each of several mappings, as inputs, as in `of`."""
         answer = self.of(function, *names)
-        return lambda wildcards: [one[key] for one in answer(wildcards)]
+        return lambda wildcards: [str(one[key]) for one in answer(wildcards)]
 
     def users(self, files: Any) -> Any:
         """Return inputs, or their function, that are files of the user, which no storage holds.

@@ -1,7 +1,8 @@
 """Inputs and settings of jobs that follow from the configuration.
 
 Functions take the objects of `resolve` that the rule names. What a function returns decides which
-jobs a changed key reruns: it returns what its stage reads, and nothing else.
+jobs a changed key reruns: it returns what its stage reads, and nothing else. A file of the results
+among settings is a Path, as a job may find it in another place.
 """
 
 import ast
@@ -14,7 +15,7 @@ from typing import Any
 
 from latteclip.config import layers, registry
 from latteclip.config.labellers import Labeller
-from latteclip.config.registry import Model
+from latteclip.config.models import Model, slug
 from latteclip.config.resolve import Dataset, Method, Run
 from latteclip.core.files import digest, fingerprint
 
@@ -24,9 +25,9 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_LINK = "resources/{dataset}/folder"
 PAGES = "latteclip.report.render"  # the module that fills the templates beside it
 # Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
-# values are parameters of their own.
+# values are parameters of their own, as what this module returns is.
 WITHOUT_EFFECT = re.compile(
-    r"latteclip\.(config\..*|core\.(devices|errors|terminal))"
+    r"latteclip\.(config\.(?!registry|models).*|core\.(devices|errors|terminal))"
 )
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 CLASS_TEXTS = ("template", "class_synonyms")  # keys of the texts of the classes
@@ -126,7 +127,7 @@ def made_folder(dataset: Dataset) -> Paths:
 def notes(models: Iterable[Model]) -> Paths:
     """Return the notes on the models that come from the hub."""
     return [
-        MODEL_NOTE.format(model=registry.slug(model.names))
+        MODEL_NOTE.format(model=slug(model.names))
         for model in models
         if model.names
     ]
@@ -175,7 +176,7 @@ def labellers(dataset: Dataset) -> list[Settings]:
             "name": each.name,
             "kind": each.keys.kind,
             "column": each.column,
-            "table": f"{dataset.results}/{each.votes}",
+            "table": Path(dataset.results, each.votes),
             "leaked": each.leaked,
         }
         for each in dataset.labellers
@@ -231,8 +232,8 @@ def averaged(method: Method) -> list[Settings]:
     of = method.averaged or method
     return [
         {
-            "model": f"{of.folder(seed)}/model",
-            "history": f"{of.folder(seed)}/history.parquet",
+            "model": Path(of.folder(seed), "model"),
+            "history": Path(of.folder(seed), "history.parquet"),
             "fold": fold(method.dataset, seed),
         }
         for seed in method.dataset.run.keys.seeds
@@ -261,14 +262,14 @@ def candidates(dataset: Dataset) -> list[Settings]:
 
 
 def _run(method: Method, seed: int) -> Settings:
-    folder = method.folder(seed)
+    folder = Path(method.folder(seed))
     return {
         "method": method.name,
         "seed": seed,
-        "metrics": f"{folder}/metrics.json",
-        "train_predictions": f"{folder}/train_predictions.parquet",
-        "predictions": f"{folder}/predictions.parquet",
-        "model": f"{folder}/model",
+        "metrics": folder / "metrics.json",
+        "train_predictions": folder / "train_predictions.parquet",
+        "predictions": folder / "predictions.parquet",
+        "model": folder / "model",
     }
 
 
@@ -289,9 +290,20 @@ def asked(run: Run) -> Paths:
     ]
 
 
+def answer_tables(*datasets: Dataset) -> list[Settings]:
+    """Return the tables of captioners' answers with their names."""
+    return [
+        {"name": f"{dataset.name}/{each.table}", "table": Path(each.path)}
+        for dataset in datasets
+        for each in dataset.answer_tables
+    ]
+
+
 def all_runs(run: Run) -> Paths:
     """Return the metrics of every run."""
-    return [each["metrics"] for dataset in run.datasets for each in runs(dataset)]
+    return [
+        str(each["metrics"]) for dataset in run.datasets for each in runs(dataset)
+    ]
 
 
 # Pages.

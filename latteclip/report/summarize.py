@@ -1,7 +1,6 @@
 """One table over datasets and methods, from the metrics of every run."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,7 +8,7 @@ import pandas as pd
 from latteclip.core.files import read_object, read_record, write_text
 from latteclip.core.tables import FLAGS
 from latteclip.evaluate.results import FIGURES, Audit, Selection
-from latteclip.report.provenance import asked
+from latteclip.report.provenance import AnswerTable, asked
 
 HEADINGS = {  # of the table for people
     "acc1_mean": "acc1",
@@ -24,6 +23,7 @@ def summarize(
     metrics_paths: Sequence[str],
     selections_paths: Sequence[str],
     audits_paths: Sequence[str],
+    asked_files: Sequence[AnswerTable],
     baseline: str,
     csv_output: str,
     markdown_output: str,
@@ -44,9 +44,10 @@ def summarize(
     lines = [f"- chosen: {each.dataset}: {each.reason}" for each in selections]
     audits = [read_record(Audit, path) for path in audits_paths]
     lines += [f"- audited: {each.dataset}: {each.sentence}" for each in audits]
-    for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
-        for name, used in asked(folder):
-            lines.append(f"- asked for {folder.name}/{name}: {used.in_words}.")
+    lines += [
+        f"- asked for {name}: {used.in_words}."
+        for name, used in asked(asked_files)
+    ]
     text = "\n".join([accuracy_table(table), "", *lines])
     write_text(markdown_output, f"{text.rstrip()}\n")
 

@@ -13,7 +13,7 @@ if IS_CLONE:
 from latteclip.cli.machine import Machine
 from latteclip.cli.messages import Handlers
 from latteclip.cli.rules import Rules, file_names, one_of, options, part
-from latteclip.config import jobs, registry
+from latteclip.config import jobs, models
 from latteclip.config.jobs import code_of, training_code
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES, edited_classes
 
@@ -31,7 +31,7 @@ users = rule_functions.users
 # The models that jobs load: notes on those of the hub, and digests of those on this machine.
 notes = lambda *names: of(lambda user: jobs.notes(user.models), *names)
 local_files = lambda *names: of(lambda user: jobs.local_files(user.models), *names)
-encoder_of = lambda encoder: registry.encoder_models([run.image_encoders[encoder]])
+encoder_of = lambda encoder: models.encoder_models([run.image_encoders[encoder]])
 threads_of = rule_functions.threads
 on_gpus = rule_functions.on_gpus
 memory = rule_functions.memory

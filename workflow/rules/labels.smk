@@ -129,6 +129,7 @@ use rule encode_images as encode_clip_images with:
     output:
         features="results/{dataset}/image_features.parquet",
         model=directory(CLIP),
+        seconds="results/{dataset}/encoding.json",
     log:
         "results/{dataset}/logs/encode_clip_images.log",
     benchmark:
@@ -137,6 +138,7 @@ use rule encode_images as encode_clip_images with:
         model_files=local_files(),
         encoder="",
         clip=as_json(lambda each: each.keys.clip),
+        model=lambda wildcards, output: f"--model {output.model} --seconds {output.seconds}",
 
 
 use rule encode_images as encode_unnamed_images with:
@@ -187,9 +189,10 @@ rule encode_examples:
                 **jobs.sections(each, "clip"),
             }
         ),
+        store=of(jobs.feature_store),
     shell:
         "latteclip encode-examples --images {input.images} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " --store {params.store} --output {output} --threads {threads} --log {log}"
 
 
 # The votes of a labeller, from its captions, its file or its CLIP. One that scores classes has the

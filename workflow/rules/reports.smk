@@ -16,12 +16,14 @@ PAGE_FILES = {
     "unknown": "results/{dataset}/unknown.parquet",
     "duplicates": "results/{dataset}/duplicates.parquet",
     "corrupt": "results/{dataset}/corrupt.csv",
+    "encoding": "results/{dataset}/encoding.json",
 }
 
 
 rule report_dataset:
     input:
         **PAGE_FILES,
+        asked=each("table", jobs.answer_tables),
         metrics=each("metrics", jobs.runs),
         train_predictions=each("train_predictions", jobs.runs),
     output:
@@ -37,10 +39,11 @@ rule report_dataset:
     params:
         code=code_of("latteclip.report.report_dataset"),
         files=file_names(*PAGE_FILES),
+        asked=as_json(jobs.answer_tables),
         runs=as_json(jobs.runs),
         settings=as_json(jobs.report_dataset),
     shell:
-        "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"
+        "latteclip report-dataset --files {params.files:q} --asked {params.asked:q} --runs {params.runs:q}"
         " --settings {params.settings:q} --output {output} --log {log}"
 
 
@@ -63,7 +66,8 @@ rule summarize:
     params:
         code=code_of("latteclip.report.summarize"),
         baseline=run.keys.table.baseline,
+        asked=as_json(lambda run: jobs.answer_tables(*run.datasets), "run"),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline:q}"
-        " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
+        " --selections {input.selections} --audits {input.audits} --asked {params.asked:q} --csv {output.csv}"
         " --markdown {output.markdown} --log {log}"
