@@ -1,7 +1,8 @@
 """Inputs and settings of jobs that follow from the configuration.
 
 Functions take the objects of `resolve` that the rule names. What a function returns decides which
-jobs a changed key reruns: it returns what its stage reads, and nothing else.
+jobs a changed key reruns: it returns what its stage reads, and nothing else. A file of the results
+among settings is a Path, as a job may find it in another place.
 """
 
 import ast
@@ -18,7 +19,7 @@ from latteclip.config.labellers import (
     ConfiguredDataset,
     DatasetLabeller,
 )
-from latteclip.config.registry import ModelSource
+from latteclip.config.models import ModelSource, slug
 from latteclip.config.resolve import Dataset, Method, Run
 from latteclip.core.files import digest, fingerprint
 
@@ -28,9 +29,9 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_LINK = "resources/{dataset}/folder"
 PAGES = "latteclip.report.render"  # the module that fills the templates beside it
 # Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
-# values are parameters of their own.
+# values are parameters of their own, as what this module returns is.
 WITHOUT_EFFECT = re.compile(
-    r"latteclip\.(config\..*|core\.(devices|errors|terminal))"
+    r"latteclip\.(config\.(?!registry|models).*|core\.(devices|errors|terminal))"
 )
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 CLASS_TEXTS = ("template", "class_synonyms")  # keys of the texts of the classes
@@ -182,7 +183,7 @@ def downloaded_folder(dataset: Dataset) -> Paths:
 def model_notes(models: Iterable[ModelSource]) -> Paths:
     """Return the notes on the models that come from the hub."""
     return [
-        MODEL_NOTE.format(model=registry.slug(model.names))
+        MODEL_NOTE.format(model=slug(model.names))
         for model in models
         if model.names
     ]
@@ -236,7 +237,7 @@ def labellers(dataset: Dataset) -> list[Settings]:
             "name": each.name,
             "kind": each.keys.kind,
             "column": each.column,
-            "table": each.path_of_votes,
+            "table": Path(each.path_of_votes),
             "leaked": each.leaked,
         }
         for each in dataset.labellers
@@ -284,8 +285,8 @@ def averaged(method: Method) -> list[Settings]:
     seeds = method.dataset.run.keys.seeds
     return [
         {
-            "model": f"{folder}/model",
-            "history": f"{folder}/history.parquet",
+            "model": Path(folder, "model"),
+            "history": Path(folder, "history.parquet"),
             "fold": fold(method.dataset, seed),
         }
         for folder, seed in zip(method.averaged_folders, seeds, strict=True)
@@ -314,14 +315,14 @@ def candidates(dataset: Dataset) -> list[Settings]:
 
 
 def _run(method: Method, seed: int) -> Settings:
-    folder = method.folder(seed)
+    folder = Path(method.folder(seed))
     return {
         "method": method.name,
         "seed": seed,
-        "metrics": f"{folder}/metrics.json",
-        "train_predictions": f"{folder}/train_predictions.parquet",
-        "predictions": f"{folder}/predictions.parquet",
-        "model": f"{folder}/model",
+        "metrics": folder / "metrics.json",
+        "train_predictions": folder / "train_predictions.parquet",
+        "predictions": folder / "predictions.parquet",
+        "model": folder / "model",
     }
 
 
@@ -353,6 +354,15 @@ def published(run: Run) -> list[Settings]:
         figure.model_dump()
         for figure in run.keys.table.published
         if figure.column in known
+    ]
+
+
+def named_answer_tables(*datasets: Dataset) -> list[Settings]:
+    """Return the tables of captioners' answers with their names."""
+    return [
+        {"name": f"{dataset.name}/{each.table}", "table": Path(each.path)}
+        for dataset in datasets
+        for each in dataset.answer_tables
     ]
 
 
