@@ -342,6 +342,20 @@ def answer_tables(run: Run) -> Paths:
     ]
 
 
+def published(run: Run) -> list[Settings]:
+    """Return the published figures about datasets of the run, and about all where it has all.
+
+    A limited run has parts of datasets, which have other names.
+    """
+    names = [dataset.name for dataset in run.datasets]
+    known = {*names, "mean", "gain"} if names == run.downloadable else {*names}
+    return [
+        figure.model_dump()
+        for figure in run.keys.table.published
+        if figure.column in known
+    ]
+
+
 def all_runs(run: Run) -> Paths:
     """Return the metrics of every run."""
     return [

@@ -6,6 +6,8 @@ Letters: N images, C proposed classes, T terms.
 """
 
 import logging
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from latteclip.core.files import (
     ACTIONS,
     CLASSES,
     digest,
-    read_record,
+    from_json,
     write_json,
     write_text,
 )
@@ -244,14 +246,25 @@ def _new_name(names: dict[int, str], action: Action, where: str) -> str:
 
 
 def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
-    """Read a person's actions. UserError: they belong to another proposal, or are no actions."""
+    """Read a person's actions. UserError: they belong to another proposal, or are no actions.
+
+    A damaged file, which may be her only copy, gets another name.
+    """
     if not Path(path).is_file():
         return []
-    saved = read_record(Actions, path)
+    try:
+        saved = from_json(Actions, Path(path).read_text("utf-8"), str(path))
+    except (UserError, ValueError) as error:
+        aside = f"{path}.damaged-{time.time_ns()}"
+        os.replace(path, aside)
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}). It is kept as {aside}: repair it and give it "
+            "back its name, or begin again."
+        ) from None
     if saved.actions and saved.proposal != about.digest:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "
-            f"images and leave class_names out; to begin again, delete {path}."
+            f"images and leave class_names out; to begin again, rename {path}."
         )
     return saved.actions

@@ -123,3 +123,18 @@ def test_code_is_compared_by_what_it_does(tmp_path, monkeypatch):
     before = code(0, STAGE.replace("pass", "'''Values.'''"), HELPER)
     assert code(1, *REWORDED) == before
     assert code(2, STAGE, HELPER.replace("2", "3")) != before  # also of what it imports
+
+
+def test_published_means_stand_beside_runs_of_all_ten_alone(configured):
+    figures = [
+        {"method": "latteclip", "column": column, "value": 50, "source": "Table 9"}
+        for column in ("dtd", "food101", "mean", "gain")
+    ]
+
+    def columns(**given):
+        found = jobs.published(configured(table={"published": figures}, **given))
+        return [figure["column"] for figure in found]
+
+    assert columns(dataset="all") == ["dtd", "food101", "mean", "gain"]
+    assert columns(dataset="dtd,demo") == ["dtd"]
+    assert columns(dataset="all", limit=64) == []

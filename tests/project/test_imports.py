@@ -3,6 +3,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from latteclip.cli.main import STAGES
 from latteclip.config.layers import PACKAGE
 
 ROOT = Path(PACKAGE.parent)
@@ -23,6 +24,10 @@ def imported(file):
             assert not node.level, f"{file} has a relative import"
             yield node.module
             yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def source(module):
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def test_packages_import_only_those_above_them_in_the_table_of_the_architecture():
@@ -69,3 +74,10 @@ def test_no_two_classes_have_the_same_name():
         if isinstance(node, ast.ClassDef)
     )
     assert [name for name, number in names.items() if number > 1] == []
+
+
+def test_stages_do_not_import_each_other():
+    """What two of them need lies in a room below, so that an edit of one reruns that one."""
+    stages = set(STAGES.values())
+    imports = {stage: stages & {*imported(source(stage))} - {stage} for stage in stages}
+    assert {stage: others for stage, others in imports.items() if others} == {}

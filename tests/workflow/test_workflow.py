@@ -227,7 +227,8 @@ def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(fin
     path = finished_copy.root / RESULTS / "class_embeddings.safetensors"
     before, stat = path.read_bytes(), path.stat()
     path.write_bytes(b"damaged")
-    assert finished_copy.snakemake("--config", "seeds=1").returncode == 1
+    failed = finished_copy.snakemake("--config", "seeds=1")
+    assert failed.returncode == 1 and "of an earlier run" in failed.stdout + failed.stderr
     path.write_bytes(before)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert not (path.parent / "classifiers" / "adapted.safetensors").exists()

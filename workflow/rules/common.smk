@@ -1,5 +1,6 @@
 # Shared by the rules: the resolved configuration, functions of a job's wildcards, and files that several
 # rules name.
+import json
 import os
 import sys
 

@@ -67,7 +67,9 @@ rule summarize:
     params:
         code=code_of("latteclip.report.summarize"),
         baseline=run.keys.table.baseline,
+        published=json.dumps(jobs.published(run)),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline:q}"
+        " --published {params.published:q}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
         " --markdown {output.markdown} --log {log}"
