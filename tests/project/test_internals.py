@@ -49,7 +49,7 @@ def test_vllm_takes_the_arguments_that_the_engine_gives():
     assert {*ARGUMENTS} <= {*inspect.signature(EngineArgs).parameters}
 
 
-# Attributes of Snakemake's objects that machine.py of latteclip/cli reads or status.py replaces.
+# Attributes of Snakemake's objects that latteclip/cli reads or replaces.
 ATTRIBUTES = {
     "snakemake.workflow:Workflow": (
         *("dag", "dryrun", "execution_settings", "global_resources", "is_main_process"),
