@@ -14,6 +14,7 @@ from latteclip.clip import encode
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
+from latteclip.deploy.predictor import Prediction, Predictor
 
 N = 11
 C = len(CLASSNAMES)
@@ -37,7 +38,7 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(
     paths = predict.image_paths([str(tmp_path)])
     assert len(paths) == N + 2
     paths.append("n" * 10**6)
-    assert len(predict.Predictor(model, device="cpu", threads=1)(paths)) == N
+    assert len(Predictor(model, device="cpu", threads=1)(paths)) == N
     assert len(caplog.text) < 10_000
     assert "pipe.jpg" in caplog.text and "zeros.jpg" in caplog.text
 
@@ -131,7 +132,7 @@ def test_words_name_images_once_and_one_that_names_none_is_refused(tmp_path, mon
 
 def test_a_terminal_gets_no_control_characters(monkeypatch, capsys):
     name = "a\x1b]0;title\x07.png"
-    row = predict.Prediction(name, [0], ["d\x07ots"], [0.5], [0.9]).cells()
+    row = Prediction(name, [0], ["d\x07ots"], [0.5], [0.9]).cells()
     columns = predict.columns(1, unknown=False, abstain=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     predict.write_csv(None, columns, iter([row]))
