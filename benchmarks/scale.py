@@ -454,13 +454,14 @@ def report_dataset(place: Place) -> Work:
 def write_predictions(place: Place) -> Work:
     """Find N images and write invented predictions, as `predict` does beside the model."""
     from latteclip.deploy import predict
+    from latteclip.deploy.predictor import Prediction
 
     def work() -> None:
         paths = predict.image_paths([str(place.images)])
         classes = place.classnames[:3]
         best = [0.9, 0.05, 0.01]
         predictions = (
-            predict.Prediction(x, [0, 1, 2], classes, best, best) for x in paths
+            Prediction(x, [0, 1, 2], classes, best, best) for x in paths
         )
         names = predict.columns(len(classes), unknown=False, abstain=False)
         rows = (prediction.cells() for prediction in predictions)

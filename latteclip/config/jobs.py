@@ -59,7 +59,7 @@ def code_of(*modules: str) -> str:
     Comments, docstrings and formatting do not count.
     """
     imported = closure(*modules)
-    parts = [ast.dump(_tree(_file(name))) for name in sorted(imported)]
+    parts = [_read(_file(name))[0] for name in sorted(imported)]
     if PAGES in imported:
         templates = sorted(_file(PAGES).parent.glob("templates/*"))
         parts += [template.read_text("utf-8") for template in templates]
@@ -84,15 +84,19 @@ def closure(*modules: str) -> set[str]:
     while waiting:
         module = waiting.pop()
         modules_read.add(module)
-        waiting |= _imports(_file(module)) - modules_read
+        waiting |= _read(_file(module))[1] - modules_read
     return modules_read
 
 
-@cache
-def _imports(file: Path) -> set[str]:
-    """Return the modules that a file imports from the package, without those of no effect."""
+@cache  # stages share most modules
+def _read(file: Path) -> tuple[str, set[str]]:
+    """Return the digest of a file's code without docstrings, and what it imports from the package.
+
+    Modules of no effect are left out.
+    """
+    tree = ast.parse(file.read_text("utf-8"))
     names = set[str]()
-    for node in ast.walk(_tree(file)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -100,23 +104,16 @@ def _imports(file: Path) -> set[str]:
                 node.module,
                 *(f"{node.module}.{each.name}" for each in node.names),
             }
-    return {
+        elif isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False):
+            del node.body[0]
+    imports = {
         name
         for name in names
         if name.startswith("latteclip.")
         and not WITHOUT_EFFECT.fullmatch(name)
         and _file(name).is_file()
     }
-
-
-@cache
-def _tree(file: Path) -> ast.Module:
-    """Return the parsed code of a file without its docstrings."""
-    tree = ast.parse(file.read_text("utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
-            node.body[:1] = []
-    return tree
+    return digest(ast.dump(tree)), imports
 
 
 def _file(name: str) -> Path:

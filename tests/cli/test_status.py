@@ -35,6 +35,19 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(
     assert ["missing", "finetune", "flyp, seed 1", "not run yet"] in lines
 
 
+def test_commands_that_need_no_model_import_no_torch(finished_copy):
+    for name in ("torch", "torchvision", "transformers", "open_clip"):
+        (finished_copy.root / f"{name}.py").write_text("raise AssertionError(__name__)\n")
+    program = [sys.executable, "-m", "latteclip"]
+    for words in (["status"], ["datasets"]):
+        run = finished_copy.run(*program, *words)
+        assert run.returncode == 0, run.stdout
+    # Of these results nobody asked a person, and no stage proposed classes.
+    for words in (["classes"], ["rename-class", "old", "new"]):
+        run = finished_copy.run(*program, words[0], "results/demo", *words[1:])
+        assert run.returncode == 2 and "error: " in run.stdout, run.stdout
+
+
 @pytest.fixture
 def squeue(tmp_path, monkeypatch):
     """A squeue that runs the Python that it is given; its folder is alone on PATH."""
