@@ -124,7 +124,9 @@ class Handlers:
     def finish(self) -> None:
         """Print where the results are, after the last lines of Snakemake, and free the disk."""
         for dataset in self._run.datasets:
-            shutil.rmtree(jobs.shared(dataset, "decoded"), ignore_errors=True)
+            shutil.rmtree(
+                jobs.shared_folder(dataset, "decoded"), ignore_errors=True
+            )
         lines = finished(self._run, self._machine.outputs)
         atexit.register(self._print, [*lines])
 

@@ -17,7 +17,7 @@ Names = dict[str, str | None]
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSource:
     """A model of the hub, by the keys that name it, or of a folder or file on this machine."""
 
     kind: str  # as in `download_models.HubModel`
@@ -30,31 +30,31 @@ class Model:
         return {"kind": self.kind, **(self.names or {})}
 
 
-def clip_model(model: str, pretrained: str | None) -> Model:
+def clip_model(model: str, pretrained: str | None) -> ModelSource:
     """Return a CLIP by two keys of its section."""
     if pretrained and os.path.isfile(pretrained):
-        return Model("clip", path=pretrained)
+        return ModelSource("clip", path=pretrained)
     if not model.startswith(WHOLE):
         model = model.replace("/", "-")  # ViT-B/32 is ViT-B-32
     return _model("clip", model, pretrained=pretrained)
 
 
-def captioner_model(model: str, revision: str | None) -> Model:
+def captioner_model(model: str, revision: str | None) -> ModelSource:
     """Return a captioner by two keys of its section."""
     if os.path.isdir(model):
-        return Model("captioner", path=model)
+        return ModelSource("captioner", path=model)
     return _model("captioner", model, revision=revision)
 
 
-def encoder_models(names: Iterable[str]) -> list[Model]:
+def encoder_models(names: Iterable[str]) -> list[ModelSource]:
     """Return image encoders beside CLIP by their names."""
     return [_model("image_encoder", name) for name in names]
 
 
-def _model(kind: str, name: str, **others: str | None) -> Model:
+def _model(kind: str, name: str, **others: str | None) -> ModelSource:
     if name.startswith(FOLDER):
-        return Model(kind, path=name.removeprefix(FOLDER))
-    return Model(kind, {"model": name, **others})
+        return ModelSource(kind, path=name.removeprefix(FOLDER))
+    return ModelSource(kind, {"model": name, **others})
 
 
 def slug(names: Names) -> str:

@@ -271,10 +271,14 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> pa.Arra
     """Return the rows of images in an index, given names and contents; null: it is not there.
 
     A row has the name and the content, or else the content alone. A content of None is any. Images
-    of different names stay different.
+    of different names stay different. Accents of names may be characters of their own, as on macOS.
     """
     names = pa.array([name for name, _ in images], pa.string())
-    named = pc.index_in(names, index["image_id"])
+    ids = index["image_id"]
+    alike = pc.index_in(
+        *(pc.utf8_normalize(one, form="NFC") for one in (names, ids))
+    )
+    named = pc.coalesce(pc.index_in(names, ids), alike)
     checksums = index["checksum"].take(named).to_pylist()
     contents = [content for _, content in images]
     rows = [

@@ -39,7 +39,7 @@ IMAGES = _schema(
     classname=STRING,  # null where the label is
     # Checksum of the file's bytes, by which answers know the image.
     checksum=pa.binary(16),
-    hashes=pa.binary(96),  # perceptual hashes, see latteclip.data.find_duplicates
+    hashes=pa.binary(96),  # perceptual hashes, see latteclip.data.view_hashes
 )
 # Images that show the same picture as another one.
 DUPLICATES = _schema(

@@ -28,13 +28,13 @@ from latteclip.core.files import (
 )
 from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import Progress, log_work, one_line
-from latteclip.data import find_duplicates, images
+from latteclip.data import images, view_hashes
 from latteclip.data.splits import IndexSettings, Item, Split, read_split
 
 log = logging.getLogger(__name__)
 BATCH = 2048  # images decoded and written at a time: a killed run loses no more
 # Beside the index, where Snakemake removes nothing. Other code that decodes has another cache.
-CODE = digest(inspect.getsource(images), inspect.getsource(find_duplicates))
+CODE = digest(inspect.getsource(images), inspect.getsource(view_hashes))
 CACHE = f".decode_cache_{CODE[:16]}.sqlite"
 NAMED = 5  # broken images that the log and the error name
 CREATE = """
@@ -203,7 +203,7 @@ def decode(path: str) -> Decoded:
         picture = images.decode(content)
     except Exception as error:  # decoders fail in many ways on broken files
         return images.reason(error)
-    return Picture(find_duplicates.view_hashes(picture), images.checksum(content))
+    return Picture(view_hashes.view_hashes(picture), images.checksum(content))
 
 
 def _decoded(

@@ -32,7 +32,7 @@ from latteclip.core.files import (
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted, one_line
 from latteclip.discover import grouping
-from latteclip.discover.grouping import MIN_IMAGES, Evidence
+from latteclip.discover.grouping import MIN_IMAGES, NamedFeatures
 from latteclip.discover.names import Ints, Names, read_names
 from latteclip.labels.image_classes import Whitener
 
@@ -84,7 +84,7 @@ def propose_classes(
     column = tables.lookup_column(names_path, "caption", ids)
     answers = [text or "" for text in column.to_pylist()]
     features = read_features(features_path, ids).read()
-    evidence = Evidence.of(Whitener(features)(features), read_names(answers))
+    evidence = NamedFeatures.of(Whitener(features)(features), read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
     proposal = propose(ids.to_pylist(), evidence, wanted)
     if len(proposal.about.names) < 2:
@@ -137,7 +137,7 @@ def of_number(folder: Path, number: int) -> str:
 
 
 def propose(
-    image_ids: list[str], evidence: Evidence, wanted: int | None = None
+    image_ids: list[str], evidence: NamedFeatures, wanted: int | None = None
 ) -> Proposal:
     """Propose a number of classes, or None for a guess."""
     labels = grouping.classes(evidence, wanted)

@@ -23,6 +23,11 @@ from latteclip.clip.classifier import (
     parts,
 )
 from latteclip.clip.feature_store import encode_once
+from latteclip.clip.zero_shot import (
+    ZeroShotSettings,
+    load_clip,
+    zero_shot_classifier,
+)
 from latteclip.config.keys import ClipSection, Section
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -36,11 +41,6 @@ from latteclip.core.user_tables import (
     numbers_of_classes,
     read_image_table,
     unknown_class,
-)
-from latteclip.labels.pseudo_label_images import (
-    ZeroShotSettings,
-    load_clip,
-    zero_shot_classifier,
 )
 
 log = logging.getLogger(__name__)

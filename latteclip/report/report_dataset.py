@@ -26,9 +26,9 @@ from latteclip.labels.fusion_report import (
 )
 from latteclip.labels.guarantees import share_of_new
 from latteclip.report import gallery, provenance
+from latteclip.report.accuracies import summary
 from latteclip.report.labellers import read_labellers
 from latteclip.report.render import render
-from latteclip.report.summarize import summary
 from latteclip.train.settings import auto_epochs
 
 log = logging.getLogger(__name__)

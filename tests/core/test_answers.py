@@ -1,5 +1,6 @@
 import json
 import threading
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -136,6 +137,17 @@ def test_images_are_known_by_their_content(path):
     saved = about_pictures(path, {"b": "A", "a": "B", "c": "new", "d2": "D"}).read()
     assert said(saved) == {"a": "none", "b": "dots", "d2": "none"}
     assert [one.image_id for one in saved.entries if one.state == "gone"] == ["c"]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_names_may_be_written_in_two_ways(path, forms):
+    """Both files may be there, and each has its answer."""
+    here, saved = (unicodedata.normalize(form, "é") for form in forms)
+    about_pictures(path, {here: "A"}).update({saved: Answer(saved, "class", "dots")})
+    assert said(about_pictures(path, {here: "A"}).read()) == {here: "dots"}
+    both = about_pictures(path, {here: "A", saved: "B"})
+    both.update({saved: Answer(saved, "class", "none")})
+    assert said(both.read()) == {here: "dots", saved: "none"}
 
 
 def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):

@@ -18,6 +18,7 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.clip.encode_images import encode_images
 from latteclip.clip.features import read_features
+from latteclip.clip.zero_shot import ZeroShotSettings
 from latteclip.config.keys import ClipSection
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates
@@ -25,7 +26,7 @@ from latteclip.core.tables import ClassesMetadata
 from latteclip.labels import pseudo_label_images as stage
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
-SETTINGS = stage.ZeroShotSettings(
+SETTINGS = ZeroShotSettings(
     clip=ClipSection(model=f"local-dir:{DEMO_CLIP}", pretrained=None),
     template="a photo of a {} texture.",
 )

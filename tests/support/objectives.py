@@ -35,11 +35,15 @@ class Case:
         self.group_texts = [text() for _ in range(n)]
         self.class_texts = class_texts(TEMPLATE, self.classnames)
         self.index = torch.randperm(n, generator=generator)[:b]
-        self.images = torch.randn(b, 3, SIDE, SIDE, generator=generator)
+        self.all_images = torch.randn(n, 3, SIDE, SIDE, generator=generator)
         bank = TokenizedTexts(self.clip)
         ids = map(bank.add, (self.class_texts, self.image_texts, self.group_texts))
         self.texts = TrainingTexts(bank, *ids, self.labels)
         self.draws, self.seed = GroupSampler(self.labels, c, seed), seed
+
+    @property
+    def images(self):
+        return self.all_images[self.index]
 
     def latteclip(self, **switches):
         return LatteClip(self.texts, SwitchesSection(**switches), self.seed)
@@ -59,16 +63,17 @@ class Case:
             [self.group_texts[group] for group in drawn],
         )
 
+    def class_rows(self):
+        rows = reference.class_features(self.clip, self.class_texts)
+        return [row.detach() for row in rows]
+
     def reference_step(self, now, epoch_start, switches):
-        return reference.latteclip(
-            self.clip,
-            self.images,
-            self.labels[self.index].tolist(),
-            self.reference_texts(),
-            now,
-            epoch_start,
-            reference.Switches(**switches),
-        )
+        """A step of LatteCLIP, or of FLYP if there are no switches."""
+        labels = self.labels[self.index].tolist()
+        given = self.clip, self.images, labels, self.reference_texts()
+        if switches is None:
+            return reference.flyp(*given, epoch_start)
+        return reference.latteclip(*given, now, epoch_start, reference.Switches(**switches))
 
     def gradients(self, loss):
         return torch.autograd.grad(

@@ -4,6 +4,7 @@ Every text is encoded alone, at full length, by the model's own `encode_text`; i
 are walked in plain loops. Nothing is shared with the package.
 """
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -84,10 +85,11 @@ def contrastive(features, targets, scale):
     return (rows + columns) / 2
 
 
-def flyp(clip, images, pseudo_labels, texts):
+def flyp(clip, images, pseudo_labels, texts, epoch_classes):
     features = [image_feature(clip, image) for image in images]
+    finetuned = [best_class(feature, epoch_classes) for feature in features]
     targets = [text_feature(clip, texts.classes[label]) for label in pseudo_labels]
-    return contrastive(features, targets, clip.model.logit_scale.exp())
+    return Step(contrastive(features, targets, clip.model.logit_scale.exp()), finetuned)
 
 
 def latteclip(clip, images, pseudo_labels, texts, prototypes, epoch_prototypes, switches):
@@ -135,3 +137,37 @@ def updated(prototypes, values):
         own = [value for label, value in values if label == c]
         result.append(unit(sum(own) / len(own)) if own else prototype)
     return result
+
+
+def learning_rate(step, steps, warmup, peak):
+    """Section 4: a straight line to the peak, then half a wave of the cosine down to zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (math.cos(math.pi * (step - warmup) / (steps - warmup)) / 2 + 1 / 2)
+
+
+WITHOUT_DECAY = ("ln_", "bias", "class_embedding", "logit_scale")
+
+
+class AdamW:
+    """Loshchilov and Hutter 2019, algorithm 2, with the numbers of the paper's code."""
+
+    def __init__(self, model):
+        self.named = dict(model.named_parameters())
+        self.first = dict.fromkeys(self.named, 0.0)
+        self.second = dict.fromkeys(self.named, 0.0)
+        self.steps = 0
+
+    def step(self, gradients, rate):
+        """Take a step down the gradients, which follow the parameters of the model."""
+        self.steps += 1
+        for (name, weight), gradient in zip(self.named.items(), gradients, strict=True):
+            self.first[name] = 0.9 * self.first[name] + 0.1 * gradient
+            self.second[name] = 0.98 * self.second[name] + 0.02 * gradient**2
+            first = self.first[name] / (1 - 0.9**self.steps)
+            second = self.second[name] / (1 - 0.98**self.steps)
+            decay = 0.0 if any(part in name for part in WITHOUT_DECAY) else 0.2
+            move = first / (second.sqrt() + 1e-6) + decay * weight.data
+            weight.data = weight.data - rate * move
+        scale = self.named["logit_scale"]
+        scale.data = scale.data.clamp(0, math.log(100))

@@ -1,9 +1,11 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from support import records, tiny, trainings
 from support.tiny import write_pictures
 
@@ -28,12 +30,12 @@ class Files(trainings.Inputs):
         self.features = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
         super().__init__(folder, LABELS, true=true, features=self.features)
 
-    def fused_labels(self, drawn=()):
+    def fused_labels(self, drawn=(), confidence=(0.5,) * 7):
         """The files of fused labels, which answers about some drawn images check."""
         schema = tables.FUSED_LABELS
         columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
         columns |= {"image_id": self.names, "fused_label": FUSED}
-        columns["fused_confidence"] = [0.5] * len(self.names)
+        columns["fused_confidence"] = confidence
         labels, report = str(self.folder / "l.parquet"), str(self.folder / "l.json")
         tables.write(labels, columns, schema)
         write_record(report, records.fusion(checking=list(drawn)))
@@ -52,12 +54,15 @@ def files(tmp_path):
     return Files(tmp_path)
 
 
-def test_images_drawn_to_check_labels_are_not_trained_on(files):
-    drawn = files.names[1:3]
-    data, _ = files.read("fused", **files.fused_labels(drawn))
-    trained = [name for name in files.names if name not in drawn]
-    assert [Path(path).name for path in data.paths] == trained
+def test_images_drawn_to_check_labels_and_those_of_no_class_are_not_trained_on(files):
+    drawn, confidence = files.names[1:3], [0.5, 1, 1, 1e-6, 0, 0.2, 1]
+    data, _ = files.read("fused", **files.fused_labels(drawn, confidence))
+    assert [Path(path).name for path in data.paths] == [
+        files.names[i] for i in (0, 3, 5, 6)
+    ]
+    assert data.labels.tolist() == [FUSED[i] for i in (0, 3, 5, 6)]
     assert data.drawn == drawn
+    assert data.n_scheduled == 7
 
 
 def test_supervision_needs_every_label(tmp_path):
@@ -135,6 +140,51 @@ def test_a_sample_depends_on_seed_pass_and_image_alone(
     others = [wanted[0, 0][1], wanted[1, 0][1], wanted[0, 1][1]]
     others.append(images(paths, seed=8)[0, 0][1])
     assert len({image.numpy().tobytes() for image in others}) == 4
+
+
+def augmented(tmp_path, pixels, n):
+    """n samples [n, 3, H, W] of an image [H, W, 3], in float64."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    files = images([str(path)], side=pixels.shape[:2])
+    return torch.stack([files[number, 0][1] for number in range(n)]).double()
+
+
+def test_crops_cover_nine_tenths_of_an_image_or_more(tmp_path):
+    """Counted in 32 stripes of two greys across and along the image."""
+    across = 90 + np.arange(256)[None, :, None] // 8 % 2 * np.full((256, 1, 3), 40)
+    area = 1
+    for pixels, axis in ((across, 2), (across.transpose(1, 0, 2), 3)):
+        line = augmented(tmp_path, pixels, 40).mean((1, axis))  # [40, 256]
+        is_light = line > line.mean(1, keepdim=True)
+        area = area * (1 + is_light.diff(dim=1).sum(1)) / 32
+    assert area.amin() > 0.84
+    assert area.amax() > 0.98
+    assert (area < 0.96).sum() > 10
+
+
+def test_colours_vary_as_the_paper_has_it(tmp_path):
+    def of(pixels):
+        return augmented(tmp_path, np.zeros((32, 32, 3)) + pixels, 300)
+
+    def assert_range(values, lowest, highest, slack=0.06):
+        assert values.amin().item() == pytest.approx(lowest, abs=slack)
+        assert values.amax().item() == pytest.approx(highest, abs=slack)
+
+    brightness = of(120).mean((1, 2, 3)) / 120
+    assert_range(brightness, 0.5, 1.5)
+    assert (brightness == 1).double().mean().item() == pytest.approx(0.2, abs=0.06)
+    halves = of(np.where(np.arange(32) < 16, 60, 100)[None, :, None])
+    dark, light = halves[..., :12].mean((1, 2, 3)), halves[..., 20:].mean((1, 2, 3))
+    assert_range(4 * (light - dark) / (light + dark), 0.5, 1.5)
+    r, g, b = of((150, 90, 90)).mean((2, 3)).T
+    is_grey = (r == g) & (g == b)
+    assert is_grey.double().mean().item() == pytest.approx(0.2, abs=0.06)
+    hue = torch.atan2(3**0.5 * (g - b), 2 * r - g - b) / (2 * torch.pi)
+    assert_range(hue, -0.1, 0.1, 0.02)
+    # Contrast has its part in this too.
+    saturation = (r - b)[~is_grey] / (r + g + b)[~is_grey] * 330 / 60
+    assert_range(saturation, 0.25, 2.25, 0.4)
 
 
 def test_a_full_disk_leaves_images_uncached(paths, tmp_path, monkeypatch):

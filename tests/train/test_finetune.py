@@ -1,8 +1,10 @@
 import contextlib
+import math
 import random
 import re
 import shutil
 import signal
+import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny import FINETUNE, write_captions
+from support import reference
+from support.tiny import FINETUNE, ROOT, write_captions, write_pseudo_labels
 from support.trainings import CLASSNAMES, Inputs, settings, start
 
 from latteclip.clip import model as clips
@@ -40,12 +43,16 @@ class Trainings(Inputs):
         captions = [f"mostly {CLASSNAMES[label]} {i}" for i, label in enumerate(LABELS)]
         self.texts = (images, self.groups([[i] for i in range(7)], captions))
 
-    def run(self, name, objective="latteclip", seed=3, written=None, **given):
+    def run(self, name, objective="latteclip", seed=3, written=None, labels=None, **given):
+        """Train, on other pseudo-labels if there are labels."""
         self.write_index(written=written)
+        table = self.labels
+        if labels:
+            table = write_pseudo_labels(self.folder / f"{name}.parquet", self.names, labels)
         parts = ("model", "history.parquet", "checkpoint")
         outputs = [self.folder / name / part for part in parts]
         finetune(
-            TrainingFiles(self.index, self.labels, *self.texts),
+            TrainingFiles(self.index, table, *self.texts),
             settings(objective, **given),
             Fold(),
             *map(str, outputs),
@@ -83,7 +90,7 @@ def test_a_training_writes_prototypes_of_length_one_and_a_row_a_step(tuned, demo
     table = pq.read_table(tuned[1]).to_pandas()
     assert table["step"].tolist() == [0, 1, 2, 3, 4, 5]
     assert table["epoch"].tolist() == [0, 0, 0, 1, 1, 1]
-    rates = [Recipe(**FINETUNE).rate(step, 6) for step in range(6)]
+    rates = [reference.learning_rate(step, 6, 1, 1e-3) for step in range(6)]
     assert table["lr"].tolist() == pytest.approx(rates)
     assert table["loss"].between(0, 10).all()
 
@@ -107,6 +114,46 @@ def test_training_has_the_first_template_and_the_classes_own_names(inputs):
     assert torch.equal(heads[0][0].weights, heads[1][0].weights)
     assert heads[0][1]["classnames"] == CLASSNAMES
     assert heads[1][1]["class_templates"]["written"] == written
+
+
+def flags_of(run):
+    return tables.read_metadata(run[1], TrainingMetadata).flags
+
+
+def test_a_training_that_predicts_few_classes_or_few_labels_is_called_collapsed(tmp_path):
+    stripes = Trainings(tmp_path / "stripes")
+    textures = Trainings(tmp_path / "textures")
+    with tarfile.open(ROOT / "latteclip" / "demo" / "images" / "train.tar") as archive:
+        names = [name for name in archive.getnames() if name.endswith(".jpg")]
+        for place, label in enumerate(LABELS):
+            for inputs, each in ((stripes, 0), (textures, label)):
+                own = [name for name in names if f"/{CLASSNAMES[each]}/" in name]
+                content = archive.extractfile(own[place]).read()
+                Path(inputs.files[place]).write_bytes(content)
+    still = {"objective": "flyp", "lr": 1e-9}
+    assert flags_of(textures.run("right", **still)) == []
+    others = [(label + 1) % 3 for label in LABELS]
+    assert flags_of(textures.run("wrong", labels=others, **still)) == ["collapsed"]
+    assert flags_of(stripes.run("one", labels=[0] * 7, **still)) == ["collapsed"]
+
+
+def test_batches_of_an_epoch_are_a_multiple_of_three(inputs):
+    """As in the paper's code; seven images make two batches of four."""
+    _, history = inputs.run("steps", "flyp", batch_size=4, epochs=2)
+    assert pq.read_table(history)["epoch"].to_pylist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_what_training_leaves_as_it_was_pretrained(inputs, backbones):
+    """The statistics of BatchNorm, and a scale of the logits that is above the paper's bound."""
+    for kind in ("resnet", "siglip"):
+        name = backbones[kind]
+        before = load_file(Path(name.removeprefix("local-dir:")) / WEIGHTS)
+        after = state(inputs.run(kind, "flyp", model=name, epochs=1, lr=1e-5)[0])
+        buffers = [key for key in before if "running" in key or "num_batches" in key]
+        assert bool(buffers) == (kind == "resnet")
+        assert all(torch.equal(before[key], after[key]) for key in buffers)
+        assert not torch.equal(before["logit_scale"], after["logit_scale"])
+    assert after["logit_scale"] > math.log(101)
 
 
 def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):

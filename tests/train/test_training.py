@@ -1,11 +1,11 @@
 """The steps of a training."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
 import yaml
+from support import reference
 from support.backbones import limit_memory
 from support.objectives import SHAPES, Case
 from support.tiny import FINETUNE, ROOT
@@ -50,18 +50,39 @@ def gradients_of(case, objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("shape", "size"), [(SHAPES[0], 2), (SHAPES[2], 1)])
-def test_micro_batches_give_every_objective_its_gradients(objective, shape, size):
+def test_micro_batches_give_every_objective_its_gradients(
+    objective, shape, size, monkeypatch
+):
+    """In float64, also where the program computes in float32."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     case = Case(*shape)
+    case.clip.model.double()
+    case.images = case.images.double()
     loss, whole = gradients_of(case, objective)
     case.clip.micro_batch = size
     loss_of_parts, parts = gradients_of(case, objective)
-    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-12)
     assert parts.keys() == whole.keys()
     largest = max(gradient.abs().max() for gradient in whole.values()).item()
     for name, gradient in whole.items():
         torch.testing.assert_close(
-            parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name
+            parts[name], gradient, rtol=1e-12, atol=1e-12 * largest, msg=name
         )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_waits_for_no_result_of_a_device(objective):
+    """On the meta device, which has no results: to ask for one is an error."""
+    case = Case(*SHAPES[0])
+    training = take(case, objective)
+    method, meta = training.objective, torch.device("meta")
+    case.clip.model.to(meta)
+    case.clip.device = meta
+    method.restore(method.state())
+    training.adamw = torch.optim.AdamW(case.clip.model.parameters(), foreach=True)
+    batch = case.index, case.labels[case.index], case.images.to(meta)
+    training.predicted = training.predicted.to(meta)
+    assert training.step(batch, 1e-3)["loss"].device == meta
 
 
 @pytest.mark.parametrize(
@@ -107,35 +128,70 @@ def test_a_training_in_fp16_has_almost_the_losses_of_float32(objective, monkeypa
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
-def test_steps_are_those_of_adamw_with_warmup_and_cosine_as_the_paper_has_it():
-    case = Case(*SHAPES[0])
-    model = case.clip.model
+@pytest.fixture
+def close(request, monkeypatch):
+    """Compute in float32, or in float64 whatever is cast to float32, and compare with that."""
+    before = torch.get_default_dtype()
+    if request.param == "float64":
+        torch.set_default_dtype(torch.float64)
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    tolerance = {"float32": 1e-4, "float64": 1e-9}[request.param]
+    yield partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    torch.set_default_dtype(before)
+
+
+STEPS, PER_EPOCH, WARMUP, LR = 5, 3, 2, 2e-3
+
+
+@pytest.mark.parametrize(
+    ("switches", "micro_batch", "log_scale", "close"),
+    [
+        (None, None, 4.65, "float64"),
+        (None, 3, 1e-4, "float32"),
+        ({}, None, 1e-4, "float64"),
+        ({"alpha": 0.3}, 2, 4.65, "float64"),
+        ({"alpha": 0.3}, None, 3.0, "float32"),
+        ({"alpha": 0.7, "mixer_prototypes": "epoch"}, None, 3.0, "float64"),
+        ({"prototypes": False}, None, 3.0, "float64"),
+    ],
+    indirect=["close"],
+    ids=str,
+)
+def test_a_training_equals_the_reference(switches, micro_batch, log_scale, close):
+    """Losses, weights, prototypes and predictions, with micro-batches too, and at bounds of s."""
+    ours, theirs = (Case(5, 4, 9) for _ in range(2))
+    ours.clip.micro_batch = micro_batch
+    flyp = switches is None
     training = Training(
-        Flyp(case.texts), Recipe(lr=1e-2, epochs=1, warmup_steps=2, batch_size=4)
+        Flyp(ours.texts) if flyp else ours.latteclip(**switches),
+        Recipe(lr=LR, epochs=2, warmup_steps=WARMUP, batch_size=5),
     )
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(100) + 0.05)  # above the bound, after a step too
-    weights = {k: p.detach().double().clone() for k, p in model.named_parameters()}
-    first = {k: torch.zeros_like(p) for k, p in weights.items()}
-    second = {k: torch.zeros_like(p) for k, p in weights.items()}
-    # Half of the rate, all of it, and then the cosine's from 1 to 0 in four steps.
-    rates = [0.005, 0.01, 0.01, 0.01 * (1 + math.sqrt(0.5)) / 2, 0.005]
-    batch = case.index, case.labels[case.index], case.images
-    steps = training.steps(iter([batch] * 6), 6, 6)
-    for t, rate in enumerate(rates, 1):
-        next(steps)
-        for name, p in model.named_parameters():
-            if p.grad is None:
-                continue
-            g = p.grad.double()
-            first[name] = 0.9 * first[name] + 0.1 * g
-            second[name] = 0.98 * second[name] + 0.02 * g**2
-            if p.ndim > 1:
-                weights[name] *= 1 - rate * 0.2
-            root = (second[name] / (1 - 0.98**t)).sqrt() + 1e-6
-            weights[name] -= rate * first[name] / (1 - 0.9**t) / root
-        weights["logit_scale"].clamp_(0, math.log(100))
-        for name, p in model.named_parameters():
-            torch.testing.assert_close(
-                p.detach().double(), weights[name], rtol=1e-4, atol=1e-5
-            )
+    for case in (ours, theirs):
+        case.clip.model.logit_scale.data.fill_(log_scale)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randperm(9, generator=generator)[:5] for _ in range(STEPS)]
+    batches = ((each, ours.labels[each], ours.all_images[each]) for each in rows)
+    adamw = reference.AdamW(theirs.clip.model)
+    now = theirs.class_rows()
+    history, predicted = [], set()
+    for done in training.steps(batches, STEPS, PER_EPOCH):
+        theirs.index = rows[done - 1]
+        if (done - 1) % PER_EPOCH == 0:
+            epoch_start = theirs.class_rows() if flyp else now
+            predicted.clear()
+        step = theirs.reference_step(now, epoch_start, switches)
+        rate = reference.learning_rate(done - 1, STEPS, WARMUP, LR)
+        adamw.step(theirs.gradients(step.loss), rate)
+        now = reference.updated(now, step.values)
+        predicted.update(step.finetuned)
+        agrees = torch.tensor(step.finetuned) == theirs.labels[theirs.index]
+        history.append([rate, step.loss.item(), agrees.double().mean().item()])
+    training.flush_metrics()
+    rows = [[row[key] for key in ("lr", "loss", "agreement")] for row in training.history]
+    close(torch.tensor(rows), torch.tensor(history))
+    assert training.predicted.nonzero().flatten().tolist() == sorted(predicted)
+    weights = theirs.clip.model.state_dict()
+    for name, weight in ours.clip.model.state_dict().items():
+        close(weight, weights[name], msg=lambda message, name=name: name + message)
+    last = theirs.class_rows() if flyp or "prototypes" in switches else now
+    close(training.objective.classifier(), torch.stack(last))

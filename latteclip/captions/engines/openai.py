@@ -112,11 +112,16 @@ class ServerEngine:
                     else:
                         yield waiting[future], answer
                     del waiting[future]
-        except Terminated:
+        except Terminated as ended:
             # Answers that have arrived may be paid too.
-            for future, request in waiting.items():
-                if future.done() and not future.exception():
-                    yield request, future.result()
+            arrived = [one for one in waiting if one.done()]
+            left = len(waiting) - len(arrived)
+            ended.add_note(
+                f"{left} of at most {n} requests were under way, and are asked again."
+            )
+            for future in arrived:
+                if not future.exception():
+                    yield waiting[future], future.result()
             raise
         finally:
             for future in waiting:
