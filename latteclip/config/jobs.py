@@ -343,15 +343,6 @@ def answer_tables(run: Run) -> Paths:
     ]
 
 
-def answers_by_name(*datasets: Dataset) -> list[Settings]:
-    """Return the tables of captioners' answers with their names."""
-    return [
-        {"name": f"{dataset.name}/{each.table}", "table": Path(each.path)}
-        for dataset in datasets
-        for each in dataset.answer_tables
-    ]
-
-
 def published(run: Run) -> list[Settings]:
     """Return the published figures about datasets of the run, and about all where it has all.
 
@@ -363,6 +354,15 @@ def published(run: Run) -> list[Settings]:
         figure.model_dump()
         for figure in run.keys.table.published
         if figure.column in known
+    ]
+
+
+def named_answer_tables(*datasets: Dataset) -> list[Settings]:
+    """Return the tables of captioners' answers with their names."""
+    return [
+        {"name": f"{dataset.name}/{each.table}", "table": Path(each.path)}
+        for dataset in datasets
+        for each in dataset.answer_tables
     ]
 
 

@@ -24,7 +24,7 @@ from latteclip.labels.fusion_report import (
     FusionReport,
     read_fusion_report,
 )
-from latteclip.labels.guarantees import share_of_new
+from latteclip.labels.guarantees import MIN_ANSWERS, share_of_new
 from latteclip.report import gallery, provenance
 from latteclip.report.accuracies import summary
 from latteclip.report.labellers import read_labellers
@@ -98,7 +98,7 @@ def report_dataset(
         files.pseudo_labels,
         files.fused_labels,
         files.image_captions,
-        report.answers if report else {},
+        list(report.answers) if report else [],
     )
     lead = next(
         run
@@ -113,19 +113,23 @@ def report_dataset(
     seconds = read_object(files.encoding)["seconds_per_image"]
     seeds = len(settings.config["seeds"])
     minutes = training_minutes(seconds, images.n_train, seeds)
-    steps = _next_steps(
-        settings,
-        lead.run,
-        selection,
-        is_tested,
-        report,
-        discovery,
-        images.n_train,
-        minutes,
-    )
+    steps = [
+        *_next_steps(
+            settings,
+            lead.run,
+            selection,
+            is_tested,
+            report,
+            discovery,
+            images.n_train,
+            minutes,
+        )
+    ]
     table = summary(
         [read_object(run.metrics) for run in runs_files], settings.baseline
     )
+    summarized = table.astype(object).where(table.notna(), None).to_dict("records")
+    gains = {row["method"]: row["acc1_gain"] for row in summarized}
     page = render(
         "report.html",
         settings=settings,
@@ -140,7 +144,12 @@ def report_dataset(
         report=report,
         unchecked=UNCHECKED if report and not report.is_checked else "",
         discovery=discovery,
-        rows=table.astype(object).where(table.notna(), None).to_dict("records"),
+        rows=summarized,
+        over_baseline=None
+        if lead.method == settings.baseline
+        else gains[lead.method],
+        enough=2 * MIN_ANSWERS,
+        folder=f"results/{settings.dataset}",
         audit=audit,
         meanings=FLAGS,
         steps=steps,
@@ -205,26 +214,23 @@ def _next_steps(
     """Yield what to do next as a text and a command, the most important first."""
     folder = f"results/{settings.dataset}"
     quoted = shlex.quote(folder)
-    rerun = (
-        "Then run the workflow again, which updates this page:",
-        run_command(folder),
-    )
+    rerun = run_command(folder)
     if discovery and not discovery["actions"]:
         yield "Check the proposed classes:", f"latteclip classes {quoted}"
     if report and not report.labels_right:
         n_asked = min(results.QUESTIONS, n_train)
         yield (
             f"Answer questions about {counted(n_asked, 'image')}, ten seconds each. The answers "
-            "improve the labels and estimate their accuracy:",
-            f"latteclip teach {quoted}",
+            "improve the labels and estimate their accuracy, and the run after them updates "
+            "this page:",
+            f"latteclip teach {quoted} && {rerun}",
         )
-        yield rerun
     elif not is_tested:
         yield (
-            "Answer questions about held-out images, which estimate each model's accuracy:",
-            f"latteclip audit {quoted}",
+            "Answer questions about held-out images. The answers estimate each model's "
+            "accuracy, and the run after them updates this page:",
+            f"latteclip audit {quoted} && {rerun}",
         )
-        yield rerun
     if report:
         yield (
             "Use the labels in other programs:",

@@ -25,9 +25,7 @@ PAGE_FILES = {
 rule report_dataset:
     input:
         **PAGE_FILES,
-        asked=dataset_setting(
-            lambda dataset: [each.path for each in dataset.answer_tables]
-        ),
+        asked=dataset_setting(answer_tables),
         metrics=collect("{run}/metrics.json", run=dataset_setting("run_folders")),
         train_predictions=collect(
             "{run}/train_predictions.parquet", run=dataset_setting("run_folders")
@@ -45,7 +43,7 @@ rule report_dataset:
     params:
         code=code_of("latteclip.report.report_dataset"),
         files=inputs_as_json(*PAGE_FILES),
-        asked=as_json(dataset_setting(jobs.answers_by_name)),
+        asked=as_json(dataset_setting(jobs.named_answer_tables)),
         runs=as_json(dataset_setting(jobs.runs)),
         settings=as_json(dataset_setting(jobs.report_dataset)),
     shell:
@@ -73,9 +71,9 @@ rule summarize:
         code=code_of("latteclip.report.summarize"),
         baseline=run.keys.table.baseline,
         published=json.dumps(jobs.published(run)),
-        asked=as_json(lambda wildcards: jobs.answers_by_name(*run.datasets)),
+        asked=as_json(all_answer_tables),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline:q}"
-        " --published {params.published:q}"
-        " --selections {input.selections} --audits {input.audits} --asked {params.asked:q} --csv {output.csv}"
+        " --published {params.published:q} --asked {params.asked:q}"
+        " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
         " --markdown {output.markdown} --log {log}"
