@@ -77,6 +77,7 @@ mutants: install .mutants/venv/.installed
 # Timings, side by side where they are compared. docs/benchmarks.md has figures.
 bench: install
 	python benchmarks/train_step.py
+	python benchmarks/train_step.py --memory
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
 	python benchmarks/predict.py

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from latteclip.discover import grouping
-from latteclip.discover.grouping import Evidence
+from latteclip.discover.grouping import NamedFeatures
 from latteclip.discover.names import Ints, read_names
 from latteclip.discover.proposal import propose
 from latteclip.labels.image_classes import Whitener
@@ -38,7 +38,7 @@ def answers_by_kind(row: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def read(path: Path) -> Iterator[tuple[str, Ints, Evidence]]:
+def read(path: Path) -> Iterator[tuple[str, Ints, NamedFeatures]]:
     """Yield each kind of names of a set, with true classes and evidence about its images."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     features = np.load(path.with_name(f"{path.stem}_clip_vitb32.npy")).astype(
@@ -54,7 +54,7 @@ def read(path: Path) -> Iterator[tuple[str, Ints, Evidence]]:
         yield (
             f"{path.stem} {kind}",
             truth,
-            Evidence.of(white(features[used]), names),
+            NamedFeatures.of(white(features[used]), names),
         )
 
 

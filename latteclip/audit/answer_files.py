@@ -8,32 +8,27 @@ from typing import Any
 from urllib.parse import unquote
 
 from latteclip.core.answers import CLASS, WORDS, Answer
-from latteclip.core.errors import UserError, suggestion
-from latteclip.core.tables import from_csv_cell
+from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
+from latteclip.core.user_tables import CLASS as LABEL
 from latteclip.core.user_tables import (
-    READERS,
     ImageNames,
     class_of,
     is_empty,
     numbers_of_classes,
-    read_table,
+    read_image_table,
+    unknown_class,
 )
 
 log = logging.getLogger(__name__)
-# Names of the column of images.
-IMAGE = ("image", "image_id", "path", "file", "filename")
-# Names of the column of classes. In exported labels the first alone holds answers.
-LABEL = ("answered", "class", "label", "classname")
 # What JSON raises for bytes of another form, and for values of other types.
 WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def is_foreign(path: str) -> bool:
     """Return whether a file is a table or an export of Label Studio. OSError: it is not there."""
-    if Path(path).suffix.lower() in READERS:
-        return True
-    return Path(path).read_bytes().lstrip().startswith(b"[")
+    is_json = Path(path).suffix.lower() == ".json"
+    return not is_json or Path(path).read_bytes().lstrip().startswith(b"[")
 
 
 def read_foreign(
@@ -52,16 +47,16 @@ def read_foreign(
     names = ImageNames(image_ids)
     answers: dict[str, Answer] = {}
     missing = []
-    rows = (
-        _table_rows(path) if Path(path).suffix.lower() in READERS else _tasks(path)
-    )
+    is_json = Path(path).suffix.lower() == ".json"
+    rows = _tasks(path) if is_json else _table_rows(path)
     for image, label in rows:
         number = class_of(label, numbers)
         kind = kind_of.get(str(label)) if number is None else CLASS
         if kind is None:
             raise UserError(
                 f"{path}, image {one_line(image, 80)!r}, names the unknown class "
-                f"{one_line(label, 80)!r}; {one_line(suggestion(str(label), classnames))}"
+                f"{one_line(label, 80)!r}; {one_line(unknown_class(label, numbers))} After the "
+                "classes have changed, run the workflow first."
             )
         image_id = names.find(image)
         if image_id is None:
@@ -89,20 +84,14 @@ def read_foreign(
 
 def _table_rows(path: str) -> Iterator[tuple[str, Any]]:
     """Yield the images of a table that have a class."""
-    table = read_table(path, "The file")
-    columns = [
-        next((name for name in names if name in table.columns), None)
-        for names in (IMAGE, LABEL)
-    ]
-    if None in columns:
+    table = read_image_table(path, "The file")
+    if "class" not in table.columns:
         raise UserError(
-            f"{path} needs a column of images, called {' or '.join(IMAGE)}, and one of classes, "
-            f"called {' or '.join(LABEL)}."
+            f"{path} needs a column of classes, called {' or '.join(LABEL)}."
         )
-    for image, label in table[columns].itertuples(index=False):
+    for image, label in table[["image_id", "class"]].itertuples(index=False):
         if not is_empty(label):
-            label = from_csv_cell(label) if isinstance(label, str) else label
-            yield from_csv_cell(str(image)), label
+            yield str(image), label
 
 
 def _tasks(path: str) -> Iterator[tuple[str, str]]:

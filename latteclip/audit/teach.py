@@ -7,6 +7,7 @@ every moment. Letters: N training images, P images of the pool that is computed 
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from latteclip.core.answers import (
     AnswerFile,
     SavedAnswers,
 )
+from latteclip.core.errors import UserError
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.labels.fuse_labels import labels_right
@@ -61,6 +63,7 @@ def teach(
     budget: int = 120,
     offline: str | None = None,
     answers: str | None = None,
+    drawn: bool = False,
     score: bool = False,
     port: int = 0,
     no_browser: bool = False,
@@ -76,9 +79,12 @@ def teach(
         budget: number of images to ask about (default: 120)
         answers: import the answers that the page exported, or labels of some images: CSV, Parquet
             or JSON Lines with the columns image and class, or an export of Label Studio
+        drawn: the labelled images are a random sample of the training images, and check the labels
         score: print the accuracy of the labels by the answers so far
     """
-    session = TeachingSession(results, budget)
+    if drawn and not answers:
+        raise UserError("--drawn is about the file of --answers; name it too.")
+    session = TeachingSession(results, budget, drawn=drawn)
     run_session(session, offline, answers, score, port, browser=not no_browser)
 
 
@@ -88,8 +94,13 @@ class TeachingSession(QuestionSession):
     name = "teach"
     images = "training images"
 
-    def __init__(self, folder: str | Path, budget: int) -> None:
-        """Begin, or go on with saved answers. Half of the budget check labels."""
+    def __init__(
+        self, folder: str | Path, budget: int, *, drawn: bool = False
+    ) -> None:
+        """Begin, or go on with saved answers. Half of the budget check labels.
+
+        Imported labels are of images `drawn` at random, or chosen.
+        """
         self.folder = Path(folder)
         self.labels = labels_path(self.folder)  # refuses a folder without labels
         index = self.folder / "images.parquet"
@@ -99,7 +110,7 @@ class TeachingSession(QuestionSession):
         saved = self.file.read()
         saved.warn(self.file.path, self.folder)
         answers = saved.answers
-        imported = sum(answer.phase is None for answer in answers.values())
+        imported = sum(answer.is_imported for answer in answers.values())
         self.total = min(budget + imported, len(self.ids))
         n_checked = min(budget // 2, self.total)
         self.n_taught = self.total - n_checked
@@ -116,6 +127,8 @@ class TeachingSession(QuestionSession):
         # The answers that the labels learned from, None before they learned.
         self._taught: dict[str, Answer] | None = None
         self.questions = []
+        self._drawn = drawn
+        self._imported: str | None = None  # file of chosen images
 
     def open_questions(
         self, answers: Mapping[str, Answer], *, offline: bool = False
@@ -138,8 +151,21 @@ class TeachingSession(QuestionSession):
         if is_foreign(path):
             index = self.folder / "images.parquet"
             written = tables.read_metadata(index, IndexMetadata).written_names
-            found = read_foreign(path, list(self.ids), self.classnames, written)
-            return self.file.document(found.values())
+            found = [
+                *read_foreign(
+                    path, list(self.ids), self.classnames, written
+                ).values()
+            ]
+            if self._drawn:
+                n = len(self.ids)
+                found = [replace(one, phase=CHECK, drawn_from=n) for one in found]
+            else:
+                self._imported = path
+            return self.file.document(found)
+        if self._drawn:
+            raise UserError(
+                f"{path} knows which of its images were drawn; leave out --drawn."
+            )
         return super().read_file(path)
 
     def result(self) -> dict[str, Any]:
@@ -153,7 +179,13 @@ class TeachingSession(QuestionSession):
             held_out = self.inputs.fit(given).held_out_labels_
             sentence = in_words(labels_right(len(self.ids), given, held_out))
         folder = shlex.quote(str(self.folder))
-        steps = [
+        drawn = (
+            "The imported labels teach and do not check. If their images are a random sample of "
+            "all training images, say so, and they check the labels too:",
+            f"latteclip teach {folder} --answers {shlex.quote(str(self._imported))} --drawn",
+        )
+        steps = [drawn] if self._imported else []
+        steps += [
             (
                 "Run the workflow again as before. Labels, models and pages follow the answers:",
                 run_command(self.folder),
@@ -179,7 +211,9 @@ class TeachingSession(QuestionSession):
 
     def _answered(self, answers: Mapping[str, Answer]) -> Answers:
         """Return answers about images of the pool."""
-        return answered_rows(answers, self.inputs.images, self.classnames)
+        return answered_rows(
+            answers, self.inputs.images, self.classnames, len(self.ids)
+        )
 
     def _next_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Ask about doubtful images, then about drawn ones. Once these have begun, they go on."""

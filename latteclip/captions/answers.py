@@ -20,8 +20,8 @@ from latteclip.captions.questions import Layout, Questions, Request
 from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core import files, tables
-from latteclip.core.errors import UserError, ending_in_order
-from latteclip.core.terminal import FOR_RUN, Progress, counted
+from latteclip.core.errors import Terminated, UserError, ending_in_order
+from latteclip.core.terminal import FOR_RUN, Progress, counted, log_work
 from latteclip.data.images import Workers
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def write_answers(
         runner.ask_all()
         _write_table(runner, output)
     n, seconds = runner.n_asked, runner.seconds
-    log.info("Asked %s in %.1f s.", counted(n, "question"), seconds, extra=FOR_RUN)
+    log_work(log, f"Asked {counted(n, 'question')}", seconds, extra=FOR_RUN)
 
 
 def start(
@@ -284,31 +284,43 @@ class Runner:
         engine = self._engine
         progress = Progress(len(rows), "answers")
         requests = (self.questions.request(row, again=again) for row in rows)
-        for request, answer in engine.answer(self.images.in_order(requests)):
-            self.n_asked += 1
-            progress.add(1)
-            digest = digests[request.key]
-            if answer.error is None:
-                self.cache.add(digest, answer)
-                if not self._loads_model:  # the answer may be paid
-                    self.cache.commit()
-                self.is_answered = True
-                n_failures = 0
-                continue
-            self.failed[digest] = answer
-            if not answer.is_refused:
-                failed.append(request.key)
-            elif self.is_answered:
-                continue
-            n_failures += 1
-            if n_failures >= most:
-                raise UserError(
-                    f"{n_failures} requests failed one after another, the last with: "
-                    f"{answer.error.rstrip('.')}. Check captioner.engine and captioner.model. The "
-                    "answers before them are cached: run again to ask for the rest."
-                )
+        answers: Any = engine.answer(self.images.in_order(requests))
+        try:
+            for request, answer in answers:
+                self.n_asked += 1
+                progress.add(1)
+                digest = digests[request.key]
+                if answer.error is None:
+                    self._cache(digest, answer)
+                    n_failures = 0
+                    continue
+                self.failed[digest] = answer
+                if not answer.is_refused:
+                    failed.append(request.key)
+                elif self.is_answered:
+                    continue
+                n_failures += 1
+                if n_failures >= most:
+                    raise UserError(
+                        f"{n_failures} requests failed one after another, the last with: "
+                        f"{answer.error.rstrip('.')}. Check captioner.engine and captioner.model. "
+                        "The answers before them are cached: run again to ask for the rest."
+                    )
+        except Terminated as ended:
+            # The engine yields what has arrived meanwhile, if it did not raise this itself.
+            for request, answer in itertools.chain(
+                [answers.throw(ended)], answers
+            ):
+                if answer.error is None:
+                    self._cache(digests[request.key], answer)
         self.seconds += progress.seconds
         return failed
+
+    def _cache(self, digest: str, answer: Response) -> None:
+        self.cache.add(digest, answer)
+        if not self._loads_model:  # the answer may be paid
+            self.cache.commit()
+        self.is_answered = True
 
     @property
     def _loads_model(self) -> bool:

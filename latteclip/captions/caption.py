@@ -90,12 +90,14 @@ def _copy_captions(
     # Here: engines need no pandas.
     import pandas as pd
 
-    from latteclip.core.user_tables import cells_by_image, read_table
+    from latteclip.core.user_tables import cells_by_image, read_image_table
 
     key = "groups_file" if questions.layout.canvas else "images_file"
     file, name = getattr(captioner, key), f"captioner.{key}"
     ids = questions.images["image_id"].to_pylist()
-    captions = cells_by_image(file, name, read_table(file, name), ["caption"], ids)
+    captions = cells_by_image(
+        file, name, read_image_table(file, name), ["caption"], ids
+    )
     rows = []
     for row in range(len(questions)):
         [caption] = captions.get(questions.id_of(row), [""])

@@ -3,6 +3,7 @@
 Torch and vLLM are imported in other processes, which a broken build may end.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -30,7 +31,6 @@ DISK_NEEDED = 2  # GiB
 MEMORY_WANTED = 8  # GiB
 HUB_TIMEOUT, IMPORT_TIMEOUT = 5, 180  # seconds
 REFUSED = {401, 403}  # what a server answers without a valid key
-MISSING = 404
 TORCH = """
 import torch
 print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.device_count()]))
@@ -147,12 +147,17 @@ def check_captioner(
     key = os.environ.get(str(engine.key), "").strip()
     # Some servers have no such list. Those that ask for a key refuse a wrong one here as well.
     headers = {"Authorization": f"Bearer {key or 'none'}"}
-    status = _status(f"{url}/models", "see that it runs", headers)
-    text = f"{engine.address}, for {dataset.name}, answers with status {status}"
-    if status in REFUSED:
+    reply = _get(f"{url}/models", "see that it runs", headers)
+    text = f"{engine.address}, for {dataset.name}, answers with status {reply.status_code}"
+    # Without /v1 some servers answer with a page, or with an error of status 200.
+    is_list = _lists_models(reply)
+    if not is_list and _lists_models(_get(f"{url}/v1/models", "", headers)):
+        yield (
+            "warning",
+            f"{text} but lists no models; export {engine.address}={url}/v1",
+        )
+    elif reply.status_code in REFUSED:
         yield "warning", f"{text}; export a valid {engine.key}"
-    elif status == MISSING and _status(f"{url}/v1/models", "", headers) != MISSING:
-        yield "warning", f"{text}; export {engine.address}={url}/v1"
     else:
         yield "ok", text
 
@@ -164,18 +169,27 @@ def hub() -> Iterator[Finding]:
         yield "note", text
         return
     remedy = "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache"
-    status = _status(constants.ENDPOINT, remedy)
-    yield "ok", f"{constants.ENDPOINT} answers ({status})"
+    reply = _get(constants.ENDPOINT, remedy)
+    yield "ok", f"{constants.ENDPOINT} answers ({reply.status_code})"
 
 
-def _status(
+def _lists_models(reply: requests.Response) -> bool:
+    """Return whether a server lists its models, or refuses to without a valid key."""
+    content: Any = None
+    with contextlib.suppress(ValueError):
+        content = reply.json()
+    is_list = isinstance(content, dict) and "data" in content
+    return is_list or reply.status_code in REFUSED
+
+
+def _get(
     address: str, remedy: str, headers: dict[str, str] | None = None
-) -> int:
-    """Return the status with which a server answers, or raise UserError with the remedy."""
+) -> requests.Response:
+    """Return what a server answers, or raise UserError with the remedy."""
     try:
         return requests.get(
             address, headers=headers, timeout=HUB_TIMEOUT, allow_redirects=False
-        ).status_code
+        )
     except requests.RequestException as error:
         raise UserError(
             f"{address} does not answer ({type(error).__name__}); {remedy}"

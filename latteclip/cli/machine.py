@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
@@ -64,6 +65,19 @@ class Machine:
                 checks.refuse_unwritable()
                 checks.refuse_unready(run)
         return run
+
+    def set_environment(self, code: Path | None) -> None:
+        """Set the environment of commands: on any node those beside this Python, with this code.
+
+        `code` is the folder of a clone of the repository, whose package comes before any other.
+        """
+        programs = [os.path.dirname(sys.executable), *os.get_exec_path()]
+        os.environ["PATH"] = os.pathsep.join(programs)
+        if code is not None:
+            places = [str(code), os.environ.get("PYTHONPATH", "")]
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+        if self.runs_one_job:  # a job of a cluster, whose nodes have no internet
+            os.environ["HF_HUB_OFFLINE"] = "1"
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -190,7 +204,7 @@ class Machine:
         """
         folder = dataset.keys.source.folder
         if folder is None:
-            return jobs.made_folder(dataset)[0]
+            return jobs.downloaded_folder(dataset)[0]
         if self.is_module:
             return folder
         return jobs.FOLDER_LINK.format(dataset=dataset.name)

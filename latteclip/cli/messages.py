@@ -41,8 +41,8 @@ NOTHING = "Nothing to be done"  # begins what Snakemake says of a run without jo
 # Begins what the executor says of a job that has no log.
 REFUSED = "SLURM sbatch failed"
 STALE = (
-    "Results of later stages, if there are any, are those of an earlier run. The next run makes "
-    "them again, and `latteclip status` lists them."
+    "Results of later stages are those of an earlier run. The next run makes them again, and "
+    "`latteclip status` lists them."
 )
 OLD_PAGE = (
     "This page is older than its data: a run has begun that will write it again. If that run "
@@ -70,6 +70,8 @@ class Handlers:
         self._config = config
         self._run = run
         self._machine = machine
+        self._began = time.time()
+        self._stale: list[str] = []  # outputs of an earlier run
         os.environ.pop(SHORT, None)  # a job of a cluster has a terminal of its own
         if machine.prints_little:
             os.environ[SHORT] = "1"  # for the jobs of this run
@@ -91,7 +93,8 @@ class Handlers:
             )
         self._link_folders()
         command = run_options.rerun_command(self._config)
-        for output in machine.mark_followers():
+        self._stale = [*machine.mark_followers()]
+        for output in self._stale:
             mark_stale(Path(output), command)
         if not machine.is_module:
             # Options of a module would be those of the other workflow.
@@ -121,17 +124,21 @@ class Handlers:
     def finish(self) -> None:
         """Print where the results are, after the last lines of Snakemake, and free the disk."""
         for dataset in self._run.datasets:
-            shutil.rmtree(jobs.shared(dataset, "decoded"), ignore_errors=True)
+            shutil.rmtree(
+                jobs.shared_folder(dataset, "decoded"), ignore_errors=True
+            )
         lines = finished(self._run, self._machine.outputs)
         atexit.register(self._print, [*lines])
 
     def report_failures(self) -> None:
         """Print the error messages of failed jobs last, also with --quiet."""
         failures = [
-            failure(job.rule.name, dict(job.wildcards.items()), job.log)
+            failure(
+                job.rule.name, dict(job.wildcards.items()), job.log, self._began
+            )
             for job in self._machine.failed
         ]
-        lines = ["", STALE, *failures]
+        lines = ["", *([STALE] if self._stale else []), *failures]
         atexit.register(print, *lines, sep="\n", file=sys.stderr, flush=True)
 
     def _print(self, lines: Iterable[str]) -> None:
@@ -187,10 +194,19 @@ def mark_stale(page: Path, command: str) -> None:
     )
 
 
-def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:
-    """Return the error message of a job that failed or was stopped, from its last log."""
+def failure(
+    rule: str, wildcards: Mapping[str, str], logs: Sequence[str], began: float
+) -> str:
+    """Return the error message of a job that failed or was stopped, from its last log.
+
+    A job that a cluster refused has none since the run `began`, in seconds of the epoch.
+    """
     job = f"{rule} ({status.in_words(wildcards)})"
-    written = [log for log in logs if os.path.isfile(log)]
+    written = [
+        log
+        for log in logs
+        if os.path.isfile(log) and os.path.getmtime(log) >= began
+    ]
     if not written:
         return f"{ERROR}{job} has no log. The messages above say why."
     log = written[-1]

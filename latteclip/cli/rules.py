@@ -1,22 +1,26 @@
-"""What rules of the Snakefile call: inputs, parameters and resources of jobs."""
+"""Functions of jobs, for the rules: settings, options for optional inputs, and resources."""
 
 import errno
 import json
 import math
 import os
 from collections.abc import Callable, Iterable
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from snakemake.io import local, sourcecache_entry
 
 from latteclip.cli.machine import GPU_JOB, Machine
-from latteclip.config.resolve import Run
-from latteclip.core.files import TABLES
+from latteclip.config.labellers import Captioner, DatasetLabeller
+from latteclip.config.resolve import Dataset, Method, Run
 
 # MB of a process with its photographs and the parts of batches that it loads ahead.
 PROCESS = 240
 # A function of a job's wildcards, as Snakemake takes it.
 OfJob = Callable[..., Any]
+# A path of attributes, such as "keys.clip.precision", or a function of the object.
+Wanted = str | Callable[[Any], Any]
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -24,20 +28,20 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(names) or "(?!)"
 
 
-def options(*names: str) -> OfJob:
+def optional_inputs(*names: str) -> OfJob:
     """Return a parameter: inputs that may be absent, as options of the command."""
 
-    def answer(wildcards: Any, input: Any) -> str:
+    def options(wildcards: Any, input: Any) -> str:
         words: list[str] = []
         for name in names:
             paths = [input[name]] if isinstance(input[name], str) else input[name]
             words += (f"--{name.replace('_', '-')} {path}" for path in paths)
         return " ".join(words)
 
-    return answer
+    return options
 
 
-def part(wildcards: Any) -> str:
+def shard_or_labeller(wildcards: Any) -> str:
     """Return a parameter: the option with the shard or the labeller of a job of captions."""
     if "shard" in wildcards.keys():
         return f"--shard {wildcards.shard}/{wildcards.shards}"
@@ -46,7 +50,7 @@ def part(wildcards: Any) -> str:
     return ""
 
 
-def file_names(*names: str) -> OfJob:
+def inputs_as_json(*names: str) -> OfJob:
     """Return a parameter: inputs, of which some may be absent, as a JSON object of paths."""
     return lambda wildcards, input: json.dumps(
         {name: str(input[name]) for name in names if input[name]}
@@ -75,58 +79,71 @@ def _either(number: OfJob, of_gpu_jobs: Any, usual: Any) -> OfJob:
     return answer
 
 
-class Rules:
+class JobFunctions:
     """Functions of the wildcards of jobs, by a run and a machine."""
 
     def __init__(self, run: Run, machine: Machine) -> None:
         self._run = run
         self._machine = machine
 
-    def of(self, function: Callable[..., Any], *names: str) -> OfJob:
-        """Return a function of what the names stand for.
+    # Settings. `wanted` is a path of attributes, or a function of the object.
 
-        These are the dataset, a method, a labeller, the captioner that is asked for a kind of
-        TABLES, or the value of a wildcard.
+    def dataset_setting(self, wanted: Wanted) -> OfJob:
+        """Return a function of wildcards: what is wanted of the job's dataset."""
+        return self._setting(self._dataset, wanted)
+
+    def method_setting(self, wanted: Wanted) -> OfJob:
+        """Return a function of wildcards: what is wanted of the job's method."""
+
+        def method(wildcards: Any) -> Method:
+            return self._dataset(wildcards).method(wildcards.method)
+
+        return self._setting(method, wanted)
+
+    def labeller_setting(self, wanted: Wanted) -> OfJob:
+        """Return a function of wildcards: what is wanted of the job's labeller."""
+        return self._setting(self._labeller, wanted)
+
+    def captioner_setting(self, table: str, wanted: Wanted) -> OfJob:
+        """Return a function of wildcards: what is wanted of the captioner that the job asks.
+
+        That is the captioner of its labeller, or else the dataset's captioner for one of TABLES.
         """
 
-        def answer(wildcards: Any) -> Any:
+        def captioner(wildcards: Any) -> Captioner | None:
+            if "labeller" in wildcards.keys():
+                return self._labeller(wildcards).captioner
+            return self._dataset(wildcards).captioner(table)
+
+        return self._setting(captioner, wanted)
+
+    def _setting(self, find: OfJob, wanted: Wanted) -> OfJob:
+        read = attrgetter(wanted) if isinstance(wanted, str) else wanted
+
+        def setting(wildcards: Any) -> Any:
             with self._machine.errors():
-                objects = [
-                    self._object(name, wildcards) for name in names or ("dataset",)
-                ]
-                return function(*objects)
+                return read(find(wildcards))
 
-        return answer
+        return setting
 
-    def _object(self, name: str, wildcards: Any) -> Any:
-        if name not in ("dataset", "method", "labeller", *TABLES):
-            return wildcards[name]
-        dataset = self._run.dataset(wildcards.dataset)
-        if name == "dataset":
-            return dataset
-        if name == "method":
-            return dataset.method(wildcards.method)
-        if "labeller" not in wildcards.keys():
-            return dataset.captioner(name)
-        labeller = dataset.labeller(wildcards.labeller)
-        return labeller if name == "labeller" else labeller.captioner
+    def _dataset(self, wildcards: Any) -> Dataset:
+        return self._run.dataset(wildcards.dataset)
 
-    def as_json(self, function: Callable[..., Any], *names: str) -> OfJob:
-        """Return as JSON what `of` returns, with paths of results as a job finds them."""
-        answer = self.of(function, *names)
+    def _labeller(self, wildcards: Any) -> DatasetLabeller:
+        return self._dataset(wildcards).labeller(wildcards.labeller)
 
-        def text(wildcards: Any) -> str:
-            value = json.dumps(answer(wildcards), default=dict, sort_keys=True)
-            return value.replace('"results/', f'"{self._machine.results}/')
+    def as_json(self, setting: OfJob) -> OfJob:
+        """Return a setting as JSON, with paths of results as a job finds them."""
+        return lambda wildcards: json.dumps(
+            setting(wildcards), default=self._value, sort_keys=True
+        )
 
-        return text
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(Path(self._machine.results, value.relative_to("results")))
+        return dict(value)
 
-    def each(self, key: str, function: Callable[..., Any], *names: str) -> OfJob:
-        """Return the values of one key of each of several mappings, as inputs, as in `of`."""
-        answer = self.of(function, *names)
-        return lambda wildcards: [one[key] for one in answer(wildcards)]
-
-    def users(self, files: Any) -> Any:
+    def user_files(self, files: Any) -> Any:
         """Return inputs, or their function, that are files of the user, which no storage holds.
 
         Where a storage holds the results, Snakemake looks there for all inputs but sources of the
@@ -135,10 +152,10 @@ class Rules:
         if self._machine.provider is None:
             return local(files)
         if callable(files):
-            return lambda wildcards: self.users(files(wildcards))
+            return lambda wildcards: self.user_files(files(wildcards))
         if isinstance(files, str):
             return sourcecache_entry(files, files)
-        return [self.users(file) for file in files]
+        return [self.user_files(file) for file in files]
 
     # Resources.
 
@@ -154,7 +171,7 @@ class Rules:
 
         return answer
 
-    def on_gpus(self, count: OfJob = lambda wildcards: 1) -> dict[str, Any]:
+    def gpus(self, count: OfJob = lambda wildcards: 1) -> dict[str, Any]:
         """Return resources of a job that may have GPUs: their number, and the cores beside each.
 
         Default resources of the profile that begin with gpu_job_ are for jobs with a GPU alone.

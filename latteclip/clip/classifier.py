@@ -53,14 +53,17 @@ class FeatureMemmap:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        # An array: NumPy takes a tensor of one number as that number.
-        some = rows if isinstance(rows, slice) else np.asarray(rows)
-        return torch.from_numpy(np.array(self._mapped()[some]))
+        return torch.from_numpy(np.array(self._mapped()[self._index(rows)]))
 
     def __setitem__(
         self, rows: slice | torch.Tensor, values: torch.Tensor
     ) -> None:
-        self._mapped()[rows] = values.numpy()
+        self._mapped()[self._index(rows)] = values.numpy()
+
+    @staticmethod
+    def _index(rows: slice | torch.Tensor) -> slice | np.ndarray:
+        """Return rows as an array, for NumPy takes a tensor of one number as that number."""
+        return rows if isinstance(rows, slice) else np.asarray(rows)
 
     def read(self) -> np.ndarray:
         """Return the table in memory, without the pages of a mapping beside it."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import open_clip
 from pydantic import Field
 
-from latteclip.config.registry import FOLDER, HUB
+from latteclip.config.models import FOLDER, HUB
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
 from latteclip.core.terminal import one_line

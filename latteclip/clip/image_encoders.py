@@ -27,7 +27,7 @@ from latteclip.clip.clip_config import (
     section,
 )
 from latteclip.clip.model import Clip, FinetunedModel
-from latteclip.config.registry import FOLDER, HUB, OPEN_CLIP
+from latteclip.config.models import FOLDER, HUB, OPEN_CLIP
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import read_object
 from latteclip.core.terminal import one_line

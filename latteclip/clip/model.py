@@ -25,7 +25,7 @@ from latteclip.clip.classifier import (
     save_classifier,
 )
 from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
-from latteclip.config.registry import FOLDER
+from latteclip.config.models import FOLDER
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import write_json

@@ -1,7 +1,8 @@
 """Inputs and settings of jobs that follow from the configuration.
 
 Functions take the objects of `resolve` that the rule names. What a function returns decides which
-jobs a changed key reruns: it returns what its stage reads, and nothing else.
+jobs a changed key reruns: it returns what its stage reads, and nothing else. A file of the results
+among settings is a Path, as a job may find it in another place.
 """
 
 import ast
@@ -13,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import layers, registry
-from latteclip.config.labellers import Labeller
-from latteclip.config.registry import Model
+from latteclip.config.labellers import (
+    Captioner,
+    ConfiguredDataset,
+    DatasetLabeller,
+)
+from latteclip.config.models import ModelSource, slug
 from latteclip.config.resolve import Dataset, Method, Run
 from latteclip.core.files import digest, fingerprint
 
@@ -24,9 +29,9 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_LINK = "resources/{dataset}/folder"
 PAGES = "latteclip.report.render"  # the module that fills the templates beside it
 # Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
-# values are parameters of their own.
+# values are parameters of their own, as what this module returns is.
 WITHOUT_EFFECT = re.compile(
-    r"latteclip\.(config\..*|core\.(devices|errors|terminal))"
+    r"latteclip\.(config\.(?!registry|models).*|core\.(devices|errors|terminal))"
 )
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 CLASS_TEXTS = ("template", "class_synonyms")  # keys of the texts of the classes
@@ -34,12 +39,12 @@ Paths = list[str]
 Settings = dict[str, Any]
 
 
-def sections(dataset: Dataset, *names: str) -> Settings:
+def sections(dataset: ConfiguredDataset, *names: str) -> Settings:
     """Return keys of a dataset, most of them sections, by their names."""
     return {name: getattr(dataset.keys, name) for name in names}
 
 
-def shared(dataset: Dataset, name: str) -> str:
+def shared_folder(dataset: Dataset, name: str) -> str:
     """Return a folder that all runs share: the store of answers, or decoded images."""
     return dataset.run.place(f"resources/{dataset.whole}/{name}")
 
@@ -65,6 +70,11 @@ def training_code(method: Method, stage: str) -> str:
     """Return the digest of a stage that trains, and of its objective."""
     objective = f"latteclip.train.objectives.{method.objective.module}"
     return code_of(f"latteclip.train.{stage}", objective)
+
+
+def captioner_code(captioner: Captioner) -> str:
+    """Return the digest of the stage that asks a captioner, and of its engine."""
+    return code_of(*captioner.modules)
 
 
 def closure(*modules: str) -> set[str]:
@@ -116,23 +126,70 @@ def _file(name: str) -> Path:
 # Sources and models.
 
 
-def made_folder(dataset: Dataset) -> Paths:
+def download_dataset(dataset: Dataset) -> Settings:
+    """Return where the images and the test split come from, with what a person reads of them."""
+    return {
+        **sections(dataset, "source", "title", "licence", "citation"),
+        "kind": dataset.keys.split.kind,
+    }
+
+
+def downloads(dataset: Dataset) -> Settings:
+    """Return what the downloaded files are, without the addresses that they come from."""
+    files = dataset.keys.source.downloads.items()
+    return {
+        "kind": dataset.keys.split.kind,
+        **{name: file.model_dump(exclude={"sources"}) for name, file in files},
+    }
+
+
+def index_images(dataset: Dataset) -> Settings:
+    """Return how the folder is split, and where its class names come from."""
+    return {**dict(dataset.keys.split), **sections(dataset, "class_names")}
+
+
+def encode_images(dataset: Dataset) -> Settings:
+    """Return what image encoders beside CLIP have of CLIP's settings."""
+    return {"precision": dataset.keys.clip.precision}
+
+
+def encode_examples(dataset: Dataset) -> Settings:
+    """Return the folder of the examples, and the models that encode them."""
+    return {
+        "examples_folder": dataset.keys.split.examples,
+        "replacements": dataset.keys.split.classname_replace,
+        "encoders": list(dataset.run.image_encoders.values()),
+        **sections(dataset, "clip"),
+    }
+
+
+def examples_digest(dataset: Dataset) -> str:
+    """Return a digest of the folder of the examples."""
+    return files_digest(dataset.keys.split.examples)
+
+
+def propose_classes(dataset: Dataset) -> Settings:
+    """Return how many classes a proposal has."""
+    return {"classes": dataset.keys.discover.classes}
+
+
+def downloaded_folder(dataset: Dataset) -> Paths:
     """Return the folder of images, shared by all runs, if a rule makes it."""
     return (
         [] if dataset.keys.source.folder else [f"resources/{dataset.whole}/data"]
     )
 
 
-def notes(models: Iterable[Model]) -> Paths:
+def model_notes(models: Iterable[ModelSource]) -> Paths:
     """Return the notes on the models that come from the hub."""
     return [
-        MODEL_NOTE.format(model=registry.slug(model.names))
+        MODEL_NOTE.format(model=slug(model.names))
         for model in models
         if model.names
     ]
 
 
-def local_files(models: Iterable[Model]) -> str:
+def model_digests(models: Iterable[ModelSource]) -> str:
     """Return digests of models on this machine.
 
     No command reads this parameter, but another model in the same folder reruns its jobs.
@@ -149,7 +206,7 @@ def files_digest(path: str | None) -> str:
 def feature_store(dataset: Dataset) -> str:
     """Return the folder of image features, shared by all runs with the same code that encodes."""
     code = code_of("latteclip.clip.feature_store", "latteclip.clip.image_encoders")
-    return shared(dataset, f"features/{code.split()[-1]}")
+    return shared_folder(dataset, f"features/{code.split()[-1]}")
 
 
 # Captions and class scores.
@@ -168,6 +225,11 @@ def shards(dataset: Dataset, table: str) -> Paths:
 # Labels.
 
 
+def pseudo_label_images(dataset: Dataset) -> Settings:
+    """Return the CLIP model, and the texts of the classes."""
+    return sections(dataset, "clip", *CLASS_TEXTS)
+
+
 def labellers(dataset: Dataset) -> list[Settings]:
     """Return the labellers of a dataset with the tables of their votes."""
     return [
@@ -175,14 +237,14 @@ def labellers(dataset: Dataset) -> list[Settings]:
             "name": each.name,
             "kind": each.keys.kind,
             "column": each.column,
-            "table": f"{dataset.results}/{each.votes}",
+            "table": Path(each.path_of_votes),
             "leaked": each.leaked,
         }
         for each in dataset.labellers
     ]
 
 
-def write_votes(labeller: Labeller) -> Settings:
+def write_votes(labeller: DatasetLabeller) -> Settings:
     """Return what a labeller's votes follow from: captions, a file, or a CLIP model."""
     dataset, keys = labeller.dataset, labeller.keys
     values: Settings = {"name": keys.name, "kind": keys.kind}
@@ -192,14 +254,6 @@ def write_votes(labeller: Labeller) -> Settings:
         zero_shot = {"clip": labeller.clip, **sections(dataset, *CLASS_TEXTS)}
         return {**values, "zero_shot": zero_shot}
     return {**values, "file": keys.file}
-
-
-def image_features(dataset: Dataset, encoders: dict[str, str]) -> Paths:
-    """Return the features by image encoders beside CLIP."""
-    return [
-        f"{dataset.results}/image_encoders/{encoder}.parquet"
-        for encoder in encoders
-    ]
 
 
 # Classifiers and trainings.
@@ -228,14 +282,14 @@ def training(method: Method) -> Settings:
 
 def averaged(method: Method) -> list[Settings]:
     """Return the trainings that average_weights averages: their files, and what they left out."""
-    of = method.averaged or method
+    seeds = method.dataset.run.keys.seeds
     return [
         {
-            "model": f"{of.folder(seed)}/model",
-            "history": f"{of.folder(seed)}/history.parquet",
+            "model": Path(folder, "model"),
+            "history": Path(folder, "history.parquet"),
             "fold": fold(method.dataset, seed),
         }
-        for seed in method.dataset.run.keys.seeds
+        for folder, seed in zip(method.averaged_folders, seeds, strict=True)
     ]
 
 
@@ -261,14 +315,14 @@ def candidates(dataset: Dataset) -> list[Settings]:
 
 
 def _run(method: Method, seed: int) -> Settings:
-    folder = method.folder(seed)
+    folder = Path(method.folder(seed))
     return {
         "method": method.name,
         "seed": seed,
-        "metrics": f"{folder}/metrics.json",
-        "train_predictions": f"{folder}/train_predictions.parquet",
-        "predictions": f"{folder}/predictions.parquet",
-        "model": f"{folder}/model",
+        "metrics": folder / "metrics.json",
+        "train_predictions": folder / "train_predictions.parquet",
+        "predictions": folder / "predictions.parquet",
+        "model": folder / "model",
     }
 
 
@@ -278,7 +332,7 @@ def selection(dataset: Dataset) -> Paths:
     return [path] if dataset.candidates else []
 
 
-def asked(run: Run) -> Paths:
+def answer_tables(run: Run) -> Paths:
     """Return the tables of captioners' answers.
 
     Snakemake makes a deleted one again for a target that lists it, not for results that were made
@@ -289,9 +343,36 @@ def asked(run: Run) -> Paths:
     ]
 
 
+def published(run: Run) -> list[Settings]:
+    """Return the published figures about datasets of the run, and about all where it has all.
+
+    A limited run has parts of datasets, which have other names.
+    """
+    names = [dataset.name for dataset in run.datasets]
+    known = {*names, "mean", "gain"} if names == run.downloadable else {*names}
+    return [
+        figure.model_dump()
+        for figure in run.keys.table.published
+        if figure.column in known
+    ]
+
+
+def named_answer_tables(*datasets: Dataset) -> list[Settings]:
+    """Return the tables of captioners' answers with their names."""
+    return [
+        {"name": f"{dataset.name}/{each.table}", "table": Path(each.path)}
+        for dataset in datasets
+        for each in dataset.answer_tables
+    ]
+
+
 def all_runs(run: Run) -> Paths:
     """Return the metrics of every run."""
-    return [each["metrics"] for dataset in run.datasets for each in runs(dataset)]
+    return [
+        f"{folder}/metrics.json"
+        for dataset in run.datasets
+        for folder in dataset.run_folders
+    ]
 
 
 # Pages.

@@ -12,7 +12,7 @@ import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from latteclip.config import registry
+from latteclip.config import models, registry
 from latteclip.config.schema import (
     AUTO,
     AtLeastTwo,
@@ -160,7 +160,7 @@ class ClipSection(Section):
     def _leave_out_tag(cls, values: Any) -> Any:
         """Leave out `pretrained` where the model's name gives its weights."""
         if isinstance(values, dict) and str(values.get("model")).startswith(
-            registry.WHOLE
+            models.WHOLE
         ):
             return {**values, "pretrained": None}
         return values
@@ -264,7 +264,7 @@ class LabellerSection(Section):
     def _check_keys(self) -> "LabellerSection":
         record = registry.LABELLERS[self.kind]
         model = str(self.model)
-        names_clip = model.startswith(registry.WHOLE) or re.match(
+        names_clip = model.startswith(models.WHOLE) or re.match(
             "open_clip:.+/.", model
         )
         unused = self.model_fields_set.difference(record.keys, {"name", "kind"})
@@ -372,6 +372,23 @@ class ComputeSection(Section):
     """minutes between checkpoints, from which a killed run resumes; 0: one for every epoch"""
 
 
+class PublishedSection(Section):
+    """A figure of a paper, beside which the table sets that of the run."""
+
+    method: Name
+    """the method that it is about"""
+    column: Name
+    """a key of the datasets for top-1 accuracy on it; mean: over all; gain: the mean gain over the
+    baseline
+    """
+    value: float
+    """in percent, or percentage points"""
+    spread: float = Field(default=0, ge=0)
+    """how far the run may be from it without a sentence"""
+    source: Text
+    """where it is published, such as Table 1"""
+
+
 class TableSection(Section):
     """The table over all datasets and methods of a run."""
 
@@ -379,6 +396,8 @@ class TableSection(Section):
     """name of its files results/<name>.csv and .md"""
     baseline: Text = "zero_shot"
     """the reference method: gains are relative to it"""
+    published: list[PublishedSection] = []
+    """figures of a paper, with which the table compares"""
 
 
 # Datasets and runs.

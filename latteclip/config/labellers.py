@@ -1,23 +1,24 @@
 """Captioners with what they are asked for, and the labellers of a dataset."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from latteclip.config import registry
+from latteclip.config import models
 from latteclip.config.keys import (
     CaptionerSection,
     ClipSection,
+    DatasetSection,
     LabellerSection,
     PromptsSection,
     ScoresSection,
 )
+from latteclip.config.models import ModelSource
 from latteclip.config.registry import (
     COLUMNS,
     DECISIONS,
     ENGINES,
     LABELLERS,
     EngineRecord,
-    Model,
 )
 from latteclip.core.class_templates import PLACE
 from latteclip.core.files import (
@@ -29,15 +30,26 @@ from latteclip.core.files import (
     labeller_table,
 )
 
-if TYPE_CHECKING:
-    from latteclip.config.resolve import Dataset
+
+class ConfiguredDataset(Protocol):
+    """What captioners and labellers read of the dataset of `resolve`, which makes them."""
+
+    name: str  # of its folder below results
+    whole: str  # its key in the configuration
+    keys: DatasetSection
+    results: str  # the folder of its results, as rules name it
+
+    @property
+    def models(self) -> list[ModelSource]: ...
+
+    def captioner(self, kind: str) -> "Captioner": ...
 
 
 @dataclass(frozen=True)
 class Captioner:
     """A captioner and what it is asked for: that of the run, or of a labeller."""
 
-    dataset: "Dataset"
+    dataset: ConfiguredDataset
     # A key of TABLES: captions of images or groups, names of images, or class scores.
     kind: str
     settings: CaptionerSection
@@ -59,12 +71,15 @@ class Captioner:
         return [f"latteclip.captions.{name}" for name in (stage, *engine)]
 
     @property
-    def models(self) -> list[Model]:
+    def models(self) -> list[ModelSource]:
         """The model that its jobs load."""
         names = self.settings.model, self.settings.revision
-        return (
-            [registry.captioner_model(*names)] if self.engine.loads_model else []
-        )
+        return [models.captioner_model(*names)] if self.engine.loads_model else []
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a job needs; 0: a server or the user writes the captions."""
+        return self.settings.tensor_parallel_size if self.engine.loads_model else 0
 
     @property
     def max_images(self) -> int | None:
@@ -97,6 +112,11 @@ class Captioner:
         )
 
     @property
+    def files(self) -> list[str]:
+        """The user's file that replaces it, if there is one."""
+        return [self.file] if self.file else []
+
+    @property
     def table(self) -> str:
         """The table of the answers, below the results of a dataset."""
         return labeller_table(self.name) if self.name else TABLES[self.kind]
@@ -108,10 +128,10 @@ class Captioner:
 
 
 @dataclass(frozen=True)
-class Labeller:
+class DatasetLabeller:
     """A labeller of the training images, and the table of its votes."""
 
-    dataset: "Dataset"
+    dataset: ConfiguredDataset
     keys: LabellerSection
     captioner: Captioner | None  # None: it asks no captioner
 
@@ -144,33 +164,50 @@ class Labeller:
         return f"votes/{self.name}.parquet"
 
     @property
+    def path_of_votes(self) -> str:
+        """The table of its votes, as rules name it."""
+        return f"{self.dataset.results}/{self.votes}"
+
+    @property
+    def files(self) -> list[str]:
+        """The user's file of votes, if there is one."""
+        return [self.keys.file] if self.keys.file else []
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the job that writes its votes can use."""
+        return int(self.keys.kind != "file")
+
+    @property
     def clip(self) -> ClipSection | None:
         """The CLIP model that votes; None: it is a labeller of another kind."""
         if not LABELLERS[self.keys.kind].loads_clip:
             return None
         model, tag = str(self.keys.model), None
-        if model.startswith(registry.OPEN_CLIP):
-            model, _, tag = model.removeprefix(registry.OPEN_CLIP).rpartition("/")
+        if model.startswith(models.OPEN_CLIP):
+            model, _, tag = model.removeprefix(models.OPEN_CLIP).rpartition("/")
         precision = self.dataset.keys.clip.precision
         return ClipSection(model=model, pretrained=tag, precision=precision)
 
     @property
-    def models(self) -> list[Model]:
+    def models(self) -> list[ModelSource]:
         """The CLIP model that its votes follow from."""
         if self.captioner:
             return self.dataset.models
         clip = self.clip
-        return [registry.clip_model(clip.model, clip.pretrained)] if clip else []
+        return [models.clip_model(clip.model, clip.pretrained)] if clip else []
 
 
-def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
+def labeller_of(
+    dataset: ConfiguredDataset, keys: LabellerSection
+) -> DatasetLabeller:
     """Return a labeller, whose keys win over those of the dataset's captioner.
 
     If it asks what the run asks, it has the run's table.
     """
     asks = LABELLERS[keys.kind].asks
     if asks is None:
-        return Labeller(dataset, keys, None)
+        return DatasetLabeller(dataset, keys, None)
     of_run = dataset.captioner(asks)
     settings = keys.model_dump(include={"model", "engine"}, exclude_none=True)
     if keys.model not in (None, of_run.settings.model):
@@ -193,4 +230,6 @@ def labeller_of(dataset: "Dataset", keys: LabellerSection) -> Labeller:
         prompts=of_run.prompts.model_copy(update=prompts),
         name=keys.name,
     )
-    return Labeller(dataset, keys, of_run if captioner == of_run else captioner)
+    return DatasetLabeller(
+        dataset, keys, of_run if captioner == of_run else captioner
+    )

@@ -9,19 +9,23 @@ from collections.abc import Callable, Collection
 from functools import cache, cached_property
 from pathlib import Path
 
-from latteclip.config import registry
+from latteclip.config import models, registry
 from latteclip.config.keys import (
     Config,
     DatasetSection,
     LabellerSection,
     MethodSection,
 )
-from latteclip.config.labellers import Captioner, Labeller, labeller_of
+from latteclip.config.labellers import Captioner, DatasetLabeller, labeller_of
 from latteclip.config.layers import Layer, merge
-from latteclip.config.registry import COLUMNS, OBJECTIVES, Model
+from latteclip.config.models import ModelSource
+from latteclip.config.registry import COLUMNS, OBJECTIVES
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
 from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
+
+# Epochs that a job is given time for where their number is "auto".
+MAX_AUTO_EPOCHS = 30
 
 
 class Run:
@@ -55,8 +59,7 @@ class Run:
         )
         # Image encoders beside CLIP, by the names of their files.
         self.image_encoders = {
-            registry.slug({"model": name}): name
-            for name in self.keys.image_encoders
+            models.slug({"model": name}): name for name in self.keys.image_encoders
         }
         self.lineage(self.keys.table.baseline, "table.baseline")
         self.datasets = [
@@ -135,11 +138,15 @@ class Run:
             key, name = f"methods.{name}.like", self.keys.methods[name].like
         return lineage[::-1]
 
+    def encoder_models(self, name: str) -> list[ModelSource]:
+        """Return the model of an image encoder beside CLIP, by the name of its file."""
+        return models.encoder_models([self.image_encoders[name]])
+
     @cached_property
-    def hub_models(self) -> dict[str, Model]:
+    def hub_models(self) -> dict[str, ModelSource]:
         """Models that come from the hub, by the names of their notes."""
         return {
-            registry.slug(model.names): model
+            models.slug(model.names): model
             for dataset in self.datasets
             for model in dataset.models_of_jobs
             if model.names
@@ -233,22 +240,33 @@ class Dataset:
         return able if has_held_out and len(able) > 1 else []
 
     @property
-    def models(self) -> list[Model]:
-        """The CLIP model."""
-        return [
-            registry.clip_model(self.keys.clip.model, self.keys.clip.pretrained)
-        ]
+    def run_folders(self) -> list[str]:
+        """The folder of each evaluation, as rules name it."""
+        return [method.folder(seed) for method, seed in self.runs]
 
     @property
-    def all_models(self) -> list[Model]:
+    def candidate_folders(self) -> list[str]:
+        """The folder of each run among which select_model chooses, as rules name it."""
+        return [method.folder(seed) for method, seed in self.candidates]
+
+    @property
+    def models(self) -> list[ModelSource]:
+        """The CLIP model."""
+        return [models.clip_model(self.keys.clip.model, self.keys.clip.pretrained)]
+
+    @property
+    def all_models(self) -> list[ModelSource]:
         """The CLIP model, and image encoders beside it."""
         encoders = self.run.image_encoders.values()
-        return [*self.models, *registry.encoder_models(encoders)]
+        return [*self.models, *models.encoder_models(encoders)]
 
     @property
-    def models_of_jobs(self) -> list[Model]:
+    def models_of_jobs(self) -> list[ModelSource]:
         """All models that its jobs may load."""
-        users: list[Captioner | Labeller] = [*self.captioners, *self.labellers]
+        users: list[Captioner | DatasetLabeller] = [
+            *self.captioners,
+            *self.labellers,
+        ]
         return [*self.all_models, *(m for user in users for m in user.models)]
 
     # Captions and labellers.
@@ -292,7 +310,7 @@ class Dataset:
         ]
 
     @cached_property
-    def labellers(self) -> list[Labeller]:
+    def labellers(self) -> list[DatasetLabeller]:
         """Who labels the training images: by default class scores, or else captions."""
         keys = self.keys.labellers
         if keys is None:
@@ -301,8 +319,13 @@ class Dataset:
             keys = [LabellerSection(name=name, kind=kind or "captions")]
         return [labeller_of(self, each) for each in keys]
 
-    def labeller(self, name: str) -> Labeller:
+    def labeller(self, name: str) -> DatasetLabeller:
         return next(each for each in self.labellers if each.name == name)
+
+    @property
+    def vote_tables(self) -> list[str]:
+        """The tables of the labellers' votes, as rules name them."""
+        return [labeller.path_of_votes for labeller in self.labellers]
 
     @property
     def columns(self) -> list[str]:
@@ -318,6 +341,10 @@ class Dataset:
         if self.reads_fused_labels and COLUMNS[IMAGES] in self.columns:
             kinds.add("image")
         return kinds
+
+    @property
+    def reads_image_captions(self) -> bool:
+        return "image" in self.caption_kinds
 
     @property
     def reads_fused_labels(self) -> bool:
@@ -366,6 +393,12 @@ class Method:
         return self.dataset.method(str(self.keys.of))
 
     @property
+    def averaged_folders(self) -> list[str]:
+        """The trainings that it averages, or its own, as rules name them: one of each seed."""
+        trained = self.averaged or self
+        return [trained.folder(seed) for seed in self.dataset.run.keys.seeds]
+
+    @property
     def trained(self) -> "Method | None":
         """The method that is fine-tuned: this one, or the averaged one."""
         return self.averaged or (self if self.objective.module else None)
@@ -399,3 +432,21 @@ class Method:
         switches = dict(self.keys.switches)
         kinds = self.objective.captions
         return [kind for kind in kinds if switches[f"{kind}_description"]]
+
+    @property
+    def reads_image_captions(self) -> bool:
+        return "image" in self.caption_kinds
+
+    @property
+    def reads_group_captions(self) -> bool:
+        return "group" in self.caption_kinds
+
+    @property
+    def searches_learning_rate(self) -> bool:
+        return self.keys.finetune.lr == "auto"
+
+    @property
+    def max_epochs(self) -> int:
+        """How often it passes over the images, at most."""
+        epochs = self.keys.finetune.epochs
+        return MAX_AUTO_EPOCHS if epochs == "auto" else epochs

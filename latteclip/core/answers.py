@@ -52,7 +52,14 @@ class Answer:
     content: Annotated[str | None, Field(pattern="^[0-9a-f]{32}$")] = None
     # Where the kind is NONE: the classes that the person saw, () for all of the file.
     offered: tuple[str, ...] = ()
+    # Of an imported check: the training images that there were, of which a person drew it.
+    drawn_from: int | None = None
     state: Annotated[str, Field(exclude=True)] = COUNTS
+
+    @property
+    def is_imported(self) -> bool:
+        """Return whether no page asked."""
+        return self.phase is None or self.drawn_from is not None
 
     @property
     def meaning(self) -> str:
@@ -179,7 +186,8 @@ class AnswerFile:
         """Change and remove some answers by their images, and return all about now.
 
         The file keeps what other processes have saved, and answers about other images and classes.
-        It may keep earlier answers about the same images as well.
+        It may keep earlier answers about the same images as well, but imported checks replace what
+        was imported to teach.
         """
         added = self._resolve(
             self.document(changed.values()), "The change"
@@ -188,8 +196,15 @@ class AnswerFile:
         with locked(self.path):
             before = self.read()
             if keeps_earlier:
-                earlier = before.answers.keys() - {*removed}
-                added = [one for one in added if one.image_id not in earlier]
+                earlier = {
+                    k: v for k, v in before.answers.items() if k not in removed
+                }
+                added = [
+                    one
+                    for one in added
+                    if one.image_id not in earlier
+                    or (one.drawn_from and earlier[one.image_id].is_imported)
+                ]
             replaced = {*removed, *(one.image_id for one in added)}
             others = [
                 one
@@ -256,10 +271,14 @@ def locate(images: Sequence[tuple[str, str | None]], index: pa.Table) -> pa.Arra
     """Return the rows of images in an index, given names and contents; null: it is not there.
 
     A row has the name and the content, or else the content alone. A content of None is any. Images
-    of different names stay different.
+    of different names stay different. Accents of names may be characters of their own, as on macOS.
     """
     names = pa.array([name for name, _ in images], pa.string())
-    named = pc.index_in(names, index["image_id"])
+    ids = index["image_id"]
+    alike = pc.index_in(
+        *(pc.utf8_normalize(one, form="NFC") for one in (names, ids))
+    )
+    named = pc.coalesce(pc.index_in(names, ids), alike)
     checksums = index["checksum"].take(named).to_pylist()
     contents = [content for _, content in images]
     rows = [

@@ -150,10 +150,9 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
         try:
             yield signals
         except Terminated as error:
-            log.info(
-                "Stopped before the end. %s",
-                saved if error.saved is None else error.saved,
-            )
+            kept = saved if error.saved is None else error.saved
+            notes = getattr(error, "__notes__", [])
+            log.info("Stopped before the end. %s", " ".join([kept, *notes]))
             logging.shutdown()
             _end_children()
             os._exit(error.status)

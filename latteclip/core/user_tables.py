@@ -1,5 +1,6 @@
 """Read tables that the user brings along: Parquet, CSV, TSV or JSON Lines."""
 
+import codecs
 import json
 import logging
 import unicodedata
@@ -12,29 +13,37 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.class_templates import clean_classname
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.tables import from_csv_cell
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
 
 
+# Names of the columns of images and of classes. Of exported labels, answers alone count.
+IMAGE = ("image_id", "image", "path", "file", "filename")
+CLASS = ("answered", "class", "label", "classname")
+SEPARATORS = ",;\t"
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 def _read_csv(path: str) -> pd.DataFrame:
-    """Read a table of texts, whose first line names the columns. A longer line is an error."""
-    separator = "\t"
-    if Path(path).suffix.lower() != ".tsv":
-        with Path(path).open(encoding="utf-8-sig") as file:
-            head = file.readline()  # many programs write semicolons
-        separator = ";" if head.count(";") > head.count(",") else ","
+    """Read a table of texts, as spreadsheets write it. A line longer than the first is an error."""
+    with Path(path).open("rb") as file:
+        encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
+    with Path(path).open(encoding=encoding) as text:
+        head = text.readline()
     lines = pd.read_csv(
         path,
-        sep=separator,
+        sep=max(SEPARATORS, key=head.count),
         header=None,  # pandas would rename the second of two equal columns
         dtype=str,
         keep_default_na=False,
         skipinitialspace=True,
-        encoding="utf-8-sig",  # as spreadsheets write it
+        encoding=encoding,
     ).fillna("")  # a line may be shorter
-    return lines[1:].set_axis(lines.iloc[0], axis=1).reset_index(drop=True)
+    cells = lines[1:].map(from_csv_cell)
+    return cells.set_axis(lines.iloc[0], axis=1).reset_index(drop=True)
 
 
 def _read_json_lines(path: str) -> pd.DataFrame:
@@ -51,20 +60,49 @@ READERS: dict[str, Callable[[str], pd.DataFrame]] = {
 
 
 def read_table(path: str | None, key: str, suffix: str = "") -> pd.DataFrame:
-    """Read the file that a key names, by its suffix or the given one, or raise UserError."""
+    """Read the file that a key names, by its suffix or the given one, or raise UserError.
+
+    Capitals and spaces around the names of columns do not count.
+    """
     reader = READERS.get(suffix or Path(str(path)).suffix.lower())
     if reader is None:
         raise UserError(
-            f"{key} {path} does not end in any of {', '.join(READERS)}."
+            f"{key} {path} does not end in any of {', '.join(READERS)}; a spreadsheet saves its "
+            "table as CSV."
         )
     try:
         table = reader(str(path))
+    except FileNotFoundError:
+        raise UserError(f"{key} {path} is not there; correct its name.") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{key} {path} is not valid UTF-8 text; save it as CSV UTF-8."
+        ) from None
     except Exception as error:  # readers fail in many ways on broken files
         raise UserError(
             f"{key} {path} cannot be read: {one_line(error).rstrip('.')}."
         ) from None
+    table.columns = table.columns.astype(str).str.strip().str.lower()
     if not table.columns.is_unique:
         raise UserError(f"{key} {path} has two columns of one name; remove one.")
+    return table
+
+
+def read_image_table(path: str | None, key: str) -> pd.DataFrame:
+    """Read a table of images, whose columns of IMAGE and CLASS become image_id and class.
+
+    UserError: it has no column of images.
+    """
+    table = read_table(path, key)
+    for name, others in (("image_id", IMAGE), ("class", CLASS)):
+        found = [other for other in others if other in table.columns]
+        new = dict.fromkeys(found[:1], name)
+        table = table.drop(columns=found[1:]).rename(columns=new)
+    if "image_id" not in table.columns:
+        raise UserError(
+            f"{key} {path} has the columns {', '.join(table.columns)}; it needs one of images, "
+            f"called {' or '.join(IMAGE)}."
+        )
     return table
 
 
@@ -95,6 +133,17 @@ def class_of(cell: Any, numbers: Mapping[Any, int]) -> int | None:
     # A Parquet file has NumPy's numbers.
     is_name = isinstance(cell, str | Real) and not isinstance(cell, bool)
     return numbers.get(cell) if is_name else None
+
+
+def unknown_class(cell: Any, numbers: Mapping[Any, int]) -> str:
+    """Return the end of a sentence on a cell that names no class: what to do."""
+    if isinstance(cell, Real) and not isinstance(cell, bool):
+        return (
+            "write names of classes as text, or numbers below that of the classes."
+        )
+    return suggestion(
+        str(cell), [name for name in numbers if isinstance(name, str)]
+    )
 
 
 def is_empty(cell: Any) -> bool:
@@ -155,11 +204,10 @@ def cells_by_image(
 
     UserError: a column is missing, two rows name the same image, or no row names any.
     """
-    if missing := {"image_id", *columns} - set(table.columns):
+    if missing := {*columns} - set(table.columns):
         raise UserError(
             f"{key} {path} lacks the columns {', '.join(sorted(missing))} beside "
-            f"{', '.join(map(str, table.columns))}. An image_id is the path of an image below the "
-            "folder of images, such as cat/1.jpg."
+            f"{', '.join(table.columns)}."
         )
     names = ImageNames(image_ids)
     rows: dict[str, list[Any]] = {}

@@ -295,37 +295,40 @@ def decode(
     side keeps so many pixels. Raises whatever a decoder raises.
     """
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:  # before any memory is taken
-            raise ValueError(
-                f"{width} x {height} pixels are more than {MAX_PIXELS}"
-            )
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise ValueError(
-                f"{width} x {height} pixels are longer than {MAX_RATIO} to 1"
-            )
-        if image.mode == "F":  # nothing says which number is white
-            raise ValueError(
-                "its pixels are floating-point numbers; write it with 8 or 16 bits"
-            )
-        scale = 1.0
-        if max_side is not None:
-            # So that Lanczos has something to average.
-            scale = 2 * max_side / max(width, height)
-        elif min_side is not None:
-            scale = min_side / min(width, height)
-        # A JPEG is decoded at a half, a quarter or an eighth of its size.
-        if scale < 1:
-            image.draft(
-                "RGB", (math.ceil(width * scale), math.ceil(height * scale))
-            )
-        ImageOps.exif_transpose(image, in_place=True)
-        upright: Image.Image = image
-        if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
-            upright = (
-                image.convert("I").point(lambda value: value / 256.0).convert("L")
-            )
-        picture = upright.convert("RGB")
+        return to_rgb(image, max_side, min_side)
+
+
+def to_rgb(
+    image: Image.Image, max_side: int | None = None, min_side: int | None = None
+) -> Image.Image:
+    """Return what `decode` returns of an open image, which it turns."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:  # before any memory is taken
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"{width} x {height} pixels are longer than {MAX_RATIO} to 1"
+        )
+    if image.mode == "F":  # nothing says which number is white
+        raise ValueError(
+            "its pixels are floating-point numbers; write it with 8 or 16 bits"
+        )
+    scale = 1.0
+    if max_side is not None:
+        # So that Lanczos has something to average.
+        scale = 2 * max_side / max(width, height)
+    elif min_side is not None:
+        scale = min_side / min(width, height)
+    # A JPEG is decoded at a half, a quarter or an eighth of its size.
+    if scale < 1:
+        image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
+    ImageOps.exif_transpose(image, in_place=True)
+    upright: Image.Image = image
+    if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
+        upright = (
+            image.convert("I").point(lambda value: value / 256.0).convert("L")
+        )
+    picture = upright.convert("RGB")
     if max_side is not None and max(picture.size) > max_side:
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return picture

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,7 @@ def read_split(root: Path, settings: IndexSettings) -> Split:
     _check(items, names, settings.counts, root)
     some = [item.path for item in items[:: len(items) // 2 or 1]]
     folder = _folder_with(root, settings.images, some)
+    items = [item._replace(path=_on_disk(folder, item.path)) for item in items]
     return Split(folder, items, names, _skipped(files))
 
 
@@ -164,8 +166,23 @@ def _check(
         )
 
 
+def _spellings(path: str) -> list[str]:
+    """Return a path, and the two ways of writing its accents: within letters, or after them."""
+    forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+    return list(dict.fromkeys([path, *forms]))
+
+
+def _on_disk(folder: Path, path: str) -> str:
+    """Return the spelling of a path that is in the folder, the path itself if none is."""
+    if path.isascii():
+        return path
+    there = (one for one in _spellings(path) if image_exists(folder / one))
+    return next(there, path)
+
+
 def _folder_with(root: Path, name: str | Path, wanted: Sequence[str]) -> Path:
     """Return `root/name`, or else the folder near the top of `root`, with one of the files."""
+    wanted = [one for path in wanted for one in _spellings(path)]
     # Mirrors pack the same files under other top folders.
     deeper = (sorted(root.glob("*/" * depth)) for depth in range(1, DEPTH + 1))
     for folder in itertools.chain([root / name, root], *deeper):
@@ -229,7 +246,6 @@ def _csv_rows(root: Path, settings: IndexSettings) -> Iterator[TableRow]:
 
     path = str(_existing(root, settings.file or "split.csv"))
     table = read_table(path, "Split file", ".csv")
-    table.columns = table.columns.str.strip().str.lower()
     if not {"path"} <= set(table.columns) <= set(COLUMNS):
         raise UserError(
             f"Split file {path} has the columns {', '.join(table.columns)}; it needs path and may "

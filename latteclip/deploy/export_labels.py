@@ -201,7 +201,7 @@ def _write_image_folder(
         if row["label"] is None:
             return [None, *row.values()]
         name = _file_name(row)
-        # `torchvision.datasets.ImageFolder` silently ignores other suffixes.
+        # torchvision's ImageFolder silently ignores other suffixes.
         is_read = name.suffix.lower() in IMG_EXTENSIONS
         name = name if is_read else name.with_suffix(".jpg")
         target = folders[row["label"]] / new_name[row["label"]](name.name)
@@ -214,11 +214,6 @@ def _write_image_folder(
 
 
 def _write_image(path: str, target: Path, is_read: bool) -> None:
-    if not image_exists(path):
-        raise UserError(
-            f"Image {path} is not there; run it in the folder of the results, or rerun the "
-            "workflow."
-        )
     if not is_read:  # the converted image is upright and in RGB
         open_rgb(path).save(target, quality=QUALITY, subsampling=0)
     elif shard_member(path):
@@ -228,13 +223,21 @@ def _write_image(path: str, target: Path, is_read: bool) -> None:
 
 
 def _file_name(row: Mapping[str, Any]) -> PurePath:
-    """Return the file name of an image. An image in a shard has the suffix of its format."""
-    if not shard_member(row["path"]):
-        return PurePath(row["path"])
-    file = io.BytesIO(read_image(row["path"]))
+    """Return the file name of an image, with the suffix of its format if it has another one."""
+    path = row["path"]
+    if not image_exists(path):
+        raise UserError(
+            f"Image {path} is not there; run it in the folder of the results, or rerun the "
+            "workflow."
+        )
+    is_member = shard_member(path)
+    name = PurePath(row["image_id"] if is_member else path)
+    file = io.BytesIO(read_image(path)) if is_member else path
     with Image.open(file, formats=FORMATS) as image:
-        suffix = str(image.format).lower()
-    return PurePath(f"{PurePath(row['image_id']).stem}.{suffix}")
+        # A JPEG with further pictures, as phones write it, is an MPO.
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+    is_right = Image.registered_extensions().get(name.suffix.lower()) == kind
+    return name if is_right else name.with_suffix(f".{kind.lower()}")
 
 
 WRITERS: dict[str, Callable[..., None]] = {

@@ -134,7 +134,7 @@ def _advice(missing: int, share: float, report: FusionReport, folder: Path) -> s
             f"{others if share < 1 else ''}"
         )
     more = math.ceil(missing / share)
-    budget = len(saved) - phases.count(None) + more
+    budget = sum(not one.is_imported for one in saved) + more
     if CHECK not in phases:  # the first half teaches
         budget = max(2 * more, budget)
     return (

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -25,7 +27,13 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
-from latteclip.data.images import IMAGE_SUFFIXES, image_files
+from latteclip.data.images import (
+    IMAGE_SUFFIXES,
+    image_files,
+    open_rgb,
+    reason,
+    to_rgb,
+)
 from latteclip.deploy.guaranteed_predictions import (
     abstention_threshold,
     result_file,
@@ -33,14 +41,17 @@ from latteclip.deploy.guaranteed_predictions import (
 
 log = logging.getLogger(__name__)
 SKIPPED = 3  # exit status: some images could not be decoded
+Picture = (
+    str | Path | Image.Image | npt.NDArray[Any]
+)  # a file, a folder, or pixels
 DETECTOR = "classifiers/unknown.safetensors"  # in a dataset's results
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The K best classes of an image, best first, and the probability and score of the best."""
+    """The K best classes of an image, best first, or why there are none."""
 
-    path: str
+    path: str  # "" of an image in memory
     topk_labels: list[int]
     topk_classnames: list[str]
     topk_scores: list[float]  # the classifier's scores, such as cosines
@@ -51,18 +62,19 @@ class Prediction:
     is_unknown: bool | None = None
     # Whether the best class is too uncertain for the guarantee.
     abstained: bool | None = None
+    error: str = ""  # why the image cannot be read, and has no classes
 
     @property
-    def classname(self) -> str:
-        return self.topk_classnames[0]
+    def classname(self) -> str | None:
+        return next(iter(self.topk_classnames), None)
 
     @property
-    def probability(self) -> float:
-        return self.topk_probabilities[0]
+    def probability(self) -> float | None:
+        return next(iter(self.topk_probabilities), None)
 
     @property
-    def score(self) -> float:
-        return self.topk_scores[0]
+    def score(self) -> float | None:
+        return next(iter(self.topk_scores), None)
 
     def cells(self) -> list[Any]:
         """Return the values of the row of a table of `columns`."""
@@ -123,42 +135,44 @@ class Predictor:
             )
 
     def __call__(
-        self, paths: str | Path | Sequence[str | Path], topk: int = 1
+        self, images: Picture | Sequence[Picture], topk: int = 1
     ) -> list[Prediction]:
-        """Return the predictions of image files in order, without files that are no image.
+        """Return the prediction of each image in order, with its error if it cannot be read.
 
         A folder stands for the image files in it and below it.
         """
-        return list(self.predictions(files_of(paths), topk))
+        return list(self.predictions(pictures_of(images), topk))
 
-    def predictions(self, paths: Sequence[str], topk: int) -> Iterator[Prediction]:
-        """Classify image files batch by batch, and log those that are no image."""
+    def predictions(self, paths: Sequence[Any], topk: int) -> Iterator[Prediction]:
+        """Classify image files, or pictures in memory, batch by batch."""
         of_clip: list[Any] = [
             model for model in (self.model.clip, self.pretrained) if model
         ]
         # Each image encoder has a transform of its own, so it reads the images again.
         passes = []
         for models in [of_clip, *([encoder] for encoder in self.image_encoders)]:
-            files = ReadableFiles(paths, models[0].pixels)
+            files = Pictures(paths, models[0].pixels)
             passes.append(encoded(models, files, self.threads))
         names = self.model.class_templates.as_written(self.model.classnames)
         for (marks, (features, *others)), *beside in zip(*passes, strict=True):
-            for _, error in marks:
-                if error:
-                    log.warning("skipped: %s", one_line(error))
             readable = torch.tensor([not error for _, error in marks])  # [B]
             parts = [features, *(by_encoder for _, [by_encoder] in beside)]
             features = torch.cat(parts, dim=1)[readable]
-            named = [paths[i] for i, error in marks if not error]
-            unknown_scores: list[Any] = [None] * len(named)
-            if self.detector and named:
+            unknown_scores: list[Any] = [None] * len(features)
+            if self.detector and len(features):
                 unknown_scores = self.detector.scores(others[0][readable]).tolist()
             scores = self.model.classifier.scores(features)  # [B, C]
             best = best_classes(scores, topk)  # [B, K]
             every = (self.model.logit_scale * scores).softmax(dim=1)  # [B, C]
             ranked = (part.tolist() for part in (*best, every.gather(1, best[0])))
-            rows = zip(named, *ranked, unknown_scores, strict=True)
-            for path, labels, topk_scores, shares, unknown in rows:
+            rows = zip(*ranked, unknown_scores, strict=True)
+            for index, error in marks:
+                path = getattr(paths[index], "filename", paths[index])
+                path = path if isinstance(path, str) else ""
+                if error:
+                    yield Prediction(path, [], [], [], [], error=error)
+                    continue
+                labels, topk_scores, shares, unknown = next(rows)
                 yield Prediction(
                     path,
                     labels,
@@ -171,27 +185,49 @@ class Predictor:
                 )
 
 
-def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    """Return image files, and those in folders and below them, in order."""
-    given = [paths] if isinstance(paths, str | Path) else paths
-    files: list[str] = []
-    for path in map(str, given):
-        if os.path.isdir(path):
-            files += [str(Path(path, name)) for name in image_files(path)]
+def pictures_of(images: Picture | Sequence[Picture]) -> list[Any]:
+    """Return image files, those in folders and below them, and pictures in memory, in order."""
+    is_array = isinstance(images, np.ndarray) and images.ndim < 4
+    is_one = is_array or isinstance(images, str | Path | Image.Image)
+    pictures: list[Any] = []
+    for each in cast(Sequence[Any], [images] if is_one else images):
+        if not isinstance(each, str | Path):
+            pictures.append(_in_memory(each))
+        elif os.path.isdir(each):
+            pictures += [str(Path(each, name)) for name in image_files(each)]
         else:
-            files.append(path)
-    return files
+            pictures.append(str(each))
+    return pictures
 
 
-class ReadableFiles(loader.ImageFiles):
-    """Image files. A mark is an index, and the reason why it has a blank image instead, or ""."""
+def _in_memory(picture: Any) -> Image.Image | UserError:
+    """Return a picture in RGB, or why it is none."""
+    try:
+        is_image = isinstance(picture, Image.Image)
+        image = picture.copy() if is_image else Image.fromarray(picture)
+        rgb = to_rgb(image)
+    except Exception as error:  # decoders fail in many ways
+        return UserError(
+            f"A {type(picture).__name__} is no image ({reason(error)}); give a path, a PIL image "
+            "or an array [H, W, 3] of uint8."
+        )
+    rgb.filename = getattr(picture, "filename", "")  # type: ignore[attr-defined]
+    return rgb
+
+
+class Pictures(loader.ImageFiles):
+    """Images. A mark is an index, and the reason why it has a blank image instead, or ""."""
 
     def __getitem__(self, index: int) -> tuple[tuple[int, str], torch.Tensor]:
+        picture: Any = self.paths[index]
         try:
-            _, image = super().__getitem__(index)
+            if isinstance(picture, UserError):
+                raise picture
+            if isinstance(picture, str):
+                picture = open_rgb(picture)
         except UserError as error:
             return (index, str(error)), self.transform(Image.new("RGB", (64, 64)))
-        return (index, ""), image
+        return (index, ""), self.transform(picture)
 
 
 def predict(
@@ -236,10 +272,15 @@ def predict(
     )
     topk = min(topk, len(classifier.model.classnames))
     names = columns(topk, unknown=unknown, abstain=abstain is not None)
-    rows = (
-        prediction.cells() for prediction in classifier.predictions(files, topk)
-    )
-    n = write_csv(output, names, rows)
+
+    def cells() -> Iterator[list[Any]]:
+        for prediction in classifier.predictions(files, topk):
+            if prediction.error:
+                log.warning("skipped: %s", one_line(prediction.error))
+            else:
+                yield prediction.cells()
+
+    n = write_csv(output, names, cells())
     n_skipped = len(files) - n
     log.info("Classified %s, skipped %d.", terminal.counted(n, "image"), n_skipped)
     return SKIPPED if n_skipped else 0
@@ -253,7 +294,7 @@ def image_paths(words: Sequence[str]) -> list[str]:
     """
     paths: list[str] = []
     for word in words:
-        found = files_of(word) if os.path.exists(word) else []
+        found = pictures_of(word) if os.path.exists(word) else []
         if not found:
             raise UserError(
                 f"{one_line(word)} names no file and no folder with an image "

@@ -59,7 +59,7 @@ SAMPLE = 5_000
 
 
 @dataclass(frozen=True)
-class Evidence:
+class NamedFeatures:
     """Features and names of N images."""
 
     features: Floats  # [N, D] whitened, centred, of mean length 1
@@ -70,7 +70,7 @@ class Evidence:
     terms: Names
 
     @classmethod
-    def of(cls, features: Floats, terms: Names) -> "Evidence":
+    def of(cls, features: Floats, terms: Names) -> "NamedFeatures":
         """Weight the names of images by how well whitened features predict them."""
         n_images, n_terms = terms.has.shape
         if not n_terms:
@@ -89,7 +89,7 @@ class Evidence:
         return float(self.reliability[self.best >= 0].mean()) >= MIN_INFORMATION
 
 
-def groups(evidence: Evidence, start: Ints) -> Ints:
+def groups(evidence: NamedFeatures, start: Ints) -> Ints:
     """Return groups [N] of images by names and features, beginning with some groups, -1 for none.
 
     Groups are numbered in the order of their first images.
@@ -104,7 +104,7 @@ def groups(evidence: Evidence, start: Ints) -> Ints:
     return _numbered(labels)
 
 
-def classes(evidence: Evidence, wanted: int | None) -> Ints:
+def classes(evidence: NamedFeatures, wanted: int | None) -> Ints:
     """Return classes [N] of images: a number of them, or None for the best silhouette."""
     first = groups(evidence, evidence.best)
     if not first.any():  # one group
@@ -202,7 +202,7 @@ def members(labels: Ints) -> scipy.sparse.csr_matrix:
     )
 
 
-def _scores(evidence: Evidence, labels: Ints) -> Iterator[Floats]:
+def _scores(evidence: NamedFeatures, labels: Ints) -> Iterator[Floats]:
     """Yield the scores [n, K] of images in groups [N]."""
     belongs = members(labels)
     reliability = evidence.reliability[:, None]

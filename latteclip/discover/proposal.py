@@ -6,6 +6,8 @@ Letters: N images, C proposed classes, T terms.
 """
 
 import logging
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +25,14 @@ from latteclip.core.files import (
     ACTIONS,
     CLASSES,
     digest,
-    read_record,
+    from_json,
     write_json,
     write_text,
 )
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import counted, one_line
 from latteclip.discover import grouping
-from latteclip.discover.grouping import MIN_IMAGES, Evidence
+from latteclip.discover.grouping import MIN_IMAGES, NamedFeatures
 from latteclip.discover.names import Ints, Names, read_names
 from latteclip.labels.image_classes import Whitener
 
@@ -82,7 +84,7 @@ def propose_classes(
     column = tables.lookup_column(names_path, "caption", ids)
     answers = [text or "" for text in column.to_pylist()]
     features = read_features(features_path, ids).read()
-    evidence = Evidence.of(Whitener(features)(features), read_names(answers))
+    evidence = NamedFeatures.of(Whitener(features)(features), read_names(answers))
     wanted = None if settings.classes == AUTO else settings.classes
     proposal = propose(ids.to_pylist(), evidence, wanted)
     if len(proposal.about.names) < 2:
@@ -135,7 +137,7 @@ def of_number(folder: Path, number: int) -> str:
 
 
 def propose(
-    image_ids: list[str], evidence: Evidence, wanted: int | None = None
+    image_ids: list[str], evidence: NamedFeatures, wanted: int | None = None
 ) -> Proposal:
     """Propose a number of classes, or None for a guess."""
     labels = grouping.classes(evidence, wanted)
@@ -244,14 +246,25 @@ def _new_name(names: dict[int, str], action: Action, where: str) -> str:
 
 
 def read_actions(path: str | Path, about: ProposalMetadata) -> list[Action]:
-    """Read a person's actions. UserError: they belong to another proposal, or are no actions."""
+    """Read a person's actions. UserError: they belong to another proposal, or are no actions.
+
+    A damaged file, which may be her only copy, gets another name.
+    """
     if not Path(path).is_file():
         return []
-    saved = read_record(Actions, path)
+    try:
+        saved = from_json(Actions, Path(path).read_text("utf-8"), str(path))
+    except (UserError, ValueError) as error:
+        aside = f"{path}.damaged-{time.time_ns()}"
+        os.replace(path, aside)
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}). It is kept as {aside}: repair it and give it "
+            "back its name, or begin again."
+        ) from None
     if saved.actions and saved.proposal != about.digest:
         raise UserError(
             f"{path} belongs to other images or names, for the proposal of classes has changed. "
             "To keep the classes as they are, copy classes.txt beside it into the folder of the "
-            f"images and leave class_names out; to begin again, delete {path}."
+            f"images and leave class_names out; to begin again, rename {path}."
         )
     return saved.actions

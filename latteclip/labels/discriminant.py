@@ -36,8 +36,8 @@ def fit_discriminant(
     sample = slice(None, None, -(-len(rows) // ROWS))
     x = features[torch.from_numpy(rows[sample])].numpy()
     scores = by_folds(heads, x, folds[sample])
-    scores /= max(float(np.abs(scores).mean()), 1e-9)
+    unit = max(float(np.abs(scores).mean()), 1e-9)
     shares = labels.dense(rows[sample], n_classes)
-    [scale] = fit_weights([scores], shares, 0.0, [1.0])
+    [scale] = fit_weights([scores / unit], shares, 0.0, [1.0]) / unit
     weights, bias = heads[None]
     return scale * weights, scale * bias

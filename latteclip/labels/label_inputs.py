@@ -262,7 +262,7 @@ def read_answers(
         return Answers.of(None, len(classnames))
     saved = AnswerFile(Path(path), images, classnames).read()
     saved.warn(path, Path(path).parent)
-    return answered_rows(saved.answers, images, classnames)
+    return answered_rows(saved.answers, images, classnames, len(images))
 
 
 def drawing_order(images: pa.Table) -> Ints:
@@ -274,14 +274,17 @@ def drawing_order(images: pa.Table) -> Ints:
 
 
 def answered_rows(
-    answers: Mapping[str, Answer], images: pa.Table, classnames: Sequence[str]
+    answers: Mapping[str, Answer],
+    images: pa.Table,
+    classnames: Sequence[str],
+    n: int,
 ) -> Answers:
-    """Return answers about images of a table.
+    """Return answers about images of a table, which are some of n images.
 
     Checks that follow an image without an answer in the drawing order are no random sample of the
-    images of now, and teach.
+    images of now, nor is what a person drew from fewer images: they teach.
     """
-    columns = ["image_id", "kind", "classname", "phase"]
+    columns = ["image_id", "kind", "classname", "phase", "drawn_from"]
     given = pd.DataFrame(map(vars, answers.values()), columns=columns)
     names = pa.array(given["image_id"], pa.string())
     given["row"] = pc.index_in(names, images["image_id"]).to_pandas()
@@ -289,7 +292,10 @@ def answered_rows(
     order = drawing_order(images)
     is_answered = np.isin(order, given["row"])
     sample = order[np.logical_and.accumulate(is_answered)]
-    is_drawn = (given["phase"] == CHECK) & given["row"].isin(sample)
+    in_sample = given["row"].isin(sample) | (
+        given["drawn_from"].astype(float) >= n
+    )
+    is_drawn = (given["phase"] == CHECK) & in_sample
     is_unsure = given["kind"] == UNSURE
     known = given[~is_unsure]
     # -1: none of them.

@@ -147,16 +147,26 @@ def count_classes(
     answers: Any,
     given: int | None,
 ) -> int:
-    """Return the number of classes: the given one, or that of the inputs."""
+    """Return the number of classes: the given one, or that of the inputs.
+
+    Raises ValueError where votes alone ask for a table of classes by classes above CELLS.
+    """
     if given is not None:
         return given
     if texts is not None:
         return len(texts)
     if isinstance(answers, Answers):
         return int(answers.shares.shape[1])
-    return max(
+    c = max(
         (int(one.options.max(initial=0)) + 1 for one in votes.values()), default=0
     )
+    n = max(map(len, votes.values()), default=0)
+    if c > n and c * c > CELLS:
+        raise ValueError(
+            f"Votes about {n} images name class {c - 1}; number the classes from 0, or set "
+            "n_classes if there are so many."
+        )
+    return c
 
 
 def parts(n: int, n_classes: int) -> Iterator[slice]:

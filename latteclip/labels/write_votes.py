@@ -32,14 +32,15 @@ from latteclip.config.keys import ClipSection, Section
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
-from latteclip.core.terminal import Progress, one_line
+from latteclip.core.terminal import Progress, log_work, one_line
 from latteclip.core.user_tables import (
     cells_by_image,
     class_of,
     is_empty,
     list_of,
     numbers_of_classes,
-    read_table,
+    read_image_table,
+    unknown_class,
 )
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def write_votes(
         classes, about = zero_shot_classifier(
             clip, images_path, settings.zero_shot
         )
-        features = encode_once(
+        features, _ = encode_once(
             clip, index["path"], index["checksum"], str(store), threads
         )
         options, scores = _best(features, about["logit_scale"] * classes.weights)
@@ -174,7 +175,7 @@ def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap
         batch = list(captions[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))
-    log.info("Encoded %d captions in %.1f s.", len(captions), progress.seconds)
+    log_work(log, f"Encoded {len(captions)} captions", progress.seconds)
     return features
 
 
@@ -190,11 +191,11 @@ def _file_votes(
     """
     path = settings.file
     key = f"Labeller {settings.name}: the file"
-    table = read_table(path, key)
+    table = read_image_table(path, key)
     columns = next((some for some in COLUMNS if {*some} <= {*table.columns}), None)
     if columns is None:
         raise UserError(
-            f"{key} {path} has the columns {', '.join(map(str, table.columns))}, and no votes; "
+            f"{key} {path} has the columns {', '.join(table.columns)}, and no votes; "
             f"beside image_id it needs {FORMS}."
         )
     numbers = numbers_of_classes(index.classnames, index.written_names)
@@ -208,7 +209,13 @@ def _file_votes(
         row = dict(zip(columns, cells, strict=True))
         try:
             votes.append(_vote(row, numbers, len(index.classnames)))
-        except (LookupError, TypeError, ValueError, RecursionError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UserError(
                 f"{key} {path}, image {image_id!r}: {one_line(error, 200)}; it needs {FORMS}."
             ) from None
@@ -242,8 +249,6 @@ def _vote(
 def _class(name: Any, numbers: Mapping[Any, int]) -> int:
     number = class_of(name, numbers)
     if number is None:
-        hint = "; write names of classes as text" if isinstance(name, int) else ""
-        raise ValueError(
-            f"{one_line(repr(name), 60)} is no class of this dataset{hint}"
-        )
+        hint = unknown_class(name, numbers)
+        raise ValueError(f"{one_line(repr(name), 60)} is no class; {hint}")
     return number

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,28 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata, UnknownMetadata
 from latteclip.data.images import open_rgb
+from latteclip.labels.votes import Ints
 
 QUALITY = 75
 # Longer side in pixels.
-PICTURE = 320  # of a picture of the gallery
+PICTURE = 192  # of a picture of the gallery
 THUMBNAIL = 112
-EXAMPLES = 12  # pictures
+# Pictures.
+SIDE = 3  # the surest of a class, and the most doubtful ones beside them
+CLASSES = 24  # classes that have pictures
+DIFFERING = 12  # where labels and zero-shot differ
 UNKNOWN = 24
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ClassPictures:
+    """A class with its surest and its most doubtful training images, by their labels."""
+
+    name: str
+    images: int  # that have this label
+    surest: list[Item]
+    doubtful: list[Item]
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,10 @@ class Gallery:
     n_test: int
     classnames: list[str]
     has_truth: bool  # whether the labels of the training images are known
-    items: list[dict[str, Any]]  # from the most to the least certain label
+    source: str  # what the labels are
+    classes: list[ClassPictures]  # from the least to the most certain one
+    n_differing: int  # whose label is not that of zero-shot
+    differing: list[Item]  # the surest of these
 
 
 def read_gallery(
@@ -38,44 +56,69 @@ def read_gallery(
     pseudo_labels: str,
     fused_labels: str | None,
     captions: str | None,
-    answers: Mapping[str, str | None],
+    answered: Collection[str],
 ) -> Gallery:
-    """Read what the page shows of training images, whose labels by a person are in `answers`."""
+    """Read what the page shows of training images, but those that a person has answered about."""
     index = tables.read(images, ["image_id", "path", "split", "classname"])
     classnames = tables.read_metadata(images, IndexMetadata).classnames
     train = index.filter(pc.not_equal(index["split"], "test"))
+    ids = train["image_id"]
     path, label, confidence = pseudo_labels, "pseudo_label", "confidence"
     source = "zero-shot label"
     if fused_labels:
         path, label, confidence = fused_labels, "fused_label", "fused_confidence"
         source = "fused label"
-    shares = tables.lookup_column(path, confidence, train["image_id"])
-    order = np.argsort(-shares.to_numpy(), kind="stable")
-    some = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(int)
-    chosen = train.take(order[some])
-    ids = chosen["image_id"]
-    labels = tables.lookup_column(path, label, ids)
-    zero_shot = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
-    names = pa.array(classnames)
-    columns = {
-        "image_id": ids,
-        "path": chosen["path"],
-        "truth": chosen["classname"],
-        "label": names.take(labels.combine_chunks()),
-        "zero_shot": names.take(zero_shot.combine_chunks()),
+    labels = tables.lookup_column(path, label, ids).to_numpy()
+    shares = tables.lookup_column(path, confidence, ids).to_numpy()
+    zero_shot = tables.lookup_column(pseudo_labels, "pseudo_label", ids).to_numpy()
+    names = np.array(classnames, dtype=object)
+    captioned = tables.read(captions, ["id", "caption"]) if captions else None
+
+    def items(rows: Ints) -> list[Item]:
+        some = train.take(rows)
+        columns = {
+            "image_id": some["image_id"],
+            "path": some["path"],
+            "truth": some["classname"],
+            "label": names[labels[rows]],
+            "zero_shot": names[zero_shot[rows]],
+            "confidence": shares[rows],
+        }
+        if captioned is not None:
+            places = pc.index_in(some["image_id"], captioned["id"])
+            columns["caption"] = captioned["caption"].take(places)
+        found: list[Item] = pa.table(columns).to_pylist()
+        for item in found:
+            item["picture"] = picture(item["path"], PICTURE)
+        return found
+
+    seen = pc.is_in(ids, pa.array(answered, pa.string())).to_numpy()
+    order = np.argsort(-shares, kind="stable")
+    order = order[~seen[order]]
+    of_class = {
+        number: order[labels[order] == number] for number in set(labels[order])
     }
-    if captions:
-        table = tables.read(captions, ["id", "caption"])
-        columns["caption"] = table["caption"].take(pc.index_in(ids, table["id"]))
-    items = pa.table(columns).to_pylist()
-    for item in items:
-        item |= {"source": source, "picture": picture(item["path"], PICTURE)}
-        if item["image_id"] in answers:
-            item["label"] = answers[item["image_id"]] or "none of the classes"
-            item["source"] = "a person's answer"
-    n_train = len(train)
-    has_truth = not train["classname"].null_count
-    return Gallery(n_train, len(index) - n_train, classnames, has_truth, items)
+    doubts = {number: shares[rows].mean() for number, rows in of_class.items()}
+    shown = sorted(of_class, key=lambda number: (doubts[number], number))[:CLASSES]
+    differing = order[(labels != zero_shot)[order]]
+    return Gallery(
+        n_train=len(train),
+        n_test=len(index) - len(train),
+        classnames=classnames,
+        has_truth=not train["classname"].null_count,
+        source=source,
+        classes=[
+            ClassPictures(
+                name=classnames[number],
+                images=int((labels == number).sum()),
+                surest=items(of_class[number][:SIDE]),
+                doubtful=items(of_class[number][SIDE:][-SIDE:]),
+            )
+            for number in shown
+        ],
+        n_differing=len(differing),
+        differing=items(differing[:DIFFERING]),
+    )
 
 
 def webp(path: str, side: int, quality: int = QUALITY) -> bytes:

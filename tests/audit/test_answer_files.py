@@ -127,3 +127,38 @@ def test_a_damaged_file_is_one_sentence(path):
     path.write_bytes(b"[\xff{" if path.suffix == ".json" else b"\xff\x00,{")
     with pytest.raises(UserError, match="labels"):
         read_foreign(str(path), IDS, CLASSNAMES, {})
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path, separator, encoding):
+    path = tmp_path / "labels.csv"
+    rows = [("File", "Label"), *ENTRIES]
+    path.write_text("\n".join(map(separator.join, rows)), encoding)
+    assert read(path) == [("a/1.png", "dots"), ("b/2.png", "lines")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.xlsx", b"PK\x03\x04", "as CSV"),
+        ("labels.csv", None, "not there"),
+        ("labels.csv", "image,class\na/1.png,Böen".encode("cp1252"), "CSV UTF-8"),
+        ("labels.csv", b"image,class\na/1.png," + b"1" * 400, "unknown class"),
+        ("labels.csv", b"image,class\na/1.png,stars", "run the workflow first"),
+        ("labels.csv", b"pictures,class\na/1.png,dots", "filename"),
+    ],
+)
+def test_a_table_that_cannot_be_taken_is_told_from_others(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_whole_numbers_are_to_be_text_where_classes_are_numbers(tmp_path, suffix):
+    path = write(tmp_path / f"labels{suffix}", [("a/1.png", 7)])
+    with pytest.raises(UserError, match="as text"):
+        read_foreign(path, IDS, ["7", "8"], {})

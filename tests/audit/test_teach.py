@@ -4,18 +4,19 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.worlds import CLASSNAMES, Taken
 
 from latteclip.audit.session import import_answers
-from latteclip.audit.teach import TeachingSession
+from latteclip.audit.teach import TeachingSession, teach
 from latteclip.core import tables
 from latteclip.core.answers import CHECK, CLASS, NONE, TEACH, UNSURE, Answer
 from latteclip.core.errors import UserError
 from latteclip.core.tables import EncoderMetadata
 from latteclip.labels.fuse_labels import adapt_zero_shot, fuse_labels
 from latteclip.labels.fusion_report import NAME, read_fusion_report
-from latteclip.labels.label_inputs import LabelFiles, LabellerTable
+from latteclip.labels.label_inputs import LabelFiles, LabellerTable, read_answers
 
 
 @pytest.fixture
@@ -179,3 +180,55 @@ def test_an_image_that_has_an_answer_keeps_it(taken):
     import_answers(session, str(exported))
     assert [one.classname for one in session.answers().values()] == [dots, lines]
     assert session.result() == TeachingSession(taken.folder, 30).result()
+
+
+@pytest.fixture
+def imported(taken, label_of):
+    """A function that imports labels of 40 images, drawn by the user, and returns the session."""
+    write_votes(taken)
+    fuse(taken)
+    names = np.random.default_rng(3).permutation(taken.ids)[:40]
+    table = taken.folder / "labels.csv"
+    rows = [f'{name},"{label_of[name].replace(chr(34), chr(34) * 2)}"' for name in names]
+    table.write_text("\n".join(["image,class", *rows]) + "\n")
+
+    def take(*, drawn):
+        session = TeachingSession(taken.folder, 20, drawn=drawn)
+        import_answers(session, str(table))
+        return session
+
+    return take
+
+
+def test_imported_labels_of_a_random_sample_check_the_labels(taken, imported):
+    """First they teach, which the last lines say, and then the same file is a random sample."""
+    session = imported(drawn=False)
+    assert "not known" in session.result()["sentence"]
+    assert session.result()["steps"][0][1].endswith("--drawn")
+    session = imported(drawn=True)
+    assert "by 40 answers" in session.result()["sentence"]
+    path = str(session.file.path)
+    fuse(taken, answers=path)
+    report = read_fusion_report(taken.folder / NAME)
+    assert (
+        report.labels_right.n == len(report.checks["labels"]) == len(report.checking) == 40
+    )
+    again = TeachingSession(taken.folder, 20)
+    asked = again.open_questions(again.answers(), offline=True)
+    assert {one.phase for one in asked} == {CHECK} and len(asked) == 20
+    images, _ = tables.read_unlabelled(taken.path("images.parquet"), training=True)
+    assert read_answers(path, images, CLASSNAMES).drawn.sum() == 40
+    row = images.slice(0, 1).set_column(0, "image_id", [["new.png"]])
+    row = row.set_column(row.column_names.index("checksum"), "checksum", [[b"\xff" * 16]])
+    added = pa.concat_tables([images, row.cast(images.schema)])
+    assert read_answers(path, added, CLASSNAMES).drawn.sum() < 40  # they teach
+
+
+def test_drawn_is_about_a_table_alone(taken):
+    exported = taken.folder / "exported.json"
+    session = TeachingSession(taken.folder, 10, drawn=True)
+    exported.write_text(json.dumps(session.file.document().as_json()))
+    with pytest.raises(UserError, match="--drawn"):
+        import_answers(session, str(exported))
+    with pytest.raises(UserError, match="--answers"):
+        teach(str(taken.folder), drawn=True)

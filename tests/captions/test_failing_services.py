@@ -4,16 +4,18 @@ import base64
 import contextlib
 import json
 import shutil
+import signal
 import sqlite3
 
 import pyarrow.parquet as pq
 import pytest
 from support.captioning import SETTINGS, N, ScoredDataset, changed
-from support.servers import KEY, sentence
+from support.servers import KEY, answer_at_once, sentence
 
-from latteclip.captions.answers import AnswersMetadata
+from latteclip.captions.answers import AnswerCache, AnswersMetadata
 from latteclip.cli import main
 from latteclip.core import tables
+from latteclip.core.errors import Terminated
 
 SOON = {"retry-after-ms": 1}
 PAID = 3  # answers before the service ends
@@ -105,6 +107,24 @@ def test_what_was_paid_for_is_kept_where_a_service_ends(ask, monkeypatch, capsys
     assert ask() == 0
     assert len(ask.service.requests) == asked + N - PAID
     assert ask.errors() == []
+
+
+def test_a_signal_while_an_answer_is_written_loses_no_other(ask, monkeypatch):
+    signals = iter([signal.SIGINT])
+
+    def interrupted(cache, commit=AnswerCache.commit):
+        for number in signals:
+            raise Terminated(number)
+        commit(cache)
+
+    with monkeypatch.context() as patch:
+        answer_at_once(patch)
+        patch.setattr(AnswerCache, "commit", interrupted)
+        patch.setattr("latteclip.captions.answers.ending_in_order", contextlib.nullcontext)
+        assert ask(batch_size=PAID) == 128 + signal.SIGINT
+    assert len(ask.service.requests) == PAID
+    assert ask() == 0
+    assert len(ask.service.requests) == N
 
 
 def every_second(pictures, failure):

@@ -30,9 +30,20 @@ def test_the_server_of_an_engine_is_looked_for(decisions, monkeypatch):  # noqa:
     assert "export DECISIONS_BASE_URL" in doctor.findings(asks)[0][1]
 
 
-def test_an_address_without_v1_is_corrected(server, monkeypatch):  # noqa: F811
+ELSEWHERE = {
+    "missing": (404, {}, {}),
+    "an error": (200, {}, {"error": "Unexpected endpoint"}),
+    "a page": (200, {}, b"<html>"),
+    "a redirection": (307, {"Location": "/login"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_address_without_v1_is_corrected(server, monkeypatch, name):  # noqa: F811
+    server.elsewhere = ELSEWHERE[name]
     given = ["captioner={'engine': 'openai'}"]
     asks = functools.partial(doctor.check_captioner, given, [])
+    assert levels(asks) == ["ok"]
     monkeypatch.setenv("OPENAI_BASE_URL", server.url.removesuffix("/v1"))
     ((level, text),) = doctor.findings(asks)
     assert level == "warning" and f"export OPENAI_BASE_URL={server.url}" in text

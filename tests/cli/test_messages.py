@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,9 @@ def test_a_failed_job_is_named_with_its_message(tmp_path, monkeypatch, log, line
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.log").write_text(log)
     wildcards = {"dataset": "mine", "method": "flyp", "seed": "1"}
-    assert re.match(line, messages.failure("finetune", wildcards, ["job.log"]))
+    assert re.match(line, messages.failure("finetune", wildcards, ["job.log"], 0.0))
+    refused = messages.failure("finetune", wildcards, ["job.log"], time.time() + 60)
+    assert "no log" in refused  # of this run
 
 
 def test_what_slurm_refuses_is_printed_and_commands_of_failed_jobs_are_not():
@@ -56,3 +59,16 @@ def test_answers_are_asked_for_until_they_check_the_labels(tmp_path, right):
     run = SimpleNamespace(datasets=[dataset], suffix="")
     lines = [*messages.finished(run, [f"{tmp_path}/fused_labels.parquet"])]
     assert any("latteclip teach" in line for line in lines) == (right is None)
+
+
+@pytest.mark.parametrize("stale", [[], ["results/mine/report.html"]])
+def test_a_first_run_that_fails_speaks_of_no_earlier_results(stale, monkeypatch):
+    printed = []
+    monkeypatch.setattr(
+        messages.atexit, "register", lambda _, *lines, **__: printed.extend(lines)
+    )
+    machine = SimpleNamespace(prints_little=False, prints=False, failed=[])
+    handlers = messages.Handlers({}, None, machine)
+    handlers._stale = stale
+    handlers.report_failures()
+    assert ("earlier run" in "\n".join(printed)) == bool(stale)

@@ -75,3 +75,13 @@ def test_a_second_run_is_refused_and_names_the_jobs_of_the_folder(
     assert not caplog.text  # its programs may be there without a cluster
     status.refuse_second_run(is_cluster=True)
     assert "unable to contact" in caplog.text.lower()
+
+
+def test_a_squeue_without_a_cluster_is_no_word_of_a_local_run(squeue, tmp_path, caplog):
+    squeue("print('This machine has no cluster.')")
+    status.refuse_second_run(is_cluster=False)
+    (tmp_path / "bin" / "squeue").write_text("no program")
+    status.refuse_second_run(is_cluster=False)
+    assert not caplog.text
+    status.refuse_second_run(is_cluster=True)
+    assert "does not start" in caplog.text

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from latteclip.cli.rules import Rules
+from latteclip.cli.rules import JobFunctions
 from latteclip.config import jobs, registry
 
 JOBS = {
@@ -66,7 +66,7 @@ def test_what_is_not_in_the_paper_is_ours(configured, monkeypatch, method, flags
 
 
 def test_memory_grows_with_each_attempt(configured):
-    memory = Rules(configured(), SimpleNamespace()).memory(48_000, per_million=0)
+    memory = JobFunctions(configured(), SimpleNamespace()).memory(48_000, per_million=0)
     job = SimpleNamespace(dataset="demo")
     assert [memory(job, {}, attempt, 8) for attempt in (1, 3)] == [48_000, 108_000]
 
@@ -83,6 +83,8 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     # It has no effect on results, or its values are parameters.
     "core.devices": (None, "train.finetune"),
     "config.keys": (None, "train.finetune"),
+    "config.registry": ("captions.caption", "train.finetune"),
+    "config.models": ("train.finetune", "report.summarize"),
     "train.objectives.latteclip": (None, "train.finetune"),  # code of the objective
 }
 
@@ -123,3 +125,18 @@ def test_code_is_compared_by_what_it_does(tmp_path, monkeypatch):
     before = code(0, STAGE.replace("pass", "'''Values.'''"), HELPER)
     assert code(1, *REWORDED) == before
     assert code(2, STAGE, HELPER.replace("2", "3")) != before  # also of what it imports
+
+
+def test_published_means_stand_beside_runs_of_all_ten_alone(configured):
+    figures = [
+        {"method": "latteclip", "column": column, "value": 50, "source": "Table 9"}
+        for column in ("dtd", "food101", "mean", "gain")
+    ]
+
+    def columns(**given):
+        found = jobs.published(configured(table={"published": figures}, **given))
+        return [figure["column"] for figure in found]
+
+    assert columns(dataset="all") == ["dtd", "food101", "mean", "gain"]
+    assert columns(dataset="dtd,demo") == ["dtd"]
+    assert columns(dataset="all", limit=64) == []

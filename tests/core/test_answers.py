@@ -1,5 +1,6 @@
 import json
 import threading
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -91,7 +92,9 @@ def test_answers_become_shares_of_classes():
         about(IDS[4], "unsure", phase="check"),
     ]
     images = IMAGES.slice(0, 5)
-    found = answered_rows({one.image_id: one for one in answers}, images, CLASSNAMES)
+    found = answered_rows(
+        {one.image_id: one for one in answers}, images, CLASSNAMES, len(images)
+    )
     assert found.rows.tolist() == [0, 1, 3]
     assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert found.drawn.tolist() == [False, False, True]
@@ -106,7 +109,7 @@ def test_after_images_are_added_checks_are_a_sample_of_all_or_teach():
     answers = {name: about(name, "class", "dots", phase="check") for name in asked}
 
     def n_drawn(images):
-        return answered_rows(answers, images, CLASSNAMES).drawn.sum()
+        return answered_rows(answers, images, CLASSNAMES, len(images)).drawn.sum()
 
     assert n_drawn(now.slice(0, 100)) == 40
     first = next(place for place, name in enumerate(order) if name not in answers)
@@ -134,6 +137,17 @@ def test_images_are_known_by_their_content(path):
     saved = about_pictures(path, {"b": "A", "a": "B", "c": "new", "d2": "D"}).read()
     assert said(saved) == {"a": "none", "b": "dots", "d2": "none"}
     assert [one.image_id for one in saved.entries if one.state == "gone"] == ["c"]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_names_may_be_written_in_two_ways(path, forms):
+    """Both files may be there, and each has its answer."""
+    here, saved = (unicodedata.normalize(form, "é") for form in forms)
+    about_pictures(path, {here: "A"}).update({saved: Answer(saved, "class", "dots")})
+    assert said(about_pictures(path, {here: "A"}).read()) == {here: "dots"}
+    both = about_pictures(path, {here: "A", saved: "B"})
+    both.update({saved: Answer(saved, "class", "none")})
+    assert said(both.read()) == {here: "dots", saved: "none"}
 
 
 def test_what_says_nothing_now_stays_in_the_file_and_counts_again(path, caplog):

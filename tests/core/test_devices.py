@@ -20,6 +20,7 @@ logging.basicConfig(level=logging.INFO)
 from latteclip.core import devices
 devices.claim(int(sys.argv[1]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+print(os.environ.get("CUDA_DEVICE_ORDER"), flush=True)
 sys.stdin.read()
 """
 
@@ -80,6 +81,20 @@ def test_jobs_side_by_side_share_out_the_gpus_and_leave_them_to_the_next(
     assert waiting.has_to_wait
     jobs[-1].communicate("")
     assert waiting.sees == last
+
+
+@pytest.mark.parametrize("given", ["GPU-1", "1"])
+def test_a_card_has_one_lock_by_any_name_and_the_number_of_nvidia_smi(
+    tmp_path, machine, job, monkeypatch, given
+):
+    nvidia_smi(tmp_path, ["GPU-0e4f", "GPU-1a2b"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    first = job()
+    assert first.sees == {"GPU-1": "GPU-1a2b"}.get(given, given)
+    assert first.stdout.readline().strip() == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a2b")
+    assert job().has_to_wait
+    first.communicate("")
 
 
 def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):

@@ -45,7 +45,7 @@ def test_a_text_of_csv_is_no_formula_and_other_texts_stay_as_they_are():
     [
         ("votes.csv", "image,class,class\na,x,y\n", "two columns"),
         ("votes.csv", "image,class\na,x\nb,x,y\n", "line 3"),
-        ("votes.csv", b"image,class\na,\xff\n", "utf-8"),
+        ("votes.csv", b"image,class\na,\xff\n", "UTF-8"),
         ("votes.txt", "image,class\na,x\n", "does not end in"),
     ],
 )

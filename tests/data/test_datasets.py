@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import yaml
 from support.shards import picture
-from support.tiny import ROOT
+from support.tiny import DEMO_CLIP, DEMO_LLAVA, ROOT
 from support.web import sha256, tar, zipped
 
 from latteclip.cli import main
@@ -116,6 +117,43 @@ def test_through_snakemake_and_again_after_results_are_removed(checkout, host):
         assert {row["image_id"]: row["label"] for row in rows} == TRAIN | TEST
         assert len(host.requests) == 2
         shutil.rmtree(checkout.root / "results")
+
+
+# In place of the paper's, which are gigabytes, and an epoch of its schedules.
+TINY = {
+    "clip": {"model": f"local-dir:{DEMO_CLIP}", "pretrained": None},
+    "captioner": {
+        **{"engine": "transformers", "model": str(DEMO_LLAVA), "dtype": "float32"},
+        **{"max_new_tokens": 4, "max_model_len": 256},
+    },
+    "finetune": {"epochs": 1, "warmup_steps": 1},
+}
+
+
+@pytest.mark.slow
+def test_the_study_of_the_paper_is_one_command(checkout, host):
+    """All ten without training, and the method of the paper with its captions on one of them."""
+    figure = {"method": "zero_shot", "column": "mean", "value": 101, "source": "Table 9"}
+    override = merge(
+        TINY, {"table": {"published": [figure]}}, *(serve(key, host) for key in TEN)
+    )
+    (checkout.root / "tiny.yaml").write_text(yaml.safe_dump(override))
+    files = ("--configfile", "config/study.yaml", "tiny.yaml", "--config")
+    table = checkout.root / "results" / "study.md"
+    checkout.ran(*files, "method=zero_shot", "--", "results/study.md")
+    assert "- differs: zero_shot, mean: " in table.read_text()
+    assert set(pd.read_csv(table.with_suffix(".csv"))["dataset"]) == {*TEN}
+    checkout.ran(*files, "method=latteclip", "dataset=flowers102", "--", "results/study.md")
+    rows = pd.read_csv(table.with_suffix(".csv")).to_dict("records")
+    assert [(row["dataset"], row["method"], row["seeds"]) for row in rows] == [
+        ("flowers102", "latteclip", 3)
+    ]
+    captions = checkout.root / "results" / "flowers102" / "captions"
+    asked = {row["prompt"] for row in tables.read(captions / "images.parquet").to_pylist()}
+    assert asked <= {
+        f"Describe the {name} flower in the photo concisely, less than 20 words."
+        for name in NAMES
+    }
 
 
 def test_the_list_has_the_facts_of_each(tmp_path, monkeypatch, capsys):

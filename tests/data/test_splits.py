@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from support.image_folders import coop, folders, images, index
 
@@ -57,6 +59,16 @@ def test_a_table_of_class_names(tmp_path, separator):
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     split = table("path,label,split\na.jpg,1,train\nb.jpg,0,test\nc.jpg,cat,test\n")
     assert [item.label for item in split.items] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_a_table_and_of_files_may_be_written_in_two_ways(tmp_path, forms):
+    listed, there = (unicodedata.normalize(form, "café/é.jpg") for form in forms)
+    images(tmp_path, f"pictures/{there}")
+    (tmp_path / "split.csv").write_text(f"path,label\n{listed},dog\n", encoding="utf-8")
+    split = read(tmp_path, "csv")
+    assert split.folder == tmp_path / "pictures"
+    assert [(item.image_id, item.path) for item in split.items] == [(listed, there)]
 
 
 def test_lists_may_have_spaces_in_names_of_images_and_classes(tmp_path):

@@ -159,6 +159,26 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
     assert not (tmp_path / "half").exists()
 
 
+def test_a_file_has_the_suffix_of_its_format(taken, tmp_path):
+    """A HEIC is converted, and a PNG linked by another name; both are called .jpg."""
+    index = tables.read(taken.path("images.parquet")).to_pylist()
+    heic, png = [row["path"] for row in index if row["split"] == "train"][:2]
+    Image.new("RGB", (8, 8)).save(heic, "HEIF")
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    rows = [dict(row, path=row["path"].replace(".png", ".jpg")) for row in index]
+    for row in index:
+        Path(row["path"]).rename(row["path"].replace(".png", ".jpg"))
+    metadata = tables.read_metadata(taken.path("images.parquet"), IndexMetadata)
+    table = pa.Table.from_pylist(rows, tables.IMAGES)
+    tables.write(taken.path("images.parquet"), table, tables.IMAGES, metadata)
+    labels("export", str(taken.folder), "imagefolder", str(tmp_path / "out"))
+    written = [row["file"] for row in read_csv(tmp_path / "out" / "labels.csv")]
+    for name in written:
+        with Image.open(tmp_path / "out" / name) as image:
+            assert Image.registered_extensions()[Path(name).suffix] == image.format
+    assert {Path(name).suffix for name in written} == {".jpg", ".png"}
+
+
 def test_names_are_files_of_every_system_that_differ_on_macos_and_windows():
     new_name = unique_filenames()
     names = ["caf\u00e9.png", "cafe\u0301.png", "CAF\u00c9.png", "cafe.png"]

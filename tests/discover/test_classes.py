@@ -65,10 +65,14 @@ def test_hostile_names_are_one_plain_line_each(tmp_path):
     "content", ["no JSON", '{"proposal": "", "actions": [{"do": "drop", "of": 0}]}']
 )
 def test_damaged_actions_and_those_of_another_proposal_are_refused(results, content):
+    """Neither is lost."""
     path = results / "classes.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"classes\.json"):
         discover(results, actions_path=str(path))
+    [kept] = results.glob("classes.json*")
+    assert kept.read_text() == content
+    assert (kept == path) == content.startswith("{")
 
 
 # --- the page ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.discover.grouping import Evidence
+from latteclip.discover.grouping import NamedFeatures
 from latteclip.discover.names import phrases, read_names
 from latteclip.discover.proposal import Action, propose, replay
 
@@ -24,7 +24,7 @@ def world():
     wrong = rng.random(len(truth)) < 0.2
     named = np.where(wrong, rng.integers(KINDS, size=len(truth)), truth)
     answers = [str(rng.choice(called[k])) for k in named]
-    return truth, Evidence.of(features, read_names(answers))
+    return truth, NamedFeatures.of(features, read_names(answers))
 
 
 def proposal_of(evidence, wanted=None):
@@ -64,7 +64,7 @@ def test_names_that_say_nothing_only_name_what_k_means_groups(world):
     truth, evidence = world
     rng = np.random.default_rng(2)
     answers = [f"word{number}" for number in rng.integers(3, size=len(truth))]
-    found = proposal_of(Evidence.of(evidence.features, read_names(answers)), KINDS)
+    found = proposal_of(NamedFeatures.of(evidence.features, read_names(answers)), KINDS)
     assert right(found.labels, truth) > 0.95
     assert {names[0] for names in found.about.names} > {"word0", "word1", "word2"}
 

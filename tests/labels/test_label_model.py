@@ -591,6 +591,7 @@ X, V = np.eye(6), np.arange(6) % 3
         ((X, {"a": np.array([*"abcabc"])}), {}, "Votes"),
         ((X, {"a": (V[:, None], -np.ones((6, 1)))}), {}, "Votes"),
         ((X, {"a": V - 2}), {}, "Votes"),
+        ((X, {"a": [0, 1, 2, 0, 1, 999_999]}), {}, "999999"),
         ((X, {"a": V}), {"n_classes": 2}, "n_classes"),
         ((X,), {"answers": {0: 1}}, "n_classes"),
         ((X, {"a": V}), {"answers": {0: -1}}, "row 0"),

@@ -79,6 +79,11 @@ def test_classes_are_names_or_numbers_and_empty_cells_are_silent(written, suffix
     assert votes.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
 
 
+def test_columns_may_have_the_names_that_answers_have(written):
+    votes = written({"File": TRAINING, "Label": ["woven"] * 5})
+    assert votes.argmax(axis=1).tolist() == [2] * 5
+
+
 def test_names_win_over_numbers_of_classes(written):
     """Classes called by numbers are named alike in CSV and JSON, and have no numbers."""
     classnames = ["2", "1", "10"]
@@ -126,11 +131,18 @@ def last(values, column="probabilities", options=("woven", "dotted")):
         (of(["dotted"] * 4 + ["3"]), r"4\.png.*'3'"),
         (of([""] * 5), "labeller mine"),
         (of(ids=[*TRAINING, "0.png"]), r"'0\.png'"),
-        ({"image_id": TRAINING, "label": [0] * 5}, "image_id, label"),
+        ({"image_id": TRAINING, "labels": [0] * 5}, "image_id, labels"),
         ({"class": ["dotted"] * 5}, "image_id"),
         *(
             (last(values), r"4\.png")
-            for values in ([1.5, -0.5], [math.nan, 1.0], [1.0, 2.0], [1.0], "a")
+            for values in (
+                [1.5, -0.5],
+                [math.nan, 1.0],
+                [1.0, 2.0],
+                [1.0],
+                "a",
+                [10**400, 0],
+            )
         ),
         *(
             (last(values, "log_probabilities"), r"4\.png")

@@ -1,12 +1,18 @@
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 from latteclip.cli.main import STAGES
 from latteclip.config.layers import PACKAGE
 
-ROOT = PACKAGE.parent
+ROOT = Path(PACKAGE.parent)
 FILES = sorted(PACKAGE.glob("*/**/*.py"))
+
+
+def name_of(file):
+    """The name of the module of a file."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
 def imported(file):
@@ -24,10 +30,10 @@ def source(module):
     return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
 
-def test_packages_import_each_other_in_the_order_that_contributing_gives():
-    text = Path(ROOT, "CONTRIBUTING.md").read_text("utf-8")
-    [order] = re.findall(r"in this order only: ([\w, ]+)\.", text)
-    places = {name: place for place, name in enumerate(order.split(", "))}
+def test_packages_import_only_those_above_them_in_the_table_of_the_architecture():
+    text = Path(ROOT, "docs", "architecture.md").read_text("utf-8")
+    rooms = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    places = {name: place for place, name in enumerate(rooms)}
     assert set(places) == {file.relative_to(PACKAGE).parts[0] for file in FILES}
     upwards = [
         (str(file.relative_to(ROOT)), module)
@@ -44,3 +50,34 @@ def test_stages_do_not_import_each_other():
     stages = set(STAGES.values())
     imports = {stage: stages & {*imported(source(stage))} - {stage} for stage in stages}
     assert {stage: others for stage, others in imports.items() if others} == {}
+
+
+def test_names_that_rules_use_have_a_definition_that_says_what_they_give():
+    for file in (ROOT / "workflow").glob("**/*.smk"):
+        lambdas = re.findall(r"^\w+ = lambda", file.read_text("utf-8"), re.MULTILINE)
+        assert lambdas == [], file
+    common = Path(ROOT, "workflow", "rules", "common.smk").read_text("utf-8")
+    functions = re.findall(r"^def (\w+)\(.*\):\n(    \"\"\"Return)?", common, re.MULTILINE)
+    assert functions
+    assert [name for name, says in functions if not says] == []
+
+
+def test_modules_of_the_package_import_each_other_in_no_circle():
+    """Also imports that only a type checker sees."""
+    graph = {name_of(file): set(imported(file)) for file in FILES}
+    waiting = {name: found & graph.keys() for name, found in graph.items()}
+    while free := {name for name, found in waiting.items() if not found - {name}}:
+        waiting = {n: found - free for n, found in waiting.items() if n not in free}
+    assert waiting == {}
+
+
+# Templates are programs of their own, for other people's folders.
+def test_no_two_classes_have_the_same_name():
+    names = Counter(
+        node.name
+        for file in FILES
+        if "templates" not in file.parts
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, number in names.items() if number > 1] == []

@@ -78,7 +78,7 @@ RECIPES = {
     "an export format": {
         "latteclip/deploy/export_labels.py": [
             (
-                "    return PurePath(f\"{PurePath(row['image_id']).stem}.{suffix}\")\n",
+                '    return name if is_right else name.with_suffix(f".{kind.lower()}")\n',
                 WRITER,
             ),
             (

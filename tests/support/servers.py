@@ -1,11 +1,13 @@
 """Fake services on 127.0.0.1 that speak the protocols of the engines openai and decisions."""
 
+import asyncio
 import base64
 import contextlib
 import io
 import json
 import threading
 import time
+from concurrent.futures import wait
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -30,6 +32,7 @@ class FakeService:
     `fail(number, body)` may return (status, headers, content) in place of the answer to the request
     of that number, counted from 0. `change(number, reply)` may change a reply. `pause` seconds pass
     before each answer, and `drip` between all bytes of a reply. It wants `key`, if there is one.
+    Addresses that it does not know are answered by `elsewhere`.
     """
 
     def __init__(self):
@@ -38,6 +41,7 @@ class FakeService:
         self.change = lambda number, reply: reply
         self.pause = self.drip = 0.0
         self.key = None
+        self.elsewhere = (404, {}, {})
         self._lock = threading.Lock()
 
     def reply(self, path, body, headers):
@@ -184,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         is_list = self.path == "/v1/models"
-        self.send(*(self.service.list_models() if is_list else (404, {}, {})))
+        self.send(*(self.service.list_models() if is_list else self.service.elsewhere))
 
     def do_POST(self):
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -219,6 +223,17 @@ def started(kind, monkeypatch):
         engines = "latteclip.captions.engines"
         monkeypatch.setattr(f"{engines}.openai.RETRIES", 1)
         yield service
+
+
+def answer_at_once(monkeypatch):
+    """Let each request have its answer before the next one begins."""
+
+    def answered(coroutine, loop, start=asyncio.run_coroutine_threadsafe):
+        future = start(coroutine, loop)
+        wait([future])
+        return future
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", answered)
 
 
 @pytest.fixture

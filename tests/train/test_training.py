@@ -51,18 +51,39 @@ def gradients_of(case, objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("shape", "size"), [(SHAPES[0], 2), (SHAPES[2], 1)])
-def test_micro_batches_give_every_objective_its_gradients(objective, shape, size):
+def test_micro_batches_give_every_objective_its_gradients(
+    objective, shape, size, monkeypatch
+):
+    """In float64, also where the program computes in float32."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     case = Case(*shape)
+    case.clip.model.double()
+    case.images = case.images.double()
     loss, whole = gradients_of(case, objective)
     case.clip.micro_batch = size
     loss_of_parts, parts = gradients_of(case, objective)
-    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-12)
     assert parts.keys() == whole.keys()
     largest = max(gradient.abs().max() for gradient in whole.values()).item()
     for name, gradient in whole.items():
         torch.testing.assert_close(
-            parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name
+            parts[name], gradient, rtol=1e-12, atol=1e-12 * largest, msg=name
         )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_waits_for_no_result_of_a_device(objective):
+    """On the meta device, which has no results: to ask for one is an error."""
+    case = Case(*SHAPES[0])
+    training = take(case, objective)
+    method, meta = training.objective, torch.device("meta")
+    case.clip.model.to(meta)
+    case.clip.device = meta
+    method.restore(method.state())
+    training.adamw = torch.optim.AdamW(case.clip.model.parameters(), foreach=True)
+    batch = case.index, case.labels[case.index], case.images.to(meta)
+    training.predicted = training.predicted.to(meta)
+    assert training.step(batch, 1e-3)["loss"].device == meta
 
 
 @pytest.mark.parametrize(

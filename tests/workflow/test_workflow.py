@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -20,9 +21,9 @@ from support.image_folders import class_folders, write_textures
 from support.tiny import write_pictures
 
 from latteclip.cli import main
-from latteclip.cli.estimate import WORK
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
+from latteclip.core.terminal import WORK
 
 RESULTS = "results/demo"
 
@@ -129,6 +130,45 @@ def test_a_limited_run_has_results_of_its_own(finished):
     assert all(path.startswith(places) for path in outputs)
 
 
+def jobs_with_commands(checkout):
+    """Inputs, outputs and the command of each job that a run of all jobs has."""
+    plan = dry_run(checkout, target=("--forceall", "--printshellcmds"))
+    for block in re.split(r"^(?:local)?rule ", plan, flags=re.M)[1:]:
+        lines = dict(
+            re.findall(r"^(?: {4})?(input|output|Shell command): (.+)$", block, re.M)
+        )
+        files = [lines.get(key, "").split(", ") for key in ("input", "output")]
+        command = shlex.split(lines["Shell command"])
+        if command[0] == "latteclip":  # the target has none
+            yield *files, command
+
+
+def test_jobs_read_only_their_inputs_and_shared_folders(finished, tmp_path):
+    """Each runs beside links to these alone, and writes what it wrote in the run."""
+    jobs = [*jobs_with_commands(finished)]
+    assert len(jobs) > 10
+    for number, (inputs, outputs, (program, *words)) in enumerate(jobs):
+        place = tmp_path / str(number)
+        for name in {*filter(None, inputs), "resources", "latteclip"}:
+            source, link = finished.root / name, place / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source) if source.is_dir() else os.link(source, link)
+        status, output = warm.run(program, words, finished.variables(), place)
+        assert status == 0, output
+        for name in outputs:
+            assert written(place / name) == written(finished.root / name), name
+
+
+def written(path):
+    """The bytes of a result, or of those of a folder, but for times."""
+    if path.is_dir():
+        return {file.name: written(file) for file in path.iterdir() if file.name[0] != "."}
+    content = path.read_bytes()
+    if path.suffix == ".html":
+        return re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC", b"", content)
+    return b"" if path.name == "encoding.json" else content
+
+
 # --- reruns: what was edited, and the jobs that a dry run then wants -----------------------------
 
 PAGES = {"summarize": 1, "report_dataset": 1}
@@ -227,7 +267,8 @@ def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(fin
     path = finished_copy.root / RESULTS / "class_embeddings.safetensors"
     before, stat = path.read_bytes(), path.stat()
     path.write_bytes(b"damaged")
-    assert finished_copy.snakemake("--config", "seeds=1").returncode == 1
+    failed = finished_copy.snakemake("--config", "seeds=1")
+    assert failed.returncode == 1 and "of an earlier run" in failed.stdout
     path.write_bytes(before)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert not (path.parent / "classifiers" / "adapted.safetensors").exists()

@@ -1,22 +1,16 @@
 # Image and group descriptions of the training images, and the captioner's scores of their classes.
 # Answers are cached under resources/, so that no rule asks a question twice.
 
-# None where a server or the user writes the captions.
-GPUS = lambda asked: (
-    asked.settings.tensor_parallel_size if asked.engine.loads_model else 0
-)
-CAPTIONER_THREADS = threads_of(on_gpus=True)
-
 
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=branch(
-            of(lambda asked: asked.reads_pseudo_labels, IMAGES), then=PSEUDO_LABELS
+            captioner_setting(IMAGES, "reads_pseudo_labels"), then=PSEUDO_LABELS
         ),
-        classifier=branch(of(lambda asked: asked.max_images, IMAGES), then=ADAPTED),
-        own=users(of(lambda asked: asked.file or [], IMAGES)),
-        models=notes(IMAGES),
+        classifier=branch(captioner_setting(IMAGES, "max_images"), then=ADAPTED),
+        own=user_files(captioner_setting(IMAGES, "files")),
+        models=captioner_setting(IMAGES, notes_on_models),
     output:
         IMAGE_CAPTIONS,
     log:
@@ -24,22 +18,22 @@ rule caption_images:
     benchmark:
         "results/{dataset}/benchmarks/caption_images.jsonl"
     priority: EARLY
-    threads: CAPTIONER_THREADS
+    threads: threads_of(on_gpus=True)
     resources:
-        **on_gpus(of(GPUS, IMAGES)),
+        **gpus(captioner_setting(IMAGES, "gpus")),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=1),
     params:
-        code=of(lambda asked: code_of(*asked.modules), IMAGES),
-        model_files=local_files(IMAGES),
-        captioner=as_json(lambda asked: asked.settings, IMAGES),
-        prompt=of(lambda asked: asked.prompt, IMAGES),
+        code=captioner_setting(IMAGES, jobs.captioner_code),
+        model_files=captioner_setting(IMAGES, digests_of_models),
+        captioner=as_json(captioner_setting(IMAGES, "settings")),
+        prompt=captioner_setting(IMAGES, "prompt"),
         canvas="",
-        inputs=options("pseudo_labels", "classifier"),
+        inputs=optional_inputs("pseudo_labels", "classifier"),
         answers=ANSWERS_OPTION,
         # No output: Snakemake removes those before a job, and these are to outlive it.
-        store=of(lambda each: jobs.shared(each, "captions/images")),
-        part=part,
+        store=shared_folder("captions/images"),
+        part=shard_or_labeller,
     shell:
         "latteclip caption-images --images {input.images} {params.inputs} {params.answers}"
         " --prompt {params.prompt:q} {params.canvas} --captioner {params.captioner:q}"
@@ -64,7 +58,8 @@ use rule caption_images as caption_images_labeller with:
         "results/{dataset}/benchmarks/caption_images-{labeller}.jsonl"
     wildcard_constraints:
         labeller=labellers_with(
-            "labellers", lambda each: not each.column and each.asks == IMAGES
+            "labellers",
+            lambda labeller: not labeller.column and labeller.asks == IMAGES,
         ),
 
 
@@ -72,9 +67,9 @@ use rule caption_images as caption_groups with:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=PSEUDO_LABELS,
-        classifier=branch(of(lambda asked: asked.max_images, GROUPS), then=ADAPTED),
-        own=users(of(lambda asked: asked.file or [], GROUPS)),
-        models=notes(GROUPS),
+        classifier=branch(captioner_setting(GROUPS, "max_images"), then=ADAPTED),
+        own=user_files(captioner_setting(GROUPS, "files")),
+        models=captioner_setting(GROUPS, notes_on_models),
     output:
         GROUP_CAPTIONS,
     log:
@@ -82,9 +77,9 @@ use rule caption_images as caption_groups with:
     benchmark:
         "results/{dataset}/benchmarks/caption_groups.jsonl"
     params:
-        prompt=of(lambda asked: asked.prompt, GROUPS),
-        canvas=of(lambda dataset: f"--canvas {dataset.keys.groups.canvas}"),
-        store=of(lambda each: jobs.shared(each, "captions/groups")),
+        prompt=captioner_setting(GROUPS, "prompt"),
+        canvas=dataset_setting(lambda dataset: f"--canvas {dataset.keys.groups.canvas}"),
+        store=shared_folder("captions/groups"),
 
 
 use rule caption_groups as caption_groups_shard with:
@@ -101,8 +96,8 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels=PSEUDO_LABELS,
         class_embeddings=CLASS_EMBEDDINGS,
-        classifier=branch(of(lambda asked: asked.max_images, SCORES), then=ADAPTED),
-        models=notes(SCORES),
+        classifier=branch(captioner_setting(SCORES, "max_images"), then=ADAPTED),
+        models=captioner_setting(SCORES, notes_on_models),
     output:
         CLASS_SCORES,
     log:
@@ -110,22 +105,22 @@ rule score_classes:
     benchmark:
         "results/{dataset}/benchmarks/score_classes.jsonl"
     priority: EARLY
-    threads: CAPTIONER_THREADS
+    threads: threads_of(on_gpus=True)
     resources:
-        **on_gpus(of(GPUS, SCORES)),
+        **gpus(captioner_setting(SCORES, "gpus")),
         mem_mb=memory(24_000, per_million=4_000),
         runtime=minutes(20, images_per_second=0.5),  # options are asked about in two orders
     params:
-        code=of(lambda asked: code_of(*asked.modules), SCORES),
-        model_files=local_files(SCORES),
-        captioner=as_json(lambda asked: asked.settings, SCORES),
-        scores=as_json(lambda asked: asked.scores, SCORES),
+        code=captioner_setting(SCORES, jobs.captioner_code),
+        model_files=captioner_setting(SCORES, digests_of_models),
+        captioner=as_json(captioner_setting(SCORES, "settings")),
+        scores=as_json(captioner_setting(SCORES, "scores")),
         # May be empty, and then Snakemake writes no quotes: hence --prompt= below.
-        prompt=of(lambda asked: asked.prompt, SCORES),
-        inputs=options("classifier"),
+        prompt=captioner_setting(SCORES, "prompt"),
+        inputs=optional_inputs("classifier"),
         answers=ANSWERS_OPTION,
-        store=of(lambda each: jobs.shared(each, "captions/scores")),
-        part=part,
+        store=shared_folder("captions/scores"),
+        part=shard_or_labeller,
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --class-embeddings {input.class_embeddings} {params.inputs} {params.answers}"
@@ -154,7 +149,8 @@ use rule score_classes as score_classes_labeller with:
         "results/{dataset}/benchmarks/score_classes-{labeller}.jsonl"
     wildcard_constraints:
         labeller=labellers_with(
-            "labellers", lambda each: not each.column and each.asks == SCORES
+            "labellers",
+            lambda labeller: not labeller.column and labeller.asks == SCORES,
         ),
 
 
@@ -165,16 +161,16 @@ ruleorder: gather_captions > caption_images > caption_groups > score_classes
 rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
-        shards=of(jobs.shards, "dataset", "table"),
+        shards=shards_of_table,
     output:
         "results/{dataset}/{table}.parquet",
     log:
         "results/{dataset}/logs/gather_captions/{table}.log",
     wildcard_constraints:
-        dataset=datasets_with(lambda dataset: dataset.shards > 1),
+        dataset=one_of(dataset.name for dataset in run.datasets if dataset.shards > 1),
         table="captions/images|captions/groups|class_scores",
     resources:
-        **LIGHT,
+        **TABLE_RESOURCES,
     params:
         code=code_of("latteclip.captions.caption"),
     shell:

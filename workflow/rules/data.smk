@@ -1,14 +1,6 @@
 # From a source to the image index.
 
 
-download_settings = as_json(
-    lambda each: {
-        **jobs.sections(each, "source", "title", "licence", "citation"),
-        "kind": each.keys.split.kind,
-    }
-)
-
-
 # No code among the parameters: an edit of the package must not unpack gigabytes again. Nor must a
 # new title or mirror: Snakemake compares no parameters that are functions of the output.
 rule download_dataset:
@@ -20,16 +12,8 @@ rule download_dataset:
         dataset=one_of(run.downloadable),
     localrule: True
     params:
-        settings=lambda wildcards, output: download_settings(wildcards),
-        files=as_json(
-            lambda each: {
-                "kind": each.keys.split.kind,
-                **{
-                    name: file.model_dump(exclude={"sources"})
-                    for name, file in each.keys.source.downloads.items()
-                },
-            }
-        ),
+        settings=download_settings,
+        files=as_json(dataset_setting(jobs.downloads)),
     shell:
         "latteclip download-dataset --dataset {wildcards.dataset} --settings {params.settings:q}"
         " --output {output} --log {log}"
@@ -39,14 +23,14 @@ rule download_dataset:
 # those is a digest among the parameters, and a link for its place.
 rule index_images:
     input:
-        made=users(of(jobs.made_folder)),
+        made=user_files(dataset_setting(jobs.downloaded_folder)),
         classes=branch(
-            of(lambda each: each.discovers), then="results/{dataset}/classes.txt"
+            dataset_setting("discovers"), then="results/{dataset}/classes.txt"
         ),
         discovery=branch(
-            of(proposes_classes),
+            dataset_setting(proposes_classes),
             then="results/{dataset}/discovery.json",
-            otherwise=of(left_out),
+            otherwise=dataset_setting(images_left_out),
         ),
     output:
         images="results/{dataset}/images.parquet",
@@ -61,15 +45,10 @@ rule index_images:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.data.index_images"),
-        folder=of(machine.image_folder),
-        state=of(machine.folder_state),
-        settings=as_json(
-            lambda each: {
-                **dict(each.keys.split),
-                **jobs.sections(each, "class_names"),
-            }
-        ),
-        classes=options("classes", "discovery"),
+        folder=dataset_setting(machine.image_folder),
+        state=dataset_setting(machine.folder_state),
+        settings=as_json(dataset_setting(jobs.index_images)),
+        classes=optional_inputs("classes", "discovery"),
         limit="" if run.keys.limit is None else f"--limit {run.keys.limit}",
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
@@ -107,6 +86,6 @@ rule download_model:
         model=one_of(run.hub_models),
     localrule: True
     params:
-        settings=as_json(lambda model: run.hub_models[model].settings, "model"),
+        settings=as_json(lambda wildcards: run.hub_models[wildcards.model].settings),
     shell:
         "latteclip download-model --settings {params.settings:q} --output {output} --log {log}"

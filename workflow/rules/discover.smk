@@ -1,14 +1,16 @@
 # Classes of images that have no class names (class_names: discover): an index without classes, a
 # name for each image by the captioner, and the classes that follow from names and features.
 
-DISCOVERING = datasets_with(lambda dataset: dataset.discovers)
+DISCOVERING = one_of(dataset.name for dataset in run.datasets if dataset.discovers)
 # After an edit of classes.txt by hand, that file is an input of the user's.
-PROPOSING = datasets_with(proposes_classes)
+PROPOSING = one_of(
+    dataset.name for dataset in run.datasets if proposes_classes(dataset)
+)
 
 
 use rule index_images as index_unnamed_images with:
     input:
-        made=users(of(jobs.made_folder)),
+        made=user_files(dataset_setting(jobs.downloaded_folder)),
         classes=[],
         discovery=[],
     output:
@@ -25,10 +27,10 @@ use rule index_images as index_unnamed_images with:
 use rule caption_images as name_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        own=users(of(lambda asked: asked.file or [], NAMES)),
+        own=user_files(captioner_setting(NAMES, "files")),
         pseudo_labels=[],
         classifier=[],
-        models=notes(NAMES),
+        models=captioner_setting(NAMES, notes_on_models),
     output:
         "results/{dataset}/names.parquet",
     log:
@@ -38,10 +40,10 @@ use rule caption_images as name_images with:
     wildcard_constraints:
         dataset=DISCOVERING,
     params:
-        captioner=as_json(lambda asked: asked.settings, NAMES),
-        prompt=of(lambda asked: asked.prompt, NAMES),
+        captioner=as_json(captioner_setting(NAMES, "settings")),
+        prompt=captioner_setting(NAMES, "prompt"),
         answers="",
-        store=of(lambda each: jobs.shared(each, "captions/names")),
+        store=shared_folder("captions/names"),
 
 
 rule propose_classes:
@@ -61,7 +63,7 @@ rule propose_classes:
         runtime=minutes(15, images_per_second=200),
     params:
         code=code_of("latteclip.discover.proposal"),
-        settings=as_json(lambda dataset: {"classes": dataset.keys.discover.classes}),
+        settings=as_json(dataset_setting(jobs.propose_classes)),
     shell:
         "latteclip propose-classes --images {input.images} --names {input.names}"
         " --features {input.features} --settings {params.settings:q} --output {output} --log {log}"
@@ -70,7 +72,7 @@ rule propose_classes:
 rule discover_classes:
     input:
         proposed="results/{dataset}/proposed_classes.parquet",
-        actions=users(of(lambda dataset: written(dataset, "classes.json"))),
+        actions=user_files(dataset_setting(edits_of_classes)),
     output:
         classes="results/{dataset}/classes.txt",
         proposal="results/{dataset}/discovery.json",
@@ -80,10 +82,10 @@ rule discover_classes:
         dataset=PROPOSING,
     priority: FIRST
     resources:
-        **LIGHT,
+        **TABLE_RESOURCES,
     params:
         code=code_of("latteclip.discover.proposal"),
-        actions=options("actions"),
+        actions=optional_inputs("actions"),
     shell:
         "latteclip discover-classes --proposed {input.proposed} {params.actions}"
         " --output {output.classes} --proposal {output.proposal} --log {log}"

@@ -20,12 +20,12 @@ rule evaluate:
     priority: EARLY
     threads: threads_of()
     resources:
-        **on_gpus(),
-        **ENCODES,
+        **gpus(),
+        **ENCODING_RESOURCES,
     params:
         code=code_of("latteclip.evaluate.evaluate"),
-        fold=as_json(jobs.fold, "dataset", "seed"),
-        precision=of(lambda each: each.keys.clip.precision),
+        fold=as_json(fold),
+        precision=dataset_setting("keys.clip.precision"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --model {input.model}"
@@ -39,19 +39,17 @@ rule evaluate_classifier:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=PSEUDO_LABELS,
-        classifier=of(lambda method: method.classifier, "method"),
+        classifier=method_setting("classifier"),
         clip=CLIP,
-        votes=branch(of(READS_FUSED, "method"), then=VOTES),
-        image_encoders=of(
-            lambda method: jobs.image_features(method.dataset, method.encoders),
-            "method",
-        ),
-        encoders=of(
-            lambda method: [
-                f"{method.dataset.results}/image_encoders/{encoder}"
-                for encoder in method.encoders
-            ],
-            "method",
+        votes=branch(method_setting("reads_fused_labels"), then=VOTES),
+        image_encoders=branch(method_setting("encoders"), then=IMAGE_ENCODER_FEATURES),
+        encoders=branch(
+            method_setting("encoders"),
+            then=collect(
+                "results/{dataset}/image_encoders/{encoder}",
+                encoder=run.image_encoders,
+                allow_missing=True,
+            ),
         ),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -63,15 +61,17 @@ rule evaluate_classifier:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_classifier.jsonl"
     wildcard_constraints:
-        method=one_of(name for name, each in run.objectives.items() if each.classifier),
+        method=one_of(
+            name for name, objective in run.objectives.items() if objective.classifier
+        ),
     resources:
         mem_mb=memory(8_000, per_million=8_000),
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.evaluate.evaluate_classifier"),
-        inputs=options("votes", "image_encoders", "encoders"),
-        flags=of(
-            lambda method: [f"--flags {flag}" for flag in jobs.flags(method)], "method"
+        inputs=optional_inputs("votes", "image_encoders", "encoders"),
+        flags=method_setting(
+            lambda method: [f"--flags {flag}" for flag in jobs.flags(method)]
         ),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
@@ -85,19 +85,23 @@ rule score_audit:
     input:
         images="results/{dataset}/images.parquet",
         # The order of the images, and the answers about them.
-        answers=users(of(audited)),
-        metrics=each("metrics", jobs.runs),
-        predictions=each("predictions", jobs.runs),
-        train_predictions=each("train_predictions", jobs.runs),
+        answers=user_files(dataset_setting(audit_answers)),
+        metrics=collect("{run}/metrics.json", run=dataset_setting("run_folders")),
+        predictions=collect(
+            "{run}/predictions.parquet", run=dataset_setting("run_folders")
+        ),
+        train_predictions=collect(
+            "{run}/train_predictions.parquet", run=dataset_setting("run_folders")
+        ),
     output:
         f"results/{{dataset}}/audit{SUFFIX}.json",
     log:
         "results/{dataset}/logs/score_audit.log",
     resources:
-        **LIGHT,
+        **TABLE_RESOURCES,
     params:
         code=code_of("latteclip.audit.score"),
-        runs=as_json(jobs.runs),
+        runs=as_json(dataset_setting(jobs.runs)),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --images {input.images}"
         " --plan {input.answers[0]} --runs {params.runs:q} --output {output} --log {log}"
@@ -105,11 +109,13 @@ rule score_audit:
 
 rule select_model:
     input:
-        metrics=each("metrics", jobs.candidates),
-        train_predictions=each("train_predictions", jobs.candidates),
-        models=each("model", jobs.candidates),
-        votes=branch(of(lambda each: each.can_be_judged), then=VOTES),
-        audit=of(audit),
+        metrics=collect("{run}/metrics.json", run=dataset_setting("candidate_folders")),
+        train_predictions=collect(
+            "{run}/train_predictions.parquet", run=dataset_setting("candidate_folders")
+        ),
+        models=collect("{run}/model", run=dataset_setting("candidate_folders")),
+        votes=branch(dataset_setting("can_be_judged"), then=VOTES),
+        audit=dataset_setting(audit_scores),
     output:
         selection=f"results/{{dataset}}/selection{SUFFIX}.json",
         model=directory(f"results/{{dataset}}/model{SUFFIX}"),
@@ -118,11 +124,11 @@ rule select_model:
     benchmark:
         "results/{dataset}/benchmarks/select_model.jsonl"
     resources:
-        **LIGHT,
+        **TABLE_RESOURCES,
     params:
         code=code_of("latteclip.evaluate.select_model"),
-        candidates=as_json(jobs.candidates),
-        judges=options("votes", "audit"),
+        candidates=as_json(dataset_setting(jobs.candidates)),
+        judges=optional_inputs("votes", "audit"),
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
         " {params.judges} --output {output.selection} --model {output.model} --log {log}"

@@ -6,7 +6,7 @@ rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
         features="results/{dataset}/image_features.parquet",
-        models=notes(),
+        models=dataset_setting(notes_on_models),
     output:
         labels=PSEUDO_LABELS,
         class_embeddings=CLASS_EMBEDDINGS,
@@ -17,12 +17,12 @@ rule pseudo_label_images:
     priority: FIRST
     threads: threads_of()
     resources:
-        **on_gpus(),
-        **ENCODES,
+        **gpus(),
+        **ENCODING_RESOURCES,
     params:
         code=code_of("latteclip.labels.pseudo_label_images"),
-        model_files=local_files(),
-        settings=as_json(lambda each: jobs.sections(each, "clip", *jobs.CLASS_TEXTS)),
+        model_files=dataset_setting(digests_of_models),
+        settings=as_json(dataset_setting(jobs.pseudo_label_images)),
     shell:
         "latteclip pseudo-label-images --images {input.images} --features {input.features}"
         " --settings {params.settings:q}"
@@ -34,7 +34,7 @@ rule score_unknown:
         images="results/{dataset}/images.parquet",
         pseudo_labels=PSEUDO_LABELS,
         class_embeddings=CLASS_EMBEDDINGS,
-        class_scores=branch(of(lambda each: each.keys.scores.kind), then=CLASS_SCORES),
+        class_scores=branch(dataset_setting("keys.scores.kind"), then=CLASS_SCORES),
         answers=ANSWERS,
     output:
         scores="results/{dataset}/unknown.parquet",
@@ -48,8 +48,8 @@ rule score_unknown:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.labels.score_unknown"),
-        settings=as_json(lambda dataset: dataset.keys.unknown),
-        scores=options("class_scores", "answers"),
+        settings=as_json(dataset_setting("keys.unknown")),
+        scores=optional_inputs("class_scores", "answers"),
     shell:
         "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --class-embeddings {input.class_embeddings} {params.scores} --settings {params.settings:q}"
@@ -67,7 +67,10 @@ FUSED_LABEL_FILES = {
     **LABEL_FILES,
     "adapted": ADAPTED,
     "answers": ANSWERS,
-    "examples": branch(of(HAS_EXAMPLES), then="results/{dataset}/examples.parquet"),
+    "examples": branch(
+        dataset_setting("keys.split.examples"),
+        then="results/{dataset}/examples.parquet",
+    ),
 }
 
 
@@ -86,7 +89,7 @@ rule adapt_zero_shot:
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.labels.fuse_labels"),
-        files=file_names(*LABEL_FILES),
+        files=inputs_as_json(*LABEL_FILES),
     shell:
         "latteclip adapt-zero-shot --files {params.files:q} --output {output} --log {log}"
 
@@ -94,7 +97,7 @@ rule adapt_zero_shot:
 rule encode_images:
     input:
         images="results/{dataset}/images.parquet",
-        models=of(lambda encoder: jobs.notes(encoder_of(encoder)), "encoder"),
+        models=lambda wildcards: jobs.model_notes(run.encoder_models(wildcards.encoder)),
     output:
         features="results/{dataset}/image_encoders/{encoder}.parquet",
         model=directory("results/{dataset}/image_encoders/{encoder}"),
@@ -107,15 +110,17 @@ rule encode_images:
     priority: FIRST
     threads: threads_of()
     resources:
-        **on_gpus(),
-        **ENCODES,
+        **gpus(),
+        **ENCODING_RESOURCES,
     params:
         code=code_of("latteclip.clip.encode_images"),
-        model_files=of(lambda encoder: jobs.local_files(encoder_of(encoder)), "encoder"),
-        encoder=of(lambda encoder: run.image_encoders[encoder], "encoder"),
-        clip=as_json(lambda each: {"precision": each.keys.clip.precision}),
+        model_files=lambda wildcards: jobs.model_digests(
+            run.encoder_models(wildcards.encoder)
+        ),
+        encoder=lambda wildcards: run.image_encoders[wildcards.encoder],
+        clip=as_json(dataset_setting(jobs.encode_images)),
         # No output, like the store of answers.
-        store=of(jobs.feature_store),
+        store=dataset_setting(jobs.feature_store),
         model=lambda wildcards, output: f"--model {output.model}",
     shell:
         "latteclip encode-images --images {input.images} --encoder={params.encoder:q}"
@@ -125,24 +130,26 @@ rule encode_images:
 use rule encode_images as encode_clip_images with:
     input:
         images="results/{dataset}/images.parquet",
-        models=notes(),
+        models=dataset_setting(notes_on_models),
     output:
         features="results/{dataset}/image_features.parquet",
         model=directory(CLIP),
+        seconds="results/{dataset}/encoding.json",
     log:
         "results/{dataset}/logs/encode_clip_images.log",
     benchmark:
         "results/{dataset}/benchmarks/encode_clip_images.jsonl"
     params:
-        model_files=local_files(),
+        model_files=dataset_setting(digests_of_models),
         encoder="",
-        clip=as_json(lambda each: each.keys.clip),
+        clip=as_json(dataset_setting("keys.clip")),
+        model=lambda wildcards, output: f"--model {output.model} --seconds {output.seconds}",
 
 
 use rule encode_images as encode_unnamed_images with:
     input:
         images="results/{dataset}/unnamed_images.parquet",
-        models=notes(),
+        models=dataset_setting(notes_on_models),
     output:
         features="results/{dataset}/unnamed_features.parquet",
     log:
@@ -152,16 +159,16 @@ use rule encode_images as encode_unnamed_images with:
     wildcard_constraints:
         dataset=DISCOVERING,
     params:
-        model_files=local_files(),
+        model_files=dataset_setting(digests_of_models),
         encoder="",
-        clip=as_json(lambda each: each.keys.clip),
+        clip=as_json(dataset_setting("keys.clip")),
         model="",
 
 
 rule encode_examples:
     input:
         images="results/{dataset}/images.parquet",
-        models=of(lambda each: jobs.notes(each.all_models)),
+        models=dataset_setting(lambda dataset: jobs.model_notes(dataset.all_models)),
     output:
         "results/{dataset}/examples.parquet",
     log:
@@ -169,27 +176,25 @@ rule encode_examples:
     benchmark:
         "results/{dataset}/benchmarks/encode_examples.jsonl"
     wildcard_constraints:
-        dataset=datasets_with(HAS_EXAMPLES),
+        dataset=one_of(
+            dataset.name for dataset in run.datasets if dataset.keys.split.examples
+        ),
     priority: FIRST
     threads: threads_of()
     resources:
-        **on_gpus(),
-        **ENCODES,
+        **gpus(),
+        **ENCODING_RESOURCES,
     params:
         code=code_of("latteclip.clip.encode_images"),
-        examples=of(lambda dataset: jobs.files_digest(dataset.keys.split.examples)),
-        model_files=of(lambda each: jobs.local_files(each.all_models)),
-        settings=as_json(
-            lambda each: {
-                "examples_folder": each.keys.split.examples,
-                "replacements": each.keys.split.classname_replace,
-                "encoders": list(run.image_encoders.values()),
-                **jobs.sections(each, "clip"),
-            }
+        examples=dataset_setting(jobs.examples_digest),
+        model_files=dataset_setting(
+            lambda dataset: jobs.model_digests(dataset.all_models)
         ),
+        settings=as_json(dataset_setting(jobs.encode_examples)),
+        store=dataset_setting(jobs.feature_store),
     shell:
         "latteclip encode-examples --images {input.images} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " --store {params.store} --output {output} --threads {threads} --log {log}"
 
 
 # The votes of a labeller, from its captions, its file or its CLIP. One that scores classes has the
@@ -198,14 +203,12 @@ rule write_votes:
     input:
         images="results/{dataset}/images.parquet",
         captions=branch(
-            of(lambda each: each.captioner, "labeller"),
-            then=of(lambda each: each.captioner.path, "labeller"),
+            labeller_setting("captioner"),
+            then=labeller_setting("captioner.path"),
         ),
-        class_embeddings=branch(
-            of(lambda each: each.asks, "labeller"), then=CLASS_EMBEDDINGS
-        ),
-        own=users(of(lambda labeller: labeller.keys.file or [], "labeller")),
-        models=notes("labeller"),
+        class_embeddings=branch(labeller_setting("asks"), then=CLASS_EMBEDDINGS),
+        own=user_files(labeller_setting("files")),
+        models=labeller_setting(notes_on_models),
     output:
         "results/{dataset}/votes/{labeller}.parquet",
     log:
@@ -213,37 +216,30 @@ rule write_votes:
     benchmark:
         "results/{dataset}/benchmarks/write_votes-{labeller}.jsonl"
     wildcard_constraints:
-        labeller=labellers_with("votes", lambda each: each.asks != SCORES),
+        labeller=labellers_with("votes", lambda labeller: labeller.asks != SCORES),
     priority: EARLY
     threads: threads_of()
     resources:
-        **on_gpus(of(lambda labeller: int(labeller.keys.kind != "file"), "labeller")),
-        **ENCODES,
+        **gpus(labeller_setting("gpus")),
+        **ENCODING_RESOURCES,
     params:
         code=code_of("latteclip.labels.write_votes"),
-        model_files=local_files("labeller"),
-        settings=as_json(jobs.write_votes, "labeller"),
-        captions=options("captions", "class_embeddings"),
-        store=of(jobs.feature_store),
+        model_files=labeller_setting(digests_of_models),
+        settings=as_json(labeller_setting(jobs.write_votes)),
+        captions=optional_inputs("captions", "class_embeddings"),
+        store=dataset_setting(jobs.feature_store),
     shell:
         "latteclip write-votes --images {input.images} --settings {params.settings:q}"
         " {params.captions} --store {params.store} --output {output} --threads {threads} --log {log}"
 
 
-ENCODERS_CLASSIFIER = {}
-if run.image_encoders:
-    ENCODERS_CLASSIFIER["encoders_prototypes"] = (
-        "results/{dataset}/classifiers/image_prototypes_encoders.safetensors"
-    )
-
-
 rule fuse_labels:
     input:
         **FUSED_LABEL_FILES,
-        votes=each("table", jobs.labellers),
-        image_encoders=of(lambda each: jobs.image_features(each, run.image_encoders)),
+        votes=dataset_setting("vote_tables"),
+        image_encoders=IMAGE_ENCODER_FEATURES,
     output:
-        **ENCODERS_CLASSIFIER,
+        encoders_prototypes=branch(bool(run.image_encoders), then=ENCODERS_PROTOTYPES),
         labels=FUSED_LABELS,
         report=FUSION_REPORT,
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
@@ -259,12 +255,13 @@ rule fuse_labels:
         runtime=minutes(20, images_per_second=200),
     params:
         code=code_of("latteclip.labels.fuse_labels"),
-        labellers=as_json(jobs.labellers),
-        files=file_names(*FUSED_LABEL_FILES),
-        image_encoders=options("image_encoders"),
-        encoders_prototypes=[
-            f"--encoders-prototypes {path}" for path in ENCODERS_CLASSIFIER.values()
-        ],
+        labellers=as_json(dataset_setting(jobs.labellers)),
+        files=inputs_as_json(*FUSED_LABEL_FILES),
+        image_encoders=optional_inputs("image_encoders"),
+        encoders_prototypes=branch(
+            bool(run.image_encoders),
+            then=f"--encoders-prototypes {ENCODERS_PROTOTYPES}",
+        ),
     shell:
         "latteclip fuse-labels --files {params.files:q} --labellers {params.labellers:q}"
         " {params.image_encoders} {params.encoders_prototypes} --output {output.labels}"

@@ -6,24 +6,30 @@ PAGE_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": PSEUDO_LABELS,
     "image_captions": branch(
-        of(lambda each: "image" in each.caption_kinds), then=IMAGE_CAPTIONS
+        dataset_setting("reads_image_captions"), then=IMAGE_CAPTIONS
     ),
-    "selection": of(jobs.selection),
-    "audit": of(audit),
-    "fused_labels": branch(of(READS_FUSED), then=FUSED_LABELS),
-    "fusion_report": branch(of(READS_FUSED), then=FUSION_REPORT),
-    "discovery": branch(of(proposes_classes), then="results/{dataset}/discovery.json"),
+    "selection": dataset_setting(jobs.selection),
+    "audit": dataset_setting(audit_scores),
+    "fused_labels": branch(dataset_setting("reads_fused_labels"), then=FUSED_LABELS),
+    "fusion_report": branch(dataset_setting("reads_fused_labels"), then=FUSION_REPORT),
+    "discovery": branch(
+        dataset_setting(proposes_classes), then="results/{dataset}/discovery.json"
+    ),
     "unknown": "results/{dataset}/unknown.parquet",
     "duplicates": "results/{dataset}/duplicates.parquet",
     "corrupt": "results/{dataset}/corrupt.csv",
+    "encoding": "results/{dataset}/encoding.json",
 }
 
 
 rule report_dataset:
     input:
         **PAGE_FILES,
-        metrics=each("metrics", jobs.runs),
-        train_predictions=each("train_predictions", jobs.runs),
+        asked=dataset_setting(answer_tables),
+        metrics=collect("{run}/metrics.json", run=dataset_setting("run_folders")),
+        train_predictions=collect(
+            "{run}/train_predictions.parquet", run=dataset_setting("run_folders")
+        ),
     output:
         report(
             f"results/{{dataset}}/report{SUFFIX}.html",
@@ -33,14 +39,15 @@ rule report_dataset:
     log:
         "results/{dataset}/logs/report_dataset.log",
     resources:
-        **LIGHT,
+        **TABLE_RESOURCES,
     params:
         code=code_of("latteclip.report.report_dataset"),
-        files=file_names(*PAGE_FILES),
-        runs=as_json(jobs.runs),
-        settings=as_json(jobs.report_dataset),
+        files=inputs_as_json(*PAGE_FILES),
+        asked=as_json(dataset_setting(jobs.named_answer_tables)),
+        runs=as_json(dataset_setting(jobs.runs)),
+        settings=as_json(dataset_setting(jobs.report_dataset)),
     shell:
-        "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"
+        "latteclip report-dataset --files {params.files:q} --asked {params.asked:q} --runs {params.runs:q}"
         " --settings {params.settings:q} --output {output} --log {log}"
 
 
@@ -48,8 +55,8 @@ rule summarize:
     input:
         metrics=jobs.all_runs(run),
         selections=[jobs.selection(dataset) for dataset in run.datasets],
-        audits=lambda wildcards: [file for each in run.datasets for file in audit(each)],
-        asked=jobs.asked(run),
+        audits=all_audit_scores,
+        asked=jobs.answer_tables(run),
     output:
         csv=report(
             f"{TABLE}.csv",
@@ -63,7 +70,10 @@ rule summarize:
     params:
         code=code_of("latteclip.report.summarize"),
         baseline=run.keys.table.baseline,
+        published=json.dumps(jobs.published(run)),
+        asked=as_json(all_answer_tables),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline:q}"
+        " --published {params.published:q} --asked {params.asked:q}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
         " --markdown {output.markdown} --log {log}"

@@ -1,29 +1,24 @@
 # Models that are fine-tuned, by one job per dataset, method and seed, and models between the
 # pretrained one and these, which classify in the same job.
 
-TRAINED = one_of(name for name, each in run.objectives.items() if each.module)
-AVERAGED = one_of(name for name, each in run.objectives.items() if each.averages)
-# Passes over the images, at most.
-EPOCHS = of(
-    lambda each: (
-        30 if each.keys.finetune.epochs == "auto" else each.keys.finetune.epochs
-    ),
-    "method",
+TRAINED = one_of(name for name, objective in run.objectives.items() if objective.module)
+AVERAGED = one_of(
+    name for name, objective in run.objectives.items() if objective.averages
 )
 # What a training learns from.
 TRAINING_FILES = {
     "images": "results/{dataset}/images.parquet",
     "pseudo_labels": PSEUDO_LABELS,
     "image_captions": branch(
-        of(lambda each: "image" in each.caption_kinds, "method"), then=IMAGE_CAPTIONS
+        method_setting("reads_image_captions"), then=IMAGE_CAPTIONS
     ),
     "group_captions": branch(
-        of(lambda each: "group" in each.caption_kinds, "method"), then=GROUP_CAPTIONS
+        method_setting("reads_group_captions"), then=GROUP_CAPTIONS
     ),
-    "fused_labels": branch(of(READS_FUSED, "method"), then=FUSED_LABELS),
-    "fusion_report": branch(of(READS_FUSED, "method"), then=FUSION_REPORT),
+    "fused_labels": branch(method_setting("reads_fused_labels"), then=FUSED_LABELS),
+    "fusion_report": branch(method_setting("reads_fused_labels"), then=FUSION_REPORT),
     "adapted": branch(
-        of(lambda each: each.pseudo_labels == "zero_shot_adapted", "method"),
+        method_setting(lambda method: method.pseudo_labels == "zero_shot_adapted"),
         then=ADAPTED,
     ),
 }
@@ -32,7 +27,7 @@ TRAINING_FILES = {
 rule find_learning_rate:
     input:
         **TRAINING_FILES,
-        models=notes(),
+        models=dataset_setting(notes_on_models),
     output:
         "results/{dataset}/{method}/learning_rate.json",
     log:
@@ -44,16 +39,16 @@ rule find_learning_rate:
     priority: EARLY
     threads: threads_of(on_gpus=True)
     resources:
-        **on_gpus(),
+        **gpus(),
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
-        runtime=minutes(20, images_per_second=200, passes=EPOCHS),
+        runtime=minutes(20, images_per_second=200, passes=method_setting("max_epochs")),
     params:
-        code=of(lambda each: training_code(each, "find_learning_rate"), "method"),
-        model_files=local_files(),
-        files=file_names(*TRAINING_FILES),
-        settings=as_json(jobs.training, "method"),
+        code=method_setting(lambda method: training_code(method, "find_learning_rate")),
+        model_files=dataset_setting(digests_of_models),
+        files=inputs_as_json(*TRAINING_FILES),
+        settings=as_json(method_setting(jobs.training)),
         # No output, like the store of answers: the trainings go on with it.
-        decoded=of(lambda each: jobs.shared(each, "decoded")),
+        decoded=shared_folder("decoded"),
     shell:
         "latteclip find-learning-rate --files {params.files:q} --settings {params.settings:q}"
         " --output {output} --decoded {params.decoded} --threads {threads} --log {log}"
@@ -63,10 +58,10 @@ rule finetune:
     input:
         **TRAINING_FILES,
         learning_rate=branch(
-            of(lambda each: each.keys.finetune.lr == "auto", "method"),
+            method_setting("searches_learning_rate"),
             then="results/{dataset}/{method}/learning_rate.json",
         ),
-        models=notes(),
+        models=dataset_setting(notes_on_models),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
@@ -79,19 +74,19 @@ rule finetune:
     priority: EARLY
     threads: threads_of(on_gpus=True)
     resources:
-        **on_gpus(),
+        **gpus(),
         mem_mb=memory(16_000, per_million=8_000, loads_images=True),
-        runtime=minutes(20, images_per_second=200, passes=EPOCHS),
+        runtime=minutes(20, images_per_second=200, passes=method_setting("max_epochs")),
     params:
-        code=of(lambda each: training_code(each, "finetune"), "method"),
-        model_files=local_files(),
-        files=file_names(*TRAINING_FILES, "learning_rate"),
-        settings=as_json(jobs.training, "method"),
-        fold=as_json(jobs.fold, "dataset", "seed"),
-        minutes=of(lambda each: each.keys.compute.checkpoint_minutes),
+        code=method_setting(lambda method: training_code(method, "finetune")),
+        model_files=dataset_setting(digests_of_models),
+        files=inputs_as_json(*TRAINING_FILES, "learning_rate"),
+        settings=as_json(method_setting(jobs.training)),
+        fold=as_json(fold),
+        minutes=dataset_setting("keys.compute.checkpoint_minutes"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint=machine.place("results/{dataset}/{method}/seed{seed}/checkpoint"),
-        decoded=of(lambda each: jobs.shared(each, "decoded")),
+        decoded=shared_folder("decoded"),
     shell:
         "latteclip finetune --files {params.files:q} --settings {params.settings:q}"
         " --fold {params.fold:q} --seed {wildcards.seed}"
@@ -106,8 +101,10 @@ rule average_weights:
         pretrained=CLIP,
         fused_labels=FUSED_LABELS,
         fusion_report=FUSION_REPORT,
-        models=each("model", jobs.averaged, "method"),
-        histories=each("history", jobs.averaged, "method"),
+        models=collect("{run}/model", run=method_setting("averaged_folders")),
+        histories=collect(
+            "{run}/history.parquet", run=method_setting("averaged_folders")
+        ),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
@@ -123,14 +120,14 @@ rule average_weights:
     priority: EARLY
     threads: threads_of()
     resources:
-        **on_gpus(),
+        **gpus(),
         mem_mb=memory(14_000, per_million=4_000, loads_images=True),
         runtime=minutes(15, images_per_second=100),
     params:
         code=code_of("latteclip.evaluate.average_weights"),
-        trainings=as_json(jobs.averaged, "method"),
-        mixing=of(lambda each: each.keys.mixing, "method"),
-        precision=of(lambda each: each.keys.clip.precision),
+        trainings=as_json(method_setting(jobs.averaged)),
+        mixing=method_setting("keys.mixing"),
+        precision=dataset_setting("keys.clip.precision"),
     shell:
         "latteclip average-weights --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pretrained {input.pretrained}"

@@ -23,7 +23,7 @@ NOT_THERE = {404, 405}  # what it answers at the other
 TOLERANCE = 0.02  # largest error of a sum of probabilities
 
 
-class Answer(BaseModel, strict=True):
+class Decision(BaseModel, strict=True):
     """The answer to a question."""
 
     type: Literal["choice"]
@@ -41,7 +41,7 @@ class Usage(BaseModel, strict=True):
 class Reply(BaseModel, strict=True):
     """What the server answers."""
 
-    answers: dict[str, Answer]
+    answers: dict[str, Decision]
     usage: Usage = Usage()
 
 
@@ -105,7 +105,7 @@ class DecisionsEngine(ServerEngine):
 make = DecisionsEngine
 
 
-def log_probabilities(answer: Answer, options: Collection[str]) -> list[float]:
+def log_probabilities(answer: Decision, options: Collection[str]) -> list[float]:
     """Return the logarithms of probabilities that sum to 1; an option without one has 0.
 
     ValueError: they do not sum to 1, or are of other options.

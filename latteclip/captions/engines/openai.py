@@ -5,8 +5,10 @@ Engines that ask a server have in common that several requests are under way, an
 
 import asyncio
 import base64
+import functools
 import io
 import itertools
+import logging
 import os
 import re
 import threading
@@ -26,6 +28,7 @@ from latteclip.config.registry import ENGINES
 from latteclip.core.errors import Terminated, UserError
 from latteclip.core.terminal import one_line
 
+log = logging.getLogger(__name__)
 AT_ONCE = 32  # requests
 TIMEOUT = 120  # seconds from a request to the end of its reply
 MAX_REPLY = 2**24  # bytes of a reply
@@ -109,11 +112,16 @@ class ServerEngine:
                     else:
                         yield waiting[future], answer
                     del waiting[future]
-        except Terminated:
+        except Terminated as ended:
             # Answers that have arrived may be paid too.
-            for future, request in waiting.items():
-                if future.done() and not future.exception():
-                    yield request, future.result()
+            arrived = [one for one in waiting if one.done()]
+            left = len(waiting) - len(arrived)
+            ended.add_note(
+                f"{left} of at most {n} requests were under way, and are asked again."
+            )
+            for future in arrived:
+                if not future.exception():
+                    yield waiting[future], future.result()
             raise
         finally:
             for future in waiting:
@@ -143,6 +151,9 @@ class ServerEngine:
         raise NotImplementedError
 
 
+_warn = functools.cache(log.warning)  # once, and not for each request
+
+
 class Client(openai.DefaultAsyncHttpxClient):
     """Ends an exchange after TIMEOUT seconds: the timeouts of HTTPX are of each part."""
 
@@ -154,6 +165,7 @@ class Client(openai.DefaultAsyncHttpxClient):
                 return await super().send(request, **options)
         except TimeoutError:
             reason = f"no whole reply in {TIMEOUT} seconds"
+            _warn(f"{request.url.host} gives {reason}, and is asked again.")
             raise httpx2.ReadTimeout(reason, request=request) from None
 
 

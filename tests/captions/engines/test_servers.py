@@ -1,19 +1,17 @@
 """Engines that ask a server: what they have in common, chat completions and decision models."""
 
-import asyncio
 import gzip
 import json
 import math
 import signal
 import threading
-from concurrent.futures import wait
 from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.captioning import SETTINGS as BASE
-from support.servers import sentence, serving
+from support.servers import answer_at_once, sentence, serving
 
 from latteclip.captions import answers
 from latteclip.captions.engine import scores_of
@@ -72,21 +70,17 @@ def test_several_requests_are_under_way_and_each_gets_its_answer(service):
 
 
 def test_a_signal_loses_no_answer_that_has_arrived(service, monkeypatch):
-    def answered(coroutine, loop, start=asyncio.run_coroutine_threadsafe):
-        future = start(coroutine, loop)
-        wait([future])
-        return future
-
     def interrupted():
         yield from requests(service, 3)
         raise Terminated(signal.SIGINT)
 
-    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", answered)
+    answer_at_once(monkeypatch)
     found = []
-    with pytest.raises(Terminated):
+    with pytest.raises(Terminated) as ended:
         for request, _ in engine(service).answer(interrupted()):
             found.append(request.key)
     assert sorted(found) == [0, 1, 2]
+    assert "0 of at most 4" in ended.value.__notes__[0]
 
 
 ENDLESS = {
@@ -97,13 +91,18 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_a_reply_that_does_not_end_is_an_error_of_its_request(service, monkeypatch, name):
+def test_a_reply_that_does_not_end_is_an_error_of_its_request(
+    service, monkeypatch, name, caplog
+):
     limit, value, headers, content, reason = ENDLESS[name]
     monkeypatch.setattr(openai, limit, value)
     service.drip = 0.005
     failing(service, (200, headers, content))
+    openai._warn.cache_clear()
     assert reason in errors(service, 1)[0]
     assert len(service.requests) == 1
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(said) == (limit == "TIMEOUT") and all("asked again" in one for one in said)
 
 
 def test_a_compressed_reply_is_not_unpacked(service):
