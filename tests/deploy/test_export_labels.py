@@ -49,6 +49,7 @@ def test_csv_and_parquet_have_the_same_values_and_no_formula(taken, tmp_path):
             else:
                 text = str(value).lower() if isinstance(value, bool) else value
                 assert other[name] == ("" if value is None else text)
+    assert any("=2+3" in row.values() for row in table.to_pylist())
     assert ",=2+3," not in (tmp_path / "csv").read_text()
     described = tables.read_metadata(tmp_path / "parquet", LabelsMetadata)
     assert described.calibration.answers == 60

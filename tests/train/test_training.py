@@ -12,10 +12,11 @@ from support.tiny import FINETUNE, ROOT
 
 from latteclip.clip import model as clips
 from latteclip.config import layers
+from latteclip.config.keys import FinetuneSection
 from latteclip.config.resolve import Run
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.flyp import Flyp
-from latteclip.train.settings import Recipe
+from latteclip.train.settings import Recipe, recipe_for
 from latteclip.train.training import Training
 
 OBJECTIVES = {
@@ -112,6 +113,13 @@ def test_trainings_of_the_paper_compute_in_fp16_as_the_authors(name):
     given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     run = Run(layers.defaults(project=None), {"dataset": "all", **given})
     assert {dataset.keys.clip.precision for dataset in run.datasets} == {"fp16"}
+
+
+@pytest.mark.parametrize(("n", "warmup"), [(12, 0), (60, 3), (600, 30), (6000, 50)])
+def test_a_warm_up_by_itself_is_a_tenth_of_the_steps_and_fifty_at_most(n, warmup):
+    """Of 6, 30, 300 and 3,000 steps."""
+    section = FinetuneSection(epochs=2, batch_size=4, warmup_steps="auto", lr=1e-5)
+    assert recipe_for(section, n).warmup_steps == warmup
 
 
 @pytest.mark.parametrize("objective", ["flyp", "latteclip"])

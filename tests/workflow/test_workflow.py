@@ -285,12 +285,15 @@ def test_what_follows_from_a_failed_job_is_stale_and_the_next_run_repairs_it(fin
 def test_captions_that_were_removed_are_made_again_without_an_engine(finished_copy):
     names = [f"{RESULTS}/captions/{kind}.parquet" for kind in ("images", "groups")]
     before = {name: (finished_copy.root / name).read_bytes() for name in names}
+    logs = [
+        finished_copy.root / RESULTS / "logs" / f"caption_{Path(name).stem}.log"
+        for name in names
+    ]
+    assert all("started" in log.read_text() for log in logs)
     for name in names:
         (finished_copy.root / name).unlink()
     finished_copy.ran(*names, "--config", "seeds=1")
-    for name in names:
-        kind = Path(name).stem
-        log = (finished_copy.root / RESULTS / "logs" / f"caption_{kind}.log").read_text()
+    for name, log in zip(names, [log.read_text() for log in logs], strict=True):
         assert "Asked 0 questions" in log and "started" not in log
         assert len(WORK.findall(log)) == 1  # as the estimate reads it
         assert (finished_copy.root / name).read_bytes() == before[name]
