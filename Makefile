@@ -80,6 +80,7 @@ bench: install
 	python benchmarks/train_step.py --memory
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
+	python benchmarks/captions.py --pictures
 	python benchmarks/predict.py
 	python benchmarks/scale.py 100000
 

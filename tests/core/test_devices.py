@@ -11,6 +11,8 @@ from support.processes import broken_nvidia_smi, nvidia_smi
 from support.tiny import ROOT
 
 from latteclip.clip.model import Clip
+from latteclip.config import layers
+from latteclip.config.resolve import Run
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
@@ -132,7 +134,9 @@ def test_a_card_without_bfloat16_is_told_what_to_set(monkeypatch):
     of = partial(Clip, torch.nn.Linear(1, 1), None, None, {}, torch.device("cuda"))
     with pytest.raises(UserError, match=r"clip\.precision .*Tesla T4"):
         of("bf16")
-    assert of("fp16").precision == "fp16"
+    demo = Run(layers.defaults(project=None), {"dataset": "demo"}).datasets[0]
+    for precision in ("fp16", demo.keys.clip.precision):
+        assert of(precision).precision == precision
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(

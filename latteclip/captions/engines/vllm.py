@@ -101,9 +101,10 @@ def _separate_cache(model: str) -> None:
     vLLM writes the index of its compiled code in place, where another engine may read half of it.
     SLURM gives each job a GPU of the number 0, hence the UUIDs.
     """
-    if uuids := devices.visible().values():
+    if uuids := [*devices.visible().values()]:
         root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        name = "-".join([*uuids, files.digest(model)[:8]]).replace("/", "-")
+        # Eight UUIDs are longer than the name of a folder can be.
+        name = f"{uuids[0]}-{files.digest(model, *uuids)[:8]}".replace("/", "-")
         os.environ.setdefault(CACHE, str(root / "vllm-latteclip" / name))
 
 

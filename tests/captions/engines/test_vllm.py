@@ -304,3 +304,16 @@ def test_an_error_of_the_driver_s_library_is_one_sentence(stand_in):
     stand_in(is_cpu=True)
     with pytest.raises(UserError, match=r"Invalid Argument.*captioner\.engine"):
         engines.VllmEngine(VLLM, 1)
+
+
+def test_the_cache_of_eight_cards_has_a_name_that_a_folder_can_have(tmp_path, monkeypatch):
+    nvidia_smi(tmp_path, [f"GPU-{number}{'0' * 35}" for number in range(8)])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path)
+    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CACHE_ROOT"):
+        os.environ.pop(name, None)
+    engines._separate_cache("some/model")
+    folder = Path(os.environ["VLLM_CACHE_ROOT"])
+    folder.mkdir(parents=True)
+    assert folder.parent.parent == tmp_path
