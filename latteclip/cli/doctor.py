@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -96,9 +97,16 @@ def disk() -> Iterator[Finding]:
 
 def gpu() -> Iterator[Finding]:
     """Report the GPUs that NVIDIA's driver shows, without torch, and the compiler for Triton."""
-    cards = devices.query("name,memory.total,driver_version")
-    for name, megabytes, driver in cards:
+    cards = devices.query("name,memory.total,driver_version,compute_cap")
+    for name, megabytes, driver, capability in cards:
         yield "ok", f"{name}, {megabytes} MiB, driver {driver}"
+        # An old driver has "[N/A]" there.
+        if re.match(r"[1-7]\.", capability):
+            yield (
+                "note",
+                f"{name} computes in fp16, not in bf16; set clip={{'precision': 'fp16'}} "
+                "(vLLM takes fp16 by itself, unless captioner.dtype says otherwise)",
+            )
     if not cards:
         text = "nvidia-smi is missing or shows no GPU; LLaVA would take days"
         yield "note", text

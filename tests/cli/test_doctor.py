@@ -64,3 +64,16 @@ def test_a_broken_check_hides_no_other(monkeypatch, capsys, error):
     assert lines[0].startswith("warning ") and lines[1].startswith("note ")
     monkeypatch.setattr(doctor, "CHECKS", {"one": note})
     assert main.main(["doctor"]) == 0  # notes are no failure
+
+
+@pytest.mark.parametrize(
+    ("capability", "levels"),
+    [("7.5", ["ok", "note"]), ("8.0", ["ok"]), ("12.0", ["ok"]), ("[N/A]", ["ok"])],
+)
+def test_a_card_without_bf16_is_told_what_to_set(monkeypatch, capability, levels):
+    card = ["Tesla T4", "15360", "550.54", capability]
+    monkeypatch.setattr(doctor.devices, "query", lambda fields: [card])
+    monkeypatch.setattr(doctor.devices, "missing_compiler", lambda: None)
+    found = doctor.findings(doctor.gpu)
+    assert [level for level, _ in found] == levels
+    assert ("'precision': 'fp16'" in found[-1][1]) == (len(levels) == 2)
