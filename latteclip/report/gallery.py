@@ -42,7 +42,8 @@ def read_gallery(
 ) -> Gallery:
     """Read what the page shows of training images, whose labels by a person are in `answers`."""
     index = tables.read(images, ["image_id", "path", "split", "classname"])
-    classnames = tables.read_metadata(images, IndexMetadata).classnames
+    described = tables.read_metadata(images, IndexMetadata)
+    classnames = described.as_written(described.classnames)
     train = index.filter(pc.not_equal(index["split"], "test"))
     path, label, confidence = pseudo_labels, "pseudo_label", "confidence"
     source = "zero-shot label"
@@ -70,8 +71,11 @@ def read_gallery(
     items = pa.table(columns).to_pylist()
     for item in items:
         item |= {"source": source, "picture": picture(item["path"], PICTURE)}
+        if item["truth"] is not None:
+            [item["truth"]] = described.as_written([item["truth"]])
         if item["image_id"] in answers:
-            item["label"] = answers[item["image_id"]] or "none of the classes"
+            name = answers[item["image_id"]] or "none of the classes"
+            [item["label"]] = described.as_written([name])
             item["source"] = "a person's answer"
     n_train = len(train)
     has_truth = not train["classname"].null_count
@@ -100,7 +104,8 @@ def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
     ids = likeliest["image_id"]
     paths = tables.lookup_column(images, "path", ids)
     labels = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
-    names = pa.array(described.classnames).take(labels.combine_chunks())
+    written = tables.read_metadata(images, IndexMetadata).as_written
+    names = pa.array(written(described.classnames)).take(labels.combine_chunks())
     likeliest = likeliest.append_column("zero_shot", names)
     items = likeliest.append_column("path", paths).to_pylist()
     for item in items:

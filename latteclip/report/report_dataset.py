@@ -137,6 +137,9 @@ def report_dataset(
         model_right=model_right,
         asking=asking,
         report=report,
+        without_evidence=tables.read_metadata(
+            files.images, IndexMetadata
+        ).as_written(report.without_evidence if report else ()),
         unchecked=UNCHECKED if report and not report.is_checked else "",
         discovery=discovery,
         rows=table.astype(object).where(table.notna(), None).to_dict("records"),
