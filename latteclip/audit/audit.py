@@ -209,6 +209,14 @@ def rename_class(results: str, old: str, new: str, /) -> None:
     """
     folder = Path(results)
     files = [*folder.glob(ANSWERS), *sorted(folder.glob(f"audit/*/{ANSWERS}"))]
+    if not files:
+        places = (f"*/{ANSWERS}", f"*/audit/*/{ANSWERS}")
+        found = (path for place in places for path in Path("results").glob(place))
+        others = {path.parts[1] for path in found}
+        raise UserError(
+            f"{folder} has no answers; give results/<dataset>. Datasets with answers here "
+            f"are: {', '.join(sorted(others)) or 'none'}."
+        )
     replaced = SplitSection().classname_replace
     old, new = (clean_classname(name, replaced) for name in (old, new))
     entries = [one for path in files for one in read_answer_file(path).entries]

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.audit.server import SCRIPT, SERVED, PageServer
+from latteclip.core import tables
 from latteclip.core.answers import Answer, AnswerFile, SavedAnswers
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest, write_text
+from latteclip.core.tables import IndexMetadata
 from latteclip.core.terminal import counted
 from latteclip.report.gallery import picture
 from latteclip.report.render import fill
@@ -147,14 +149,21 @@ class QuestionSession:
 
     def _render(self, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
         names = sorted(self.file.classnames)
+        index = self.folder / "images.parquet"
+        written = tables.read_metadata(index, IndexMetadata).written_names
         return fill(
             "audit.html",
             [SCRIPT, "audit.js"],
             sources,
             session=self,
             classnames=names,
+            written=written,
             all_offered=len(names) <= ALL_OFFERED,
-            values={**self.file.document().as_json(), **values},
+            values={
+                **self.file.document().as_json(),
+                "written": written,
+                **values,
+            },
         )
 
 

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from latteclip.config.models import FOLDER
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.files import wanted
 from latteclip.core.terminal import one_line
 
 NAME = "^[A-Za-z0-9_-]{1,100}$"
@@ -51,20 +52,11 @@ REMOVED = {
         gradient_checkpointing compute.compile cache_gib steps_multiple_of
     """,
 }
-# What a value must do, by a pattern or by pydantic's type of the error.
+# What a value must do, by a pattern.
 IN_WORDS = {
     NAME: "be at most 100 letters, digits, _ and -",
     CHECKSUM: "be md5:, sha256: or git_blob: and hexadecimal digits",
     WITH_PLACE: "contain {}",
-    "bool_parsing": "be true or false",
-    "dict_type": "be keys with values",
-    "float_parsing": "be a number",
-    "int_from_float": "be a whole number",
-    "int_parsing": "be a whole number",
-    "list_type": "be a list",
-    "model_type": "be keys with values",
-    "string_type": "be a text",
-    "too_short": "have an entry",
 }
 
 
@@ -186,8 +178,8 @@ def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> s
     where = f"Configuration key {one_line('.'.join(path))}"
     if first["type"] != "extra_forbidden":
         same = (each for each in errors if _path(each, values) == path)
-        wanted = " or ".join(dict.fromkeys(map(_wanted, same)))
-        return f"{where} must {wanted}, not {one_line(repr(first['input']), 120)}."
+        words = " or ".join(dict.fromkeys(map(_wanted, same)))
+        return f"{where} must {words}, not {one_line(repr(first['input']), 120)}."
     names = f".{'.'.join(part for part in path if not part.isdigit())}."
     for step, removed in REMOVED.items():
         if any(f".{key}." in names for key in removed.split()):
@@ -201,12 +193,8 @@ def _sentence(kind: type[Section], errors: list[ErrorDetails], values: Any) -> s
 
 def _wanted(error: ErrorDetails) -> str:
     """Return what a value must do, as the end of a sentence."""
-    if error["type"] == "missing":
-        return f"have the key {error['loc'][-1]}"
-    name = error.get("ctx", {}).get("pattern", error["type"])
-    return (
-        IN_WORDS.get(name) or error["msg"].partition(" should ")[2] or error["msg"]
-    )
+    pattern = error.get("ctx", {}).get("pattern", "")
+    return IN_WORDS.get(pattern) or wanted(error)
 
 
 def _path(error: ErrorDetails, values: Any) -> list[str]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import Field, TypeAdapter, ValidationError
 
 from latteclip.core.errors import UserError
-from latteclip.core.files import locked, write_json
+from latteclip.core.files import locked, wanted, write_json
 from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -246,9 +246,9 @@ def _parse(content: bytes, where: str) -> SavedAnswers:
         return SAVED.validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"])) or "it"
         raise UserError(
-            f"{where} is not a file of answers of latteclip ({place}: {first['msg']})."
+            f"{where} is not a file of answers of latteclip ({place} must {wanted(first)})."
         ) from None
 
 

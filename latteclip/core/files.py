@@ -11,7 +11,7 @@ import shutil
 import socket
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,21 @@ LABELLERS = "labellers"  # folder of the tables that one labeller alone has
 # Beside the results of a dataset whose classes a stage proposed.
 ACTIONS = "classes.json"  # a person's actions
 PROPOSAL = "discovery.json"
+# What a value must do, by pydantic's type of the error.
+IN_WORDS = {
+    "bool_parsing": "be true or false",
+    "dict_type": "be keys with values",
+    "extra_forbidden": "not be there",
+    "float_parsing": "be a number",
+    "int_from_float": "be a whole number",
+    "int_parsing": "be a whole number",
+    "int_parsing_size": "be a smaller number",
+    "int_type": "be a whole number",
+    "list_type": "be a list",
+    "model_type": "be keys with values",
+    "string_type": "be a text",
+    "too_short": "have an entry",
+}
 T = TypeVar("T")
 LOCK_SECONDS = 30  # longest wait of a write for another one
 # Seconds after which a temporary file of another machine is left over.
@@ -187,8 +202,20 @@ def from_json(cls: type[T], text: str, place: str) -> T:
         first = error.errors()[0]
         key = ".".join(map(str, (place, *first["loc"])))
         raise UserError(
-            f"{key}: {first['msg']}, not {one_line(repr(first['input']))}."
+            f"{key} must {wanted(first)}, not {one_line(repr(first['input']))}."
         ) from None
+
+
+def wanted(error: Mapping[str, Any]) -> str:
+    """Return what pydantic wants of a value, as the end of a sentence: be a whole number."""
+    if error["type"] == "missing":
+        return f"have the key {error['loc'][-1]}"
+    message: str = error["msg"]
+    return (
+        IN_WORDS.get(error["type"])
+        or message.partition(" should ")[2]
+        or f"be valid ({message})"
+    )
 
 
 def read_record(cls: type[T], path: str | Path) -> T:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from latteclip.core.errors import CORES, DELETE, UserError
 from latteclip.core.files import read_object, write_json
 
 # Notes in the folder in which the workflow runs.
+PLAIN = re.compile(r"null|true|false|-?(0|[1-9]\d{0,14})(\.\d{0,14}[1-9])?")
 NOTES = Path(".snakemake", "latteclip_options")
 
 
@@ -45,8 +47,18 @@ def pairs(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the arguments of `--config` that give these values."""
     for key, value in sorted(config.items()):
         # YAML does not read the two \u.... of an emoji as a character.
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(_typed(value), ensure_ascii=False)
         yield f"{key}={value if isinstance(value, str) else text}"
+
+
+def _typed(value: Any) -> Any:
+    """Return a value with null, true and numbers as such, of which Snakemake makes texts."""
+    if isinstance(value, dict):
+        return {key: _typed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [*map(_typed, value)]
+    is_plain = isinstance(value, str) and PLAIN.fullmatch(value)
+    return json.loads(value) if is_plain else value
 
 
 def run_command(

@@ -170,6 +170,10 @@ class IndexMetadata:
     # Images of each whole split, of a limited run.
     drawn_from: dict[str, int] | None = None
 
+    def as_written(self, names: Iterable[str]) -> list[str]:
+        """Return class names as the person or the dataset writes them."""
+        return [self.written_names.get(name, name) for name in names]
+
 
 @dataclass
 class ClassesMetadata:

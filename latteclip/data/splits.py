@@ -29,6 +29,7 @@ from latteclip.core.files import (
     from_json,
     lines_of,
 )
+from latteclip.core.terminal import counted, one_line
 from latteclip.data import shards
 from latteclip.data.images import IMAGE_SUFFIXES, image_exists, suffix_of, walk
 
@@ -341,8 +342,14 @@ def _read_class_folders(
             "class_names); rename or remove it, or move its images one folder up."
         )
     if 0 < len(others) < len(labels):
+        n_images = Counter(name for _, name, _ in found)
         log.warning(
-            "Images in folders that are no classes are unlabelled: %s.", others[:3]
+            "%s in folders that are no classes stay unlabelled: %s. Add them to %s, or rename.",
+            counted(sum(n_images[name] for name in others), "image"),
+            one_line(
+                ", ".join(f"{name} ({n_images[name]:,})" for name in others), 500
+            ),
+            CLASSES,
         )
     return names, [
         (image, split, labels.get(name), image) for split, name, image in found

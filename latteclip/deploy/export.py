@@ -35,6 +35,7 @@ from latteclip.deploy.guaranteed_predictions import (
     run_of,
 )
 from latteclip.deploy.predictor import Predictor
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.train.settings import TrainingMetadata
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -101,7 +102,14 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         clip = vars(tables.read_metadata(history, TrainingMetadata))
     elif embeddings.is_file():
         _, clip = load_classifier(embeddings)
+    labels = clip.get("labels")
     metrics = read_object(metrics_file) if metrics_file.is_file() else {}
+    report_file = run.parent.parent / NAME
+    n_answers = 0  # from which the labels and so the model learned
+    if report_file.is_file():
+        report = read_fusion_report(report_file)
+        if labels == "fused" or metrics.get("method") in report.checks:
+            n_answers = len(report.answers)
     dataset = metrics.get("dataset", "custom")
     described = layers.defaults()["datasets"].get(dataset, {})
     data = ModelCardData(
@@ -122,6 +130,7 @@ def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:
         is_trained=history.is_file(),
         reason=reason,
         metrics=metrics,
+        n_answers=n_answers,
         promise=promise,
         image_encoders=len(opened.encoder_widths),
         templates=opened.class_templates.templates,

@@ -74,7 +74,7 @@ def read(
     ids = labels["image_id"]
     of_index = tables.read_metadata(index, IndexMetadata)
     classnames = of_index.classnames
-    written = [of_index.written_names.get(name, name) for name in classnames]
+    written = of_index.as_written(classnames)
     names = pa.array(written, pa.string())
     check = report.checks.get(LABELS, [])
     calibration = calibrate(check)

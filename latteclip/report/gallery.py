@@ -60,7 +60,8 @@ def read_gallery(
 ) -> Gallery:
     """Read what the page shows of training images, but those that a person has answered about."""
     index = tables.read(images, ["image_id", "path", "split", "classname"])
-    classnames = tables.read_metadata(images, IndexMetadata).classnames
+    described = tables.read_metadata(images, IndexMetadata)
+    classnames = described.as_written(described.classnames)
     train = index.filter(pc.not_equal(index["split"], "test"))
     ids = train["image_id"]
     path, label, confidence = pseudo_labels, "pseudo_label", "confidence"
@@ -90,6 +91,8 @@ def read_gallery(
         found: list[Item] = pa.table(columns).to_pylist()
         for item in found:
             item["picture"] = picture(item["path"], PICTURE)
+            if item["truth"] is not None:
+                [item["truth"]] = described.as_written([item["truth"]])
         return found
 
     seen = pc.is_in(ids, pa.array(answered, pa.string())).to_numpy()
@@ -143,7 +146,8 @@ def read_unknown(path: str, images: str, pseudo_labels: str) -> dict[str, Any]:
     ids = likeliest["image_id"]
     paths = tables.lookup_column(images, "path", ids)
     labels = tables.lookup_column(pseudo_labels, "pseudo_label", ids)
-    names = pa.array(described.classnames).take(labels.combine_chunks())
+    written = tables.read_metadata(images, IndexMetadata).as_written
+    names = pa.array(written(described.classnames)).take(labels.combine_chunks())
     likeliest = likeliest.append_column("zero_shot", names)
     items = likeliest.append_column("path", paths).to_pylist()
     for item in items:

@@ -142,6 +142,9 @@ def report_dataset(
         model_right=model_right,
         asking=asking,
         report=report,
+        without_evidence=tables.read_metadata(
+            files.images, IndexMetadata
+        ).as_written(report.without_evidence if report else ()),
         unchecked=UNCHECKED if report and not report.is_checked else "",
         discovery=discovery,
         rows=summarized,

@@ -190,7 +190,7 @@ def test_answers_follow_a_renamed_class(results):
     def answered():
         return [a.classname for a in AuditSession(results.folder, 20).answers().values()]
 
-    with pytest.raises(UserError, match="known are: none"):
+    with pytest.raises(UserError, match="no answers"):
         rename_class(str(results.folder), "dots", "points")
     answer_next(AuditSession(results.folder, 20), 20, label_of=lambda name: 3)
     assert answered() == ["dots"] * 20
@@ -234,6 +234,15 @@ def test_images_of_a_stratum_are_drawn_with_one_probability():
         shares = often[strata == h] / drawings
         error = np.sqrt(shares.mean() * (1 - shares.mean()) / drawings)
         assert np.abs(shares - shares.mean()).max() < 5 * error
+
+
+def test_renaming_in_a_wrong_folder_lists_the_datasets_with_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("one", "two/audit/test"):
+        (tmp_path / "results" / place).mkdir(parents=True)
+        (tmp_path / "results" / place / "answers.json").touch()
+    with pytest.raises(UserError, match=r"results/oen has no answers.*: one, two\."):
+        rename_class("results/oen", "dots", "points")
 
 
 def test_a_copy_of_a_run_beside_it_is_left_out(results):

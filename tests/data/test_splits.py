@@ -21,7 +21,7 @@ def listed(split):
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        ("coop", "[" * 100_000, "/split:"),
+        ("coop", "[" * 100_000, "/split must"),
         ("coop", '{"trian": []}', "trian"),
         ("coop", '{"train": [["a", "0", "x"]], "test": []}', "train.0.1"),
         ("coop", '{"train": [], "test": []}', "no image"),
@@ -147,7 +147,8 @@ def test_train_and_test_folders(tmp_path, caplog, classes, wanted):
     items = read(tmp_path).items
     assert {item.image_id: (item.split, item.label) for item in items} == wanted
     assert "extra/5.jpg" in caplog.text
-    assert ("no classes are unlabelled: ['2024']" in caplog.text) == bool(classes)
+    says = "in folders that are no classes stay unlabelled: 2024 ("
+    assert (says in caplog.text) == bool(classes)
 
 
 def test_unlabelled_images_with_a_file_of_class_names(tmp_path):

@@ -1,4 +1,5 @@
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -165,6 +166,15 @@ def test_an_exported_graph_has_the_threshold(results, tmp_path, capsys, monkeypa
     assert written == [threshold]
     assert f"{threshold:.4f}" in capsys.readouterr().err
     assert f"{threshold:.4f}" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("labels", "n"), [("fused", 23), ("zero_shot", None)])
+def test_the_card_tells_that_answers_taught_the_labels(results, tmp_path, labels, n):
+    results.train(held_out=results.ids[8:], labels=labels)
+    export.export(str(results.model), str(tmp_path / "out"), "open_clip")
+    text = (tmp_path / "out" / "README.md").read_text()
+    [found] = re.findall(r"answers of a person \| (\d+),", text) or [None]
+    assert found == (n and str(n))
 
 
 @pytest.mark.parametrize("option", [{"abstain": ERROR}, {"unknown": True}])

@@ -182,6 +182,7 @@ def saved(results):
 
 def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
     results = made_audit(tmp_path / "made")
+    results.write_index({"written": {CLASSNAMES[1]: "My_F-16A"}})
     with auditing(results) as (process, printed, address):
         assert printed.startswith("Preparing")  # before it reads anything
         page = visit(address)
@@ -196,6 +197,7 @@ def test_an_audit_by_keyboard_through_a_kill(visit, axe, tmp_path):
         at(page, 12, 30)
         assert saved(results)[-1]["answer"] == "none"
         options = page.locator("#options bdi").all_inner_texts()
+        assert options[1] == "My_F-16A" and saved(results)[1]["class"] == CLASSNAMES[1]
         process.kill()
         process.communicate()
         page.keyboard.press("1")

@@ -191,6 +191,21 @@ def test_images_with_an_answer_are_not_shown_and_labels_say_what_they_are(tmp_pa
     assert command in page.sections["next"]
 
 
+def test_names_of_classes_are_as_the_person_wrote_them(tmp_path):
+    results = Results(tmp_path)
+    names = {name: f"My_{number}" for number, name in enumerate(CLASSNAMES)}
+    results.write_index({"written": names})
+    labels = results.labels[: results.n_train]
+    surest = results.image_ids[results.n_train - 1]
+    answers = {surest: CLASSNAMES[0]}
+    files = fused(results, labels, answers=answers, without_evidence=[CLASSNAMES[1]])
+    page, _ = write(results, **files)
+    shown = "\n".join(page.sections[part] for part in ("gallery", "unknown", "labellers"))
+    assert {f"My_{number}" for number in range(2)} <= {*re.findall(r"My_\d", shown)}
+    assert not [name for name in CLASSNAMES if name in shown]
+    assert "wrong" in page.sections["gallery"] and "right" in page.sections["gallery"]
+
+
 def test_what_training_gained_is_said_by_held_out_images(results, monkeypatch):
     monkeypatch.setattr(report_dataset, "RECOMMENDED", "flyp")
     compared = {"images": 120, "difference": -0.05, "standard_error": 0.02}

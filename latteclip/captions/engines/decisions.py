@@ -16,6 +16,7 @@ from latteclip.captions.engine import Response, Tokens, scored
 from latteclip.captions.engines.openai import Parts, ServerEngine
 from latteclip.captions.questions import Request
 from latteclip.config.keys import CaptionerSection
+from latteclip.core.files import wanted
 from latteclip.core.terminal import decisions_address
 
 PATHS = ["/decisions", "/systemone"]  # below /v1; a server has one of the two
@@ -70,9 +71,9 @@ class DecisionsEngine(ServerEngine):
         try:
             reply = Reply.model_validate_json(await self._post(body))
         except ValidationError as error:
-            raise ValueError(
-                f"it answers otherwise: {error.errors()[0]['msg']}"
-            ) from None
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "it"
+            raise ValueError(f"{place} must {wanted(first)}") from None
         if reply.answers.keys() != questions.keys():
             raise ValueError(
                 f"it answers {[*reply.answers]} in place of {[*questions]}"

@@ -35,6 +35,7 @@ const offline = {
 };
 
 const isOffline = "questions" in page;
+const written = new Map(Object.entries(page.written)); // names as the person wrote them
 const source = isOffline ? offline : server;
 let state = null;
 
@@ -42,7 +43,7 @@ function option(name, n) {
   const key = n < 9 ? [element("kbd", n + 1), " "] : [];
   const item = element("li");
   const act = () => give({ answer: "class", class: name });
-  item.append(button([...key, element("bdi", name)], act, { class: "choice" }));
+  item.append(button([...key, element("bdi", written.get(name) ?? name)], act, { class: "choice" }));
   return item;
 }
 
@@ -139,7 +140,7 @@ at("other")?.addEventListener("submit", (event) => {
   event.preventDefault();
   const wanted = at("search").value.trim().toLowerCase();
   const found = [...at("classes").options].find((one) => one.value.toLowerCase() === wanted);
-  if (found) give({ answer: "class", class: found.value });
+  if (found) give({ answer: "class", class: found.dataset.name });
   else at("search").setCustomValidity("No class has this name. Choose a class of the list.");
   at("search").reportValidity();
 });
