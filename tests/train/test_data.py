@@ -4,6 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from support import records, tiny, trainings
 from support.tiny import write_pictures
 
@@ -135,6 +136,23 @@ def test_a_sample_depends_on_seed_pass_and_image_alone(
     others = [wanted[0, 0][1], wanted[1, 0][1], wanted[0, 1][1]]
     others.append(images(paths, seed=8)[0, 0][1])
     assert len({image.numpy().tobytes() for image in others}) == 4
+
+
+def test_other_code_that_decodes_reads_no_image_that_was_cached(
+    paths, tmp_path, monkeypatch
+):
+    wanted = images(paths)[0, 0][1]
+    assert torch.equal(images(paths, tmp_path / "cache")[0, 0][1], wanted)
+    [cached] = (tmp_path / "cache").rglob("*.ppm")
+    Image.new("RGB", Image.open(cached).size).save(cached)
+    assert not torch.equal(images(paths, tmp_path / "cache")[0, 0][1], wanted)
+    before = TrainingImages._decode
+
+    def _decode(self, index):
+        return before(self, index)
+
+    monkeypatch.setattr(TrainingImages, "_decode", _decode)
+    assert torch.equal(images(paths, tmp_path / "cache")[0, 0][1], wanted)
 
 
 def test_a_full_disk_leaves_images_uncached(paths, tmp_path, monkeypatch):
