@@ -1,6 +1,6 @@
 """Classes that nobody named, by what a real model called the images.
 
-    python benchmarks/discover.py FOLDER
+    python benchmarks/discover.py FOLDER [--json FILE]
 
 FOLDER holds sets as of `real_models.py`: `<set>.jsonl`, one image a line with `class`, and
 `<set>_clip_vitb32.npy`, features [N, D] of a real CLIP. Each set is grouped by each kind of names
@@ -25,6 +25,8 @@ from latteclip.discover.grouping import NamedFeatures
 from latteclip.discover.names import Ints, read_names
 from latteclip.discover.propose import propose
 from latteclip.labels.image_classes import Whitener
+
+COLUMNS = ("k-means", "given", "found")
 
 
 def answers_by_kind(row: dict[str, Any]) -> dict[str, str]:
@@ -58,28 +60,38 @@ def read(path: Path) -> Iterator[tuple[str, Ints, NamedFeatures]]:
         )
 
 
-def accuracy(labels: Ints, truth: Ints) -> str:
+def accuracy(labels: Ints, truth: Ints) -> tuple[int, float]:
     """Return the number of classes and the Hungarian accuracy in percent."""
     table = np.zeros((labels.max() + 1, truth.max() + 1))
     np.add.at(table, (labels, truth), 1)
     right = table[linear_sum_assignment(-table)].sum()
-    return f"{len(table)}: {100 * right / len(truth):.1f}"
+    return len(table), float(100 * right / len(truth))
 
 
 def main() -> None:
     """Measure each set of a folder with each kind of its names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    print("| names | k-means | given | found |\n|---|---|---|---|")
-    for path in sorted(folder.glob("*.jsonl")):
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print(f"| names | {' | '.join(COLUMNS)} |\n|---|---|---|---|")
+    results: dict[str, dict[str, tuple[int, float]]] = {}
+    for path in sorted(args.folder.glob("*.jsonl")):
         for name, truth, evidence in read(path):
             n_classes = int(truth.max()) + 1
             ids = [str(i) for i in range(len(truth))]
             labels = [grouping.k_means(evidence.features, n_classes)]
             labels += [propose(ids, evidence, n).labels for n in (n_classes, None)]
-            cells = " | ".join(accuracy(each, truth) for each in labels)
+            found = [accuracy(each, truth) for each in labels]
+            results[name] = dict(zip(COLUMNS, found, strict=True))
+            cells = " | ".join(f"{n}: {right:.1f}" for n, right in found)
             print(f"| {name} | {cells} |", flush=True)
+    if not results:
+        parser.error(
+            f"{args.folder} holds no set of the layout that --help describes."
+        )
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

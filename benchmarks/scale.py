@@ -1,6 +1,6 @@
 """Time the stages around the models for many images: what grows with a dataset, and how.
 
-    python benchmarks/scale.py N [N ...] [--classes 1000] [--folder DIR]
+    python benchmarks/scale.py N [N ...] [--classes 1000] [--steps 200] [--folder DIR]
 
 N tiny JPEGs (links to a few distinct ones) in class folders are indexed. Hashes, features, captions
 and scores are random, so no model runs, but they go through the files and functions of the stages.
@@ -31,7 +31,6 @@ DISTINCT = 64  # JPEGs: a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SCALE = 100.0  # of CLIP's logits
 SHARDS = 64
-TRAINED = 200  # steps
 BATCH = 128  # images of a step
 WORDS = 55  # of a caption
 OPTIONS = 5  # of class scores
@@ -48,6 +47,7 @@ class Place:
     folder: Path
     n: int
     n_classes: int
+    steps: int  # of the training
 
     @property
     def images(self) -> Path:
@@ -353,7 +353,7 @@ def teach(place: Place) -> Work:
 
 
 def finetune(place: Place) -> Work:
-    """Train the demo's CLIP for TRAINED steps by the command, ended half-way and run again."""
+    """Train the demo's CLIP for some steps by the command, ended half-way and run again."""
     section = {"epochs": 1000, "warmup_steps": 5, "batch_size": BATCH, "lr": 3e-4}
     settings = {
         "clip": {"model": f"local-dir:{DEMO_CLIP}", "pretrained": None},
@@ -385,12 +385,12 @@ def finetune(place: Place) -> Work:
 
     def steps() -> int:
         text = log.read_text() if log.exists() else ""
-        counted = re.findall(r"([\d.]+)/[\d.]+ \[", text)
+        counted = re.findall(r"([\d.]+)/\S+ \[", text)
         return int(float(counted[-1])) if counted else 0
 
     def work() -> None:
         for _ in range(2):
-            wanted = steps() + TRAINED // 2
+            wanted = steps() + place.steps // 2
             with subprocess.Popen(
                 command, env=environment, stderr=subprocess.DEVNULL
             ) as run:
@@ -499,7 +499,7 @@ STEPS: list[tuple[Callable[[Place], Work], str | None]] = [
     (gather_captions, "gather_captions of 64 shards"),
     (fuse_labels, "adapt_zero_shot and fuse_labels"),
     (teach, "latteclip teach: the next ten images"),
-    (finetune, f"fine-tuning: {TRAINED} steps, stopped and resumed once"),
+    (finetune, "fine-tuning, stopped and resumed once"),
     (report_dataset, "report_dataset"),
     (write_predictions, "predict: images found, predictions written"),
     (export_labels, "latteclip labels export, CSV"),
@@ -524,17 +524,21 @@ def measure(number: int, place: Place) -> None:
 
 def run(place: Place) -> None:
     """Take all steps, each in a process of its own, and print their table."""
-    print(f"\n{place.n} images, {place.n_classes} classes, features of {WIDTH}\n")
+    print(
+        f"\n{place.n} images, {place.n_classes} classes, features of {WIDTH}, "
+        f"{place.steps} steps of fine-tuning\n"
+    )
     print(
         "| step | seconds | CPU seconds | MiB |\n|---|---:|---:|---:|", flush=True
     )
     options = [
         str(place.n),
         f"--classes={place.n_classes}",
+        f"--steps={place.steps}",
         f"--folder={place.folder}",
     ]
     for number, (_, title) in enumerate(STEPS):
-        command = [sys.executable, __file__, *options, f"--step={number}"]
+        command = [sys.executable, __file__, *options, f"--take={number}"]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=True
         )
@@ -554,18 +558,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", type=int, nargs="+", metavar="N")
     parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=200, help="of fine-tuning")
     parser.add_argument(
         "--folder", type=Path, help="where files are put (default: temporary)"
     )
-    parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--take", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.step is not None:
+    if args.take is not None:
         logging.basicConfig(level=logging.ERROR)
-        measure(args.step, Place(args.folder, args.images[0], args.classes))
+        place = Place(args.folder, args.images[0], args.classes, args.steps)
+        measure(args.take, place)
         return
     for n in args.images:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            run(Place(Path(folder), n, args.classes))
+            run(Place(Path(folder), n, args.classes, args.steps))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ each distinct text once, without its padding. The two alternate, so that a busy 
 
 The share of a step that waits for images is printed as well.
 
-    python benchmarks/train_step.py [--pairs 5] [--threads 2]
+    python benchmarks/train_step.py [--pairs 5] [--threads 2] [--batch 48]
     python benchmarks/train_step.py --memory
 
 With --memory no step is timed. It prints the table of docs/scaling.md: what a step of 512 images
@@ -79,14 +79,14 @@ def captions(n: int, rng: random.Random) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(12, 24))) for _ in range(n)]
 
 
-def make_clip(device: torch.device) -> clips.Clip:
-    """Return a ViT-B-32 with random weights."""
+def make_clip(name: str, device: torch.device) -> clips.Clip:
+    """Return an open_clip model with random weights."""
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(
-        "ViT-B-32", device=device
+        name, device=device
     )
-    config = open_clip.get_model_config("ViT-B-32")
-    tokenizer = partial(open_clip.get_tokenizer, "ViT-B-32")
+    config = open_clip.get_model_config(name)
+    tokenizer = partial(open_clip.get_tokenizer, name)
     return clips.Clip(model.train(), tokenizer, preprocess, config, device)
 
 
@@ -269,7 +269,9 @@ def in_float32(layer_norm: Callable[..., torch.Tensor]) -> None:
 def main() -> None:
     """Print the two medians, their ratio and the spread of the ratio over pairs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", default="ViT-B-32")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--batch", type=int, help="(default: 48, on a GPU 512)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
@@ -278,8 +280,8 @@ def main() -> None:
         print("\n".join(map(needs, ("ViT-B-32", "ViT-L-14"))))
         return
     device = devices.pick("auto", args.threads)
-    batch = 512 if device.type == "cuda" else 48
-    clip = make_clip(device)
+    batch = args.batch or (512 if device.type == "cuda" else 48)
+    clip = make_clip(args.encoder, device)
     setting = Setting(clip, batch)
     adamw = torch.optim.AdamW(parameter_groups(clip.model), lr=LR, fused=True)
     # Warm-up: first allocations, optimiser state.

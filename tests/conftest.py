@@ -24,6 +24,7 @@ settings.load_profile("fuzz" if "FUZZ_SECONDS" in os.environ else "test")
 FIRST = (
     "tests/cluster/test_slurm.py",
     "tests/workflow/test_workflow.py",
+    "tests/project/test_benchmarks.py",
     "tests/captions/engines/test_vllm.py",
     "tests/workflow/test_walk.py",
     "tests/workflow/test_labellers.py",

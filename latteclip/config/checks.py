@@ -18,6 +18,7 @@ from latteclip.core.files import (
     existing,
     folders_in,
 )
+from latteclip.core.run_options import read_options
 from latteclip.core.terminal import URL, one_line
 
 NAMED = 5  # folders of a message
@@ -43,6 +44,7 @@ def refuse_unready(run: Run) -> None:
 
 def _problems(dataset: Dataset) -> Iterator[str]:
     """Yield what is wrong with a dataset, as the end of a sentence."""
+    yield from _other_results(dataset)
     yield from _source(dataset)
     yield from _methods(dataset)
     yield from _labellers(dataset)
@@ -52,6 +54,23 @@ def _problems(dataset: Dataset) -> Iterator[str]:
     for model in dataset.models_of_jobs:
         if model.path and not os.path.exists(model.path):
             yield f"the folder of a model, {model.path}, is not there; correct the path."
+
+
+def _other_results(dataset: Dataset) -> Iterator[str]:
+    """Check that the last run into the folder of the results was of this dataset.
+
+    A limited run of another one has the same folder as a dataset of such a name.
+    """
+    noted = read_options(dataset.name)
+    if not noted or dataset.whole in noted["dataset"]:
+        return
+    if os.path.isdir(dataset.folder):
+        limit = noted.get("limit")
+        yield (
+            f"{dataset.folder} has the results of dataset {', '.join(noted['dataset'])}"
+            f"{f' with limit={limit}' if limit else ''}; take another name or limit, or delete "
+            "the folder."
+        )
 
 
 def _source(dataset: Dataset) -> Iterator[str]:

@@ -257,14 +257,8 @@ def write_votes(labeller: DatasetLabeller) -> Settings:
 
 
 def fold(dataset: Dataset, seed: int | str) -> Settings:
-    """Return which training images a seed leaves out: another part for each seed of the run."""
-    share = dataset.keys.selection.share
-    seeds = dataset.run.keys.seeds
-    number = int(seed)
-    # A seed outside the run, whose model a user asks for by its path, has a part too.
-    if share and number in seeds:
-        number = seeds.index(number)
-    return {"share": share, "number": number}
+    """Return which training images a seed leaves out, whatever other seeds there are."""
+    return {"share": dataset.keys.selection.share, "number": int(seed)}
 
 
 def training(method: Method) -> Settings:

@@ -19,11 +19,11 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Fold:
-    """The part of the training images that a training leaves out. No two share an image."""
+    """The part of the training images that a training leaves out. Two share all images or none."""
 
     # Share of the training images; 0: no training leaves out any.
     share: float = 0.0
-    number: int = 0  # which training, from 0
+    number: int = 0  # the seed of the training
 
 
 NO_FOLD = Fold()  # all images are trained on
@@ -38,18 +38,18 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
     """Return the mask [N] of the training images that a training leaves out.
 
     The first images of `held_out_for_choice` are cut into parts of one size, whatever the number of
-    trainings: the share of N, from MIN_LEFT_OUT to MAX_LEFT_OUT images and at most a third. A
-    training whose part would lie behind their end leaves out none, and none does where N is less
-    than three parts.
+    trainings: the share of N, from MIN_LEFT_OUT to MAX_LEFT_OUT images and at most a third. Seeds
+    take the parts in turn, again from the first after the last one. None leaves out any where N is
+    less than three parts.
     """
     n = len(image_ids)
     size = min(MAX_LEFT_OUT, n // 3, max(MIN_LEFT_OUT, round(fold.share * n)))
-    first = size * fold.number
-    end = first + size
-    if not fold.share or n < 3 * MIN_LEFT_OUT or end > min(n, MAX_HELD_OUT):
+    if not fold.share or n < 3 * MIN_LEFT_OUT:
         return np.zeros(n, dtype=bool)
+    n_parts = min(n, MAX_HELD_OUT) // size
+    first = size * (fold.number % n_parts)
     ranks = _ranks(image_ids)
-    return (first <= ranks) & (ranks < end)
+    return (first <= ranks) & (ranks < first + size)
 
 
 def unseen(image_ids: Sequence[str], fold: Fold, drawn: Sequence[str]) -> Mask:

@@ -93,14 +93,16 @@ def average_weights(
     predicted = np.full(len(ids), MISSING)
     means: dict[str, torch.Tensor] = {}
     for number, (each, _) in enumerate(used, 1):
-        weights = load_file(Path(each.model, WEIGHTS))
+        # The network begins with those of the first training.
+        weights = (
+            learner.copy() if number == 1 else load_file(Path(each.model, WEIGHTS))
+        )
         for name, tensor in weights.items():
             mean = means.setdefault(name, tensor.clone())
             if mean.is_floating_point():  # counters of BatchNorm are whole numbers
                 mean += (tensor - mean) / number
         learner.take(weights)
         features = learner.encode(images, threads)
-        # None left out an image of another.
         is_out = left_out(ids, each.fold)
         if is_out.any():
             classifier = learner.classifier(features, ~is_out)
@@ -187,6 +189,11 @@ class _Learner:
         self.pretrained = pretrained
         self.mixing = mixing
         self.labels = labels
+
+    def copy(self) -> Weights:
+        """Return the weights of the network, on the CPU."""
+        state = self.model.clip.model.state_dict()
+        return {name: tensor.cpu().clone() for name, tensor in state.items()}
 
     def take(self, trained: Weights) -> None:
         """Give the model the weights on the way to those that were trained."""

@@ -5,8 +5,8 @@ model's input size.
 """
 
 import contextlib
+import inspect
 import itertools
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,16 @@ from latteclip.clip.features import classify_table
 from latteclip.core import tables
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
-from latteclip.core.files import digest_of, existing, read_object, replacing
+from latteclip.core.files import (
+    digest,
+    digest_of,
+    existing,
+    read_object,
+    replacing,
+)
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.core.tables import IndexMetadata
+from latteclip.data import images as decoding
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import Images
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
@@ -222,7 +229,8 @@ class TrainingImages(Images):
     ) -> None:
         """Prepare N images with the checksums of their files for an input of H x W.
 
-        Trainings share decoded images in the folder, if its disk has room.
+        Trainings with the same code that decodes share decoded images in the folder, if its disk
+        has room.
         """
         self.paths = paths
         self.checksums = checksums
@@ -243,10 +251,11 @@ class TrainingImages(Images):
         # If the longer side is a third longer.
         size = 4 * self.shorter_side**2 * len(paths)
         if folder:
+            place = Path(folder, self._code())
             # Where the folder exists, a training that had room wrote it.
-            free = shutil.disk_usage(existing(folder)).free
-            if os.path.isdir(folder) or FREE * size <= free:
-                self.folder = Path(folder)
+            free = shutil.disk_usage(existing(place)).free
+            if place.is_dir() or FREE * size <= free:
+                self.folder = place
 
     def __getitem__(self, key: Any) -> tuple[Any, torch.Tensor]:
         number, index = key
@@ -271,6 +280,12 @@ class TrainingImages(Images):
         with contextlib.suppress(OSError), replacing(file) as temporary:
             decoded.save(temporary, "PPM")
         return decoded
+
+    @classmethod
+    def _code(cls) -> str:
+        """Return the digest of the code that decodes."""
+        code = inspect.getsource(decoding) + inspect.getsource(cls._decode)
+        return digest(code, str(REDUCING_GAP))[:16]
 
     def _decode(self, index: int) -> Image.Image:
         image = open_rgb(self.paths[index], min_side=self.shorter_side)

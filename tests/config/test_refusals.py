@@ -10,6 +10,7 @@ from support.tiny import DEMO_LLAVA
 
 from latteclip.config import checks
 from latteclip.core.errors import UserError
+from latteclip.core.run_options import note_options
 
 FOLDER = {"dataset": "mine", "image_dir": "photos"}
 OWN = {"engine": "file", "images_file": "mine.csv"}
@@ -51,6 +52,21 @@ def refused(check):
         assert "\n" not in str(caught.value)
 
     return refused
+
+
+def test_a_limited_run_and_a_dataset_of_its_name_share_no_folder(refused, check, tmp_path):
+    other = {"image_dir": "photos", "dataset": "mine_64"}
+    for first, second in (
+        ({**FOLDER, "limit": 64}, other),
+        (other, {**FOLDER, "limit": 64}),
+    ):
+        note_options({"mine_64": first["dataset"]}, first)
+        check(**first)
+        check(**second)  # there are no results yet
+        (tmp_path / "results" / "mine_64").mkdir(parents=True)
+        check(**first)
+        refused(f"results/mine_64 .*dataset {first['dataset']}.*", **second)
+        (tmp_path / "results" / "mine_64").rmdir()
 
 
 def source(**values):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +16,7 @@ from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import read_object, write_record
 from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.evaluate import average_weights as stage
 from latteclip.evaluate.average_weights import TrainingResult, average_weights
 from latteclip.train.settings import TrainingMetadata
 
@@ -101,6 +104,26 @@ def test_weights_are_on_the_way_from_the_pretrained_ones_to_the_mean(tmp_path, i
         for fold in folds
         for row in np.flatnonzero(holdout.left_out(inputs.ids, fold))
     }
+
+
+def test_each_model_is_read_once(tmp_path, inputs, monkeypatch):
+    read, load = [], clips.load
+
+    def noted_file(path):
+        read.append(Path(path).parent)
+        return load_file(path)
+
+    def noted_model(model, *more):
+        read.append(Path(model.removeprefix("local-dir:")))
+        return load(model, *more)
+
+    monkeypatch.setattr(stage, "load_file", noted_file)
+    monkeypatch.setattr(clips, "load", noted_model)
+    trainings = [training(tmp_path, number) for number in (0.9, 1.1)]
+    read.clear()  # what wrote them
+    inputs.average("once", trainings)
+    models = [Path(each.model) for each in trainings]
+    assert sorted(read) == sorted([DEMO_CLIP, *models])
 
 
 @pytest.mark.parametrize("mixing", [0.0, 1.0])

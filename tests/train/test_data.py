@@ -187,6 +187,23 @@ def test_colours_vary_as_the_paper_has_it(tmp_path):
     assert_range(saturation, 0.25, 2.25, 0.4)
 
 
+def test_other_code_that_decodes_reads_no_image_that_was_cached(
+    paths, tmp_path, monkeypatch
+):
+    wanted = images(paths)[0, 0][1]
+    assert torch.equal(images(paths, tmp_path / "cache")[0, 0][1], wanted)
+    [cached] = (tmp_path / "cache").rglob("*.ppm")
+    Image.new("RGB", Image.open(cached).size).save(cached)
+    assert not torch.equal(images(paths, tmp_path / "cache")[0, 0][1], wanted)
+    before = TrainingImages._decode
+
+    def _decode(self, index):
+        return before(self, index)
+
+    monkeypatch.setattr(TrainingImages, "_decode", _decode)
+    assert torch.equal(images(paths, tmp_path / "cache")[0, 0][1], wanted)
+
+
 def test_a_full_disk_leaves_images_uncached(paths, tmp_path, monkeypatch):
     files = images(paths, tmp_path / "cache")
     full = nullcontext(Path("/dev/full"))
