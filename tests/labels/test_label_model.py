@@ -596,7 +596,7 @@ X, V = np.eye(6), np.arange(6) % 3
         ((X,), {"answers": {0: 1}}, "n_classes"),
         ((X, {"a": V}), {"answers": {0: -1}}, "row 0"),
         ((X, {"a": V}), {"answers": {0: [1, 3]}}, "row 0"),
-        ((X, {"a": V}), {"answers": {6: 1}}, "rows"),
+        ((X, {"a": V}), {"answers": {6: 1}}, "rows from 0 to 5"),
         ((X, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
         ((None, {"a": V}), {"text_features": np.eye(3)}, "text_features"),
         ((None, {"a": V}), {"text_features": np.ones(3)}, "text_features"),

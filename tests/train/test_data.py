@@ -1,3 +1,4 @@
+import itertools
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from latteclip.core.files import write_record
 from latteclip.data.loader import batches
 from latteclip.train import data as module
 from latteclip.train import data as training_data
-from latteclip.train.data import TrainingFiles, TrainingImages
+from latteclip.train.data import TrainingFiles, TrainingImages, schedule
 from latteclip.train.objectives.base import TokenizedTexts
 
 LABELS = [2, 0, 2, 1, 0, 2, 1]
@@ -142,6 +143,19 @@ def test_a_sample_depends_on_seed_pass_and_image_alone(
     assert len({image.numpy().tobytes() for image in others}) == 4
 
 
+def test_each_pass_has_all_images_once_in_another_order():
+    found = list(schedule(range(10, 24), 4, 21, seed=1))  # six passes
+    assert [len(keys) for keys in found] == [4] * 21
+    numbers, shown = zip(*itertools.chain(*found), strict=True)
+    assert list(numbers) == [number for number in range(6) for _ in range(14)]
+    passes = [shown[start : start + 14] for start in range(0, 84, 14)]
+    assert all(sorted(each) == list(range(10, 24)) for each in passes)
+    assert len({*passes, tuple(range(10, 24))}) == 7
+    assert list(schedule(range(10, 24), 4, 21, seed=1, start=9)) == found[9:]
+    assert list(schedule(range(10, 24), 4, 21, seed=2)) != found
+    assert [len(keys) for keys in schedule(range(3), 4, 2, seed=1)] == [3, 3]
+
+
 def augmented(tmp_path, pixels, n):
     """n samples [n, 3, H, W] of an image [H, W, 3], in float64."""
     path = tmp_path / "picture.png"
@@ -177,6 +191,8 @@ def test_colours_vary_as_the_paper_has_it(tmp_path):
     halves = of(np.where(np.arange(32) < 16, 60, 100)[None, :, None])
     dark, light = halves[..., :12].mean((1, 2, 3)), halves[..., 20:].mean((1, 2, 3))
     assert_range(4 * (light - dark) / (light + dark), 0.5, 1.5)
+    # Bicubic resizing goes beyond the two greys at their edge.
+    assert (halves.amin((1, 2, 3)) < halves[..., 0].amin((1, 2))).double().mean() > 0.3
     r, g, b = of((150, 90, 90)).mean((2, 3)).T
     is_grey = (r == g) & (g == b)
     assert is_grey.double().mean().item() == pytest.approx(0.2, abs=0.06)

@@ -58,7 +58,7 @@ def test_micro_batches_give_every_objective_its_gradients(
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     case = Case(*shape)
     case.clip.model.double()
-    case.images = case.images.double()
+    case.all_images = case.all_images.double()
     loss, whole = gradients_of(case, objective)
     case.clip.micro_batch = size
     loss_of_parts, parts = gradients_of(case, objective)
