@@ -40,7 +40,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.run_options import labels_path, run_command
 from latteclip.core.tables import IndexMetadata
 from latteclip.labels.fuse_labels import labels_right
-from latteclip.labels.fusion_report import NAME, in_words, read_fusion_report
+from latteclip.labels.fusion_report import NAME, read_fusion_report
 from latteclip.labels.guarantees import MIN_ANSWERS
 from latteclip.labels.label_inputs import (
     LabelInputs,
@@ -48,6 +48,7 @@ from latteclip.labels.label_inputs import (
     drawing_order,
 )
 from latteclip.labels.votes import Answers
+from latteclip.report.labellers import in_words
 
 SEED = 0
 BATCH = 10  # questions between which the labels learn

@@ -8,7 +8,6 @@ import logging
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -49,18 +48,8 @@ NOTE = """\
   Downloads, and stages that the limited run has not reached, do not count."""
 
 
-@dataclass(frozen=True)
-class JobCost:
-    """The time of the last run of a job, by Snakemake's benchmark file."""
-
-    path: Path  # the path of the benchmark file
-    rule: str
-    run: str  # method and seed, or nothing
-    seconds: float
-
-
-def job_costs(folder: Path) -> Iterator[JobCost]:
-    """Yield what each last job of a dataset's folder took, in the order in which they ended."""
+def job_seconds(folder: Path) -> Iterator[tuple[Path, float]]:
+    """Yield the benchmark file of each job in the order of their ends, and its seconds."""
     paths = folder.rglob("benchmarks/*.jsonl")
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path)):
         last = path.read_bytes().strip().rpartition(b"\n")[2]
@@ -69,11 +58,8 @@ def job_costs(folder: Path) -> Iterator[JobCost]:
         except ValueError:  # a killed run or a full disk left a part of it
             log.warning("%s is damaged, so its job is left out; delete it.", path)
             continue
-        if not isinstance(seconds, int | float):  # NA: Snakemake measured nothing
-            continue
-        rule = path.stem.partition("-")[0]  # without the shard
-        run = ", ".join(path.relative_to(folder).parts[:-2])
-        yield JobCost(path, rule, run, float(seconds))
+        if isinstance(seconds, int | float):  # NA: Snakemake measured nothing
+            yield path, float(seconds)
 
 
 class Counts(NamedTuple):
@@ -196,31 +182,29 @@ def _lines(name: str) -> Iterator[str]:
 def _stages(dataset: Dataset, folder: Path, after: Counts) -> Iterator[str]:
     """Yield the hours of each stage in the full run, and the disk, by a limited run's folder."""
     before = Counts.read(folder / INDEX)
-    costs = [*job_costs(folder)]
+    took = dict(job_seconds(folder))
     starting = min(
-        (cost.seconds for cost in costs if cost.rule == STARTS_ONLY), default=0.0
+        (took[path] for path in took if path.stem == STARTS_ONLY), default=0.0
     )
     images = sum(after) / sum(before)
     labellers = {each.name: each.captioner for each in dataset.labellers}
     hours: dict[str, float] = defaultdict(float)
-    for cost in costs:
-        log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
-        text = log.read_text("utf-8", "replace") if log.is_file() else ""
+    for path, seconds in took.items():
+        rule, _, name = path.stem.partition("-")  # of a labeller, or a shard
+        written = path.parents[1] / "logs" / f"{path.stem}.log"
+        text = written.read_text("utf-8", "replace") if written.is_file() else ""
         found = WORK.findall(text)
-        work = (
-            sum(map(float, found)) if found else max(0.0, cost.seconds - starting)
-        )
+        work = sum(map(float, found)) if found else max(0.0, seconds - starting)
         growth = images
-        if cost.rule in ASKING:
-            name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
-            asks = ASKING[cost.rule]
-            captioner = labellers.get(name) or dataset.captioner(asks)
+        if rule in ASKING:
+            captioner = labellers.get(name) or dataset.captioner(ASKING[rule])
             n_before = max(1, n_questions(captioner, before))
             growth = n_questions(captioner, after) / n_before
-        elif cost.rule in TRAINING:
-            keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
+        elif rule in TRAINING:
+            method = path.relative_to(folder).parts[0]
+            keys = dataset.method(method).keys.finetune
             growth = samples(keys, after.train) / samples(keys, before.train)
-        hours[cost.rule] += (cost.seconds + (growth - 1) * work) / 3600
+        hours[rule] += (seconds + (growth - 1) * work) / 3600
     yield f"{dataset.name}, by {folder}: {sum(after):,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"

@@ -31,6 +31,7 @@ from latteclip.core.files import PROPOSAL, read_object, write_text
 from latteclip.core.terminal import SHORT, one_line
 from latteclip.data import folder_files
 from latteclip.labels import fusion_report
+from latteclip.report.labellers import in_words
 
 ERROR = "error: "  # begins the message of a command that fails
 STOPPED = ("Stopped", "interrupted")  # begin the last line of a job after Ctrl-C
@@ -165,7 +166,7 @@ def finished(run: Run, outputs: Collection[str]) -> Iterator[str]:
                 Path(results, fusion_report.NAME)
             )
             if right := report.labels_right:
-                yield f"{name}: {fusion_report.in_words(right)}"
+                yield f"{name}: {in_words(right)}"
             else:
                 yield f"Next, to improve and check them: latteclip teach {quoted}"
             export = f"latteclip labels export {quoted} --format csv --output labels.csv"

@@ -131,8 +131,6 @@ def fuse_labels(
     )
     write_record(report_output, report)
     log.info("Labelled %d images.", known.n)
-    for sentence in report.sentences():
-        log.info("%s", sentence)
     unfit = _unfit(labellers_files, report)
     _write_votes(votes_output, known, model, drawn, unfit)
 

@@ -1,30 +1,16 @@
 """The report on the labels of a dataset, a file beside their table."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from latteclip.core.files import read_record
-from latteclip.core.terminal import counted
 from latteclip.labels.guarantees import Interval
 
 NAME = "fused_labels.json"  # the file below the results of a dataset
 LABELS = "labels"  # key of the check of the labels
-UNCHECKED = (
-    "Nothing checks the confidence of the labels: labellers and images may err alike. Twenty "
-    "answers of latteclip teach check it."
-)
 # Of each image that checks labels or a classifier, which learned without the image's answer: the
 # confidence, and whether the class is right by the answer.
 Check = list[tuple[float, bool]]
-
-
-def in_words(right: Interval) -> str:
-    """Return a sentence about the share of right labels."""
-    return (
-        f"{right.words()} of the labels are right, by {counted(right.n, 'answer')} about images "
-        "drawn at random (95 % interval)."
-    )
 
 
 @dataclass(frozen=True)
@@ -40,19 +26,6 @@ class LabellerReport:
     accuracy: Interval | None
     # Answers about random images from which it would follow, 0 if it is known.
     answers_needed: int
-
-    @property
-    def accuracy_in_words(self) -> str:
-        """Return the accuracy, or what would determine it."""
-        if self.accuracy:
-            source = "answers" if self.accuracy.n else "votes and images"
-            return f"{self.accuracy.words()}, by {source}"
-        if not self.answers_needed:
-            return "unknown without answers"
-        needed = counted(self.answers_needed, "answer")
-        return (
-            f"unknown; {needed} about random images would estimate it to 5 points"
-        )
 
 
 @dataclass(frozen=True)
@@ -78,18 +51,6 @@ class FusionReport:
     checks: dict[str, Check]
     # Share of right labels of all images. None: too few answers check them
     labels_right: Interval | None
-
-    def sentences(self) -> Iterator[str]:
-        """Yield what is unusual about the labels, and their accuracy."""
-        if self.reason:
-            yield self.reason
-        if not self.is_checked:
-            yield UNCHECKED
-        if self.without_evidence:
-            names = ", ".join(self.without_evidence)
-            yield f"No vote, answer or example names {names}, so no image has that label."
-        if self.labels_right:
-            yield in_words(self.labels_right)
 
 
 def read_fusion_report(path: str | Path) -> FusionReport:

@@ -5,10 +5,35 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latteclip.core import tables
+from latteclip.core.terminal import counted
 from latteclip.labels.fusion_report import FusionReport, LabellerReport
+from latteclip.labels.guarantees import Interval
 from latteclip.labels.votes import NO_VOTE
 
 FUSED = "fused"
+UNCHECKED = (
+    "Nothing checks the confidence of the labels: labellers and images may err alike. Twenty "
+    "answers of latteclip teach check it."
+)
+
+
+def in_words(right: Interval) -> str:
+    """Return a sentence about the share of right labels."""
+    return (
+        f"{right.words()} of the labels are right, by {counted(right.n, 'answer')} about images "
+        "drawn at random (95 % interval)."
+    )
+
+
+def accuracy_in_words(labeller: LabellerReport) -> str:
+    """Return the accuracy of a labeller, or what would determine it."""
+    if labeller.accuracy:
+        source = "answers" if labeller.accuracy.n else "votes and images"
+        return f"{labeller.accuracy.words()}, by {source}"
+    if not labeller.answers_needed:
+        return "unknown without answers"
+    needed = counted(labeller.answers_needed, "answer")
+    return f"unknown; {needed} about random images would estimate it to 5 points"
 
 
 def read_labellers(

@@ -20,14 +20,17 @@ from latteclip.core.tables import FLAGS, IndexMetadata
 from latteclip.core.terminal import counted
 from latteclip.evaluate import results
 from latteclip.labels.fusion_report import (
-    UNCHECKED,
     FusionReport,
     read_fusion_report,
 )
 from latteclip.labels.guarantees import MIN_ANSWERS, share_of_new
 from latteclip.report import gallery, provenance
 from latteclip.report.accuracies import summary
-from latteclip.report.labellers import read_labellers
+from latteclip.report.labellers import (
+    UNCHECKED,
+    accuracy_in_words,
+    read_labellers,
+)
 from latteclip.report.render import render
 from latteclip.train.settings import auto_epochs
 
@@ -145,6 +148,7 @@ def report_dataset(
         without_evidence=tables.read_metadata(
             files.images, IndexMetadata
         ).as_written(report.without_evidence if report else ()),
+        accuracy_in_words=accuracy_in_words,
         unchecked=UNCHECKED if report and not report.is_checked else "",
         discovery=discovery,
         rows=summarized,

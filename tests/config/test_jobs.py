@@ -76,6 +76,7 @@ def test_memory_grows_with_each_attempt(configured):
 EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     "clip.clip_config": ("evaluate.evaluate", "report.summarize"),
     "labels.label_model": ("labels.fuse_labels", "train.finetune"),
+    "report.labellers": ("report.report_dataset", "labels.fuse_labels"),
     "report.gallery": ("report.report_dataset", "report.summarize"),
     "labels.fusion_report": ("report.report_dataset", "train.finetune"),
     "labels.guarantees": ("labels.fuse_labels", "train.finetune"),
