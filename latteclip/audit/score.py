@@ -77,7 +77,8 @@ def read_plan(
     """
     split = path.parent.name
     table = tables.read(path)
-    if not table.schema.equals(tables.PLAN):
+    has_null = any(column.null_count for column in table.columns)
+    if has_null or not table.schema.equals(tables.PLAN):
         raise UserError(
             f"{path} is another table than the plan of an audit; move the folder {path.parent} "
             "away to begin a new audit."

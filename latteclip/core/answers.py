@@ -248,7 +248,8 @@ def _parse(content: bytes, where: str) -> SavedAnswers:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"
         raise UserError(
-            f"{where} is not a file of answers of latteclip ({place} must {wanted(first)})."
+            f"{where} is not a file of answers of latteclip ({one_line(place)} must "
+            f"{wanted(first)})."
         ) from None
 
 

@@ -61,6 +61,7 @@ IN_WORDS = {
     "model_type": "be keys with values",
     "string_type": "be a text",
     "too_short": "have an entry",
+    "unexpected_keyword_argument": "not be there",
 }
 T = TypeVar("T")
 LOCK_SECONDS = 30  # longest wait of a write for another one
@@ -202,7 +203,7 @@ def from_json(cls: type[T], text: str, place: str) -> T:
         first = error.errors()[0]
         key = ".".join(map(str, (place, *first["loc"])))
         raise UserError(
-            f"{key} must {wanted(first)}, not {one_line(repr(first['input']))}."
+            f"{one_line(key)} must {wanted(first)}, not {one_line(repr(first['input']))}."
         ) from None
 
 

@@ -1,80 +1,25 @@
 """Archives, shards and images of strangers: inside their folder, whole or refused."""
 
 import io
-import itertools
-import os
-import resource
-import signal
 import stat
 import tarfile
 import tempfile
-import time
 import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, seed
 from hypothesis import strategies as st
 from PIL import Image
+from support.fuzz import check, damaged, fuzzed
 from support.shards import parquet_bytes
-from support.web import damaged, tar, zipped
+from support.web import tar, zipped
 
 from latteclip.core.errors import UserError
 from latteclip.data import archives, images
 from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import IndexSettings, read_split
-
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # of each test; 0: a single round
-LONGEST = 120  # seconds of one case
-MEMORY = 2**30  # bytes that all cases of one test may add
-
-
-def fuzzed(**strategies):
-    """A test over random cases: one round of them in seconds, or rounds until the time is over.
-
-    The number of a round is its seed: the same command finds the same again.
-    """
-
-    def decorate(body):
-        # Not `wraps`: pytest would take the strategies' names for fixtures.
-        def run():
-            before, until = _peak(), time.monotonic() + SECONDS
-            for number in itertools.count():
-                seed(number)(given(**strategies)(body))()
-                if time.monotonic() >= until:
-                    break
-            assert _peak() - before < MEMORY
-
-        run.__name__, run.__doc__ = body.__name__, body.__doc__
-        return pytest.mark.fuzz(run)
-
-    return decorate
-
-
-def check(read, expected=None):
-    """Run `read` on one case, and compare its result with `expected` where damage cannot change it.
-
-    Return the result, or None where the reader refuses the case.
-    """
-    signal.alarm(LONGEST)  # a reader that hangs ends the process
-    try:
-        found = read()
-    except UserError as error:
-        assert len(str(error).splitlines()) == 1, error
-        return None
-    finally:
-        signal.alarm(0)
-    if expected is not None:
-        assert found == expected
-    return found
-
-
-def _peak():
-    """The most memory that this process has had so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
 
 FILES = {"a/one.txt": b"one " * 300, "a/b/two.bin": bytes(range(256)) * 3, "three.txt": b""}
 PACKED = {

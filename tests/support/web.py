@@ -14,33 +14,10 @@ import gdown
 import huggingface_hub.constants
 import huggingface_hub.hf_api
 import pytest
-from hypothesis import strategies as st
 from support.shards import picture
 
 from latteclip.config.keys import DownloadSection, SourceSection
 from latteclip.data.download_dataset import DownloadSettings
-
-
-def damaged(whole):
-    """Strategy: some bytes of `whole` changed, cut off, taken out or put in; or other bytes."""
-    places = st.integers(0, len(whole) - 1)
-    changes = st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=4)
-    cuts = st.tuples(places, st.integers(0, 40), st.binary(max_size=40))
-    return st.one_of(
-        st.just(whole),
-        changes.map(lambda found: _changed(whole, found)),
-        cuts.map(lambda cut: whole[: cut[0]] + cut[2] + whole[cut[0] + cut[1] :]),
-        places.map(lambda place: whole[:place]),
-        st.binary(max_size=300),
-    )
-
-
-def _changed(whole, changes):
-    content = bytearray(whole)
-    for place, mask in changes:
-        content[place] ^= mask
-    return bytes(content)
-
 
 WHOLE = 200  # the status of an answer with the whole file
 COMMIT = "c" * 40  # of every repo that it serves as a Hugging Face hub
