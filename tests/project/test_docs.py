@@ -52,7 +52,7 @@ def commands(program):
     found = []
     for page in PAGES:
         text = page.read_text("utf-8").replace("\\\n", " ")
-        for line in re.findall(rf"^(?:    )?({program} .+)$", text, re.MULTILINE):
+        for line in re.findall(rf"^(?:    |\$ )?({program} .+)$", text, re.MULTILINE):
             if "..." not in line:
                 found.append(shlex.split(line.split("  #")[0])[1:])
     assert found
