@@ -14,7 +14,7 @@ ifeq ($(KIND),cpu)
 export CUDA_VISIBLE_DEVICES :=
 endif
 
-.PHONY: install demo test test-gpu fuzz bench envs docs lint format demo-models clean
+.PHONY: install demo test test-gpu fuzz mutants bench envs docs lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -63,11 +63,24 @@ FUZZ_SECONDS ?= 60
 fuzz: install
 	FUZZ_SECONDS=$(FUZZ_SECONDS) pytest -m fuzz
 
+# Small faults, planted one at a time in copies: .mutants/survivors.diff has those that no test notices.
+# cosmic-ray has an environment of its own, for it only starts the tests.
+MUTANTS ?= 200
+mutants: install .mutants/venv/.installed
+	.mutants/venv/bin/python tools/mutants.py --sample $(MUTANTS)
+
+.mutants/venv/.installed:
+	$(PYTHON) -m venv .mutants/venv
+	.mutants/venv/bin/pip install --quiet cosmic-ray==8.7.0
+	@touch $@
+
 # Timings, side by side where they are compared. docs/benchmarks.md has figures.
 bench: install
 	python benchmarks/train_step.py
+	python benchmarks/train_step.py --memory
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
+	python benchmarks/captions.py --pictures
 	python benchmarks/predict.py
 	python benchmarks/scale.py 100000
 
@@ -98,4 +111,4 @@ demo-models: install
 	python tools/demo_models/train_llava.py
 
 clean:
-	rm -rf results .snakemake
+	rm -rf results .snakemake .mutants

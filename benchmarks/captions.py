@@ -2,6 +2,7 @@
 
     python benchmarks/captions.py [--images 1000] [--rounds 5] [--threads 1] [--bare]
     python benchmarks/captions.py --memory 2000 20000
+    python benchmarks/captions.py --pictures
 
 The same images and the same prompt, alternating, so that a busy machine slows all of them alike:
 
@@ -19,6 +20,10 @@ With --memory the stage runs once for each number of images of 1344 x 1344 pixel
 its own, whose largest resident memory is printed. In place of vLLM's LLM a stub holds as many bytes
 of each picture as Qwen3-VL reads, and answers late. Otherwise the model is the demo's LLaVA without
 a GPU. With one, give --model.
+
+With --pictures nothing is asked. It prints the CPU time of requests about photographs: of worker
+processes, which decode them, and of the processor of transformers, by which vLLM's process makes
+them the model's input. It has the settings of the real models.
 """
 
 import argparse
@@ -33,24 +38,27 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+import transformers
 from PIL import Image
 
 from latteclip.captions import answers, caption
 from latteclip.captions.engine import messages
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
-from latteclip.captions.questions import Request
+from latteclip.captions.questions import Layout, Request
 from latteclip.config import layers
 from latteclip.config.keys import CaptionerSection
 from latteclip.core import tables
 from latteclip.core.tables import IndexMetadata
-from latteclip.data.images import checksum, open_rgb, read_bytes
+from latteclip.data.images import checksum, decode, open_rgb, read_bytes
 from latteclip.data.splits import IndexSettings, read_split
 
 DEMO = layers.PACKAGE / "demo" / "models" / "llava"
@@ -290,8 +298,63 @@ def measure_memory(n: int, threads: int) -> None:
     print(f"{n} images: {own:.0f} MiB, the engine included", flush=True)
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return the median CPU time of a call by one thread."""
+    torch.set_num_threads(1)
+    work()  # the first call is slower
+    seconds = []
+    for _ in range(9):
+        started = time.process_time()
+        work()
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds)
+
+
+def measure_pictures() -> None:
+    """Print the CPU time of requests about photographs."""
+    tiles = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    square = {"height": 336, "width": 336}
+    llava = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 336}, crop_size=square, image_grid_pinpoints=tiles
+    )
+    qwen = transformers.Qwen2VLImageProcessor(
+        patch_size=16,
+        temporal_patch_size=2,
+        merge_size=2,
+        size={"shortest_edge": 2**16, "longest_edge": 2**24},
+    )
+    kinds = {
+        "LLaVA-1.6": (llava, Layout(None, None, 336), 1),
+        "LLaVA-1.6, a group": (llava, Layout(672), 4),
+        "Qwen3-VL-8B": (qwen, Layout(None, 1344), 1),
+    }
+    rng = np.random.default_rng(0)
+    for width, height in ((1024, 768), (4000, 3000)):
+        coarse = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize((width, height)).save(
+            file, "JPEG", quality=90
+        )
+        content = file.getvalue()
+        for name, (processor, layout, n) in kinds.items():
+
+            def read(layout: Layout = layout, n: int = n) -> list[Image.Image]:
+                images = [decode(content, layout.max_side) for _ in range(n)]  # noqa: B023
+                return layout.pictures(images)
+
+            pictures = read()
+            reading = cpu_seconds(read)
+            process = partial(processor, images=pictures, return_tensors="pt")
+            processing = cpu_seconds(process)
+            print(
+                f"| {name} | {width} x {height} | {1000 * reading:.0f} ms | "
+                f"{1000 * processing:.0f} ms |",
+                flush=True,
+            )
+
+
 def main() -> None:
-    """Print the rates, or the memory."""
+    """Print the rates, the memory, or the CPU time of pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--bare", action="store_true")
@@ -299,7 +362,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model")
     parser.add_argument("--memory", type=int, nargs="+", metavar="N")
+    parser.add_argument("--pictures", action="store_true")
     args = parser.parse_args()
+    if args.pictures:
+        measure_pictures()
+        return
     if args.memory:
         for n in args.memory:
             process = multiprocessing.get_context("spawn").Process(

@@ -23,7 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from latteclip.discover import grouping
 from latteclip.discover.grouping import NamedFeatures
 from latteclip.discover.names import Ints, read_names
-from latteclip.discover.proposal import propose
+from latteclip.discover.propose import propose
 from latteclip.labels.image_classes import Whitener
 
 

@@ -34,7 +34,7 @@ from latteclip.clip.encode import encode_images
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.data import loader
-from latteclip.deploy import predict
+from latteclip.deploy.predictor import Predictor
 
 CLASSES = 47
 DISTINCT = 8  # photographs
@@ -101,7 +101,7 @@ def summary(what: str, images: int, times: list[tuple[float, float]]) -> str:
 def compare(model: Path, paths: list[str], args: argparse.Namespace) -> None:
     """Print rates of `predict` and of its encoder alone."""
     encode.BATCH = args.batch
-    predictor = predict.Predictor(model, device="cpu", threads=args.threads)
+    predictor = Predictor(model, device="cpu", threads=args.threads)
     clip = predictor.model.clip
     named = [paths[number % len(paths)] for number in range(args.images)]
     sizes = [rows.stop - rows.start for rows in parts(args.images, args.batch)]

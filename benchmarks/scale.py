@@ -409,6 +409,7 @@ def finetune(place: Place) -> Work:
 def report_dataset(place: Place) -> Work:
     """Write the page of the dataset with the zero-shot row."""
     from latteclip.core import tables
+    from latteclip.core.files import write_json
     from latteclip.evaluate.results import RunFiles
     from latteclip.report import report_dataset as stage
 
@@ -424,14 +425,19 @@ def report_dataset(place: Place) -> Work:
         baseline="zero_shot",
         main="zero_shot",
         suffix="",
-        config={"methods": {"zero_shot": {"objective": "zero_shot"}}},
+        config={
+            "methods": {"zero_shot": {"objective": "zero_shot"}},
+            "seeds": [0],
+        },
     )
+    write_json(place.file("encoding.json"), {"seconds_per_image": 0.01})
     files = stage.PageFiles(
         images=place.file("images.parquet"),
         pseudo_labels=place.file("pseudo_labels.parquet"),
         unknown=place.file("unknown.parquet"),
         duplicates=place.file("duplicates.parquet"),
         corrupt=place.file("corrupt.csv"),
+        encoding=place.file("encoding.json"),
         image_captions=place.file("captions/images.parquet"),
         fused_labels=place.file("fused_labels.parquet"),
         fusion_report=place.file("fused_labels.json"),
@@ -441,20 +447,21 @@ def report_dataset(place: Place) -> Work:
     ]
     run = RunFiles("zero_shot", 0, *paths)
     return lambda: stage.report_dataset(
-        files, [run], settings, place.file("report.html")
+        files, [], [run], settings, place.file("report.html")
     )
 
 
 def write_predictions(place: Place) -> Work:
     """Find N images and write invented predictions, as `predict` does beside the model."""
     from latteclip.deploy import predict
+    from latteclip.deploy.predictor import Prediction
 
     def work() -> None:
         paths = predict.image_paths([str(place.images)])
         classes = place.classnames[:3]
         best = [0.9, 0.05, 0.01]
         predictions = (
-            predict.Prediction(x, [0, 1, 2], classes, best, best) for x in paths
+            Prediction(x, [0, 1, 2], classes, best, best) for x in paths
         )
         names = predict.columns(len(classes), unknown=False, abstain=False)
         rows = (prediction.cells() for prediction in predictions)

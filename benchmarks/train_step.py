@@ -8,6 +8,11 @@ each distinct text once, without its padding. The two alternate, so that a busy 
 The share of a step that waits for images is printed as well.
 
     python benchmarks/train_step.py [--pairs 5] [--threads 2]
+    python benchmarks/train_step.py --memory
+
+With --memory no step is timed. It prints the table of docs/scaling.md: what a step of 512 images
+and their texts needs on a GPU, by tensors without contents. torch's FLOP counter counts the
+arithmetic, and autograd names the tensors that the backward pass reads.
 """
 
 import argparse
@@ -24,11 +29,18 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.config.keys import SwitchesSection
 from latteclip.core import devices
+from latteclip.core.errors import GIB
 from latteclip.data.loader import batches as image_batches
 from latteclip.train.data import TrainingImages
 from latteclip.train.objectives import base, latteclip
@@ -44,6 +56,16 @@ CLASSES = 47  # as DTD has
 IMAGES = 480
 ALPHA = 0.01
 LR = 1e-7  # of DTD
+BATCH = 512  # of a step by --memory
+TOKENS = 28  # twenty words
+ATTENTION = {  # on a CPU, which torch does not count
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 VOCABULARY = (
     "a the of with and in on rough smooth shiny dark bright pattern surface lines dots squares "
     "threads cracks holes folds waves grains cells woven striped blue red green brown white black "
@@ -197,12 +219,64 @@ def data_wait(
     return shares[0], statistics.median(shares[1:])
 
 
+class InBf16(clips.Clip):
+    """A CLIP that computes on the CPU as on a GPU."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
+def needs(name: str) -> str:
+    """Return a row of Markdown: the memory and the arithmetic of a step of a CLIP of open_clip."""
+    with FakeTensorMode():
+        network = open_clip.CLIP(**open_clip.get_model_config(name))
+        clip = InBf16(network, lambda: None, None, {}, torch.device("cpu"))  # type: ignore[arg-type]
+        images = torch.empty(BATCH, 3, *clip.input_size)
+        texts = torch.empty(2 * BATCH + CLASSES, TOKENS, dtype=torch.long)
+        tower = encode.CausalText.of(network)
+        assert tower is not None
+        saved: dict[int, torch.UntypedStorage] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = storage
+            return tensor
+
+        with (
+            FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            clip.autocast(),
+        ):
+            of_images = encode.encode_images(clip, images)
+            (of_images.sum() + tower.encode(texts).sum()).backward()
+        for weight in (*network.parameters(), *network.buffers()):
+            saved.pop(weight.untyped_storage()._cdata, None)
+    # float32: the weights, their gradients, and both moments of AdamW; the images
+    weights = 4 * 4 * sum(weight.numel() for weight in network.parameters())
+    activations = sum(storage.nbytes() for storage in saved.values())
+    activations += 4 * images.numel()
+    sizes = [weights, activations, weights + activations]
+    cells = [f"{size / GIB:.1f} GiB" for size in sizes]
+    flops = counter.get_total_flops() / 1e12
+    return f"| {name} | {' | '.join(cells)} | {flops:.0f} TFLOP |"
+
+
+def in_float32(layer_norm: Callable[..., torch.Tensor]) -> None:
+    """Let layer norms compute in float32, as autocast does on a GPU."""
+    F.layer_norm = lambda values, *rest: layer_norm(values.float(), *rest)
+
+
 def main() -> None:
     """Print the two medians, their ratio and the spread of the ratio over pairs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
+    if args.memory:
+        in_float32(F.layer_norm)
+        print("\n".join(map(needs, ("ViT-B-32", "ViT-L-14"))))
+        return
     device = devices.pick("auto", args.threads)
     batch = 512 if device.type == "cuda" else 48
     clip = make_clip(device)

@@ -8,7 +8,7 @@ __version__ = "0.3.0"
 # some need torch.
 PUBLIC = {
     "LabelModel": "latteclip.labels.label_model",
-    "Predictor": "latteclip.deploy.predict",
+    "Predictor": "latteclip.deploy.predictor",
     "read_labels": "latteclip.deploy.label_table",
 }
 

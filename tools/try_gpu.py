@@ -154,6 +154,7 @@ def checks(folder: Path, limit: int) -> dict[str, Callable[[], Finding]]:
         "likelihoods of vLLM": lambda: vllm.likelihoods(cpu),
         "SIGTERM to vLLM": vllm.interrupted_captions,
         "engines that vLLM left": engines_left,
+        "tests on the GPU": tests,
         "vLLM without internet on a B200": lambda: without_internet(folder, limit),
         "cards of a SLURM job": lambda: cards_of_a_job(folder, limit),
         "SigLIP 2's texts": try_models.siglip_texts,
@@ -428,6 +429,16 @@ def engines_left() -> Finding:
         if "EngineCore" in (p.info["name"] or "")
     ]
     return not left, f"processes {left}" if left else "none"
+
+
+def tests() -> Finding:
+    """Run the tests that a GPU may answer otherwise, as `make test-gpu` does."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    if not (layers.ROOT / "tests").is_dir():
+        raise NotTriedError("no clone of the repository, whose tests these are")
+    run = subprocess.run(command, cwd=layers.ROOT, capture_output=True, text=True)
+    lines = [line for line in run.stdout.splitlines() if "FAILED" in line]
+    return run.returncode == 0, "; ".join([*lines, *run.stdout.splitlines()[-1:]])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from latteclip.config.keys import CaptionerSection
 from latteclip.config.registry import ENGINES
 from latteclip.core import files, tables
 from latteclip.core.errors import Terminated, UserError, ending_in_order
-from latteclip.core.terminal import FOR_RUN, Progress, counted
+from latteclip.core.terminal import FOR_RUN, Progress, counted, log_work
 from latteclip.data.images import Workers
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def write_answers(
         runner.ask_all()
         _write_table(runner, output)
     n, seconds = runner.n_asked, runner.seconds
-    log.info("Asked %s in %.1f s.", counted(n, "question"), seconds, extra=FOR_RUN)
+    log_work(log, f"Asked {counted(n, 'question')}", seconds, extra=FOR_RUN)
 
 
 def start(

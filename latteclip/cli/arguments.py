@@ -19,8 +19,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from latteclip.core.devices import cores
+from latteclip.core.devices import DEVICES, cores
+from latteclip.core.errors import UserError
 from latteclip.core.files import from_json
+from latteclip.core.run_options import refuse_no_results
 
 SHORT = {"output": ["-o"], "topk": ["-k"]}  # further flags of options
 
@@ -45,7 +47,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "checkpoint_minutes": {"type": float},
     "mixing": {"type": float},
     "threads": {"type": positive, "default": cores()},
-    "device": {"default": "auto"},
+    "device": {"choices": DEVICES, "default": "auto"},
 }
 # Arguments that the documentation of their function leaves out, for commands share most of them.
 # Rules call the stages, whose options have the names of files and settings.
@@ -60,6 +62,16 @@ OPTIONS = {
     "results": "a dataset's folder: results/<dataset>",
     "threads": "CPU threads (default: all)",
 }
+
+
+def refuse_no_answers(path: str) -> None:
+    """Raise UserError where --answers names no file."""
+    if not Path(path).is_file():
+        raise UserError(f"--answers {path} names no file; check its spelling.")
+
+
+# Arguments of people that are checked before the module of the command is imported.
+CHECKS = {"results": refuse_no_results, "answers": refuse_no_answers}
 
 
 def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> None:
@@ -152,6 +164,9 @@ def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
         os.environ.setdefault(
             "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
         )
+    for key, check in CHECKS.items():
+        if given := getattr(arguments, key, None):
+            check(given)
     if "no_browser" in arguments:
         print("Preparing ...", flush=True)  # imports take seconds
     function = getattr(import_module(module), name)

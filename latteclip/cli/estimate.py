@@ -3,13 +3,16 @@
 `snakemake -n` prints the first, and `latteclip status --estimate` both.
 """
 
-import re
+import json
+import logging
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.config import layers
 from latteclip.config.keys import FinetuneSection
 from latteclip.config.labellers import Captioner
@@ -18,11 +21,11 @@ from latteclip.core import tables
 from latteclip.core.files import GROUPS, IMAGES, NAMES, SCORES
 from latteclip.core.run_options import read_options, run_command
 from latteclip.core.tables import IndexMetadata
-from latteclip.core.terminal import counted
+from latteclip.core.terminal import WORK, counted
 from latteclip.data.images import image_files
-from latteclip.report.provenance import asked, job_costs
 from latteclip.train.settings import recipe_for, steps_per_epoch
 
+log = logging.getLogger(__name__)
 RESULTS = Path("results")
 INDEX = "images.parquet"
 LIMIT = 64  # images of the limited run that the command makes
@@ -41,13 +44,36 @@ ASKING = {
 }
 TRAINING = ("finetune", "find_learning_rate")  # grow with images and epochs
 STARTS_ONLY = "evaluate_classifier"  # a job that does little but start
-# What logs say of the seconds of work.
-WORK = re.compile(
-    r"^(?:Asked|Encoded|Indexed|Trained) .* in ([\d.]+) s", re.MULTILINE
-)
 NOTE = """\
   Each stage grows with the images, without the time of loading. Jobs count one after another.
   Downloads, and stages that the limited run has not reached, do not count."""
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """The time of the last run of a job, by Snakemake's benchmark file."""
+
+    path: Path  # the path of the benchmark file
+    rule: str
+    run: str  # method and seed, or nothing
+    seconds: float
+
+
+def job_costs(folder: Path) -> Iterator[JobCost]:
+    """Yield what each last job of a dataset's folder took, in the order in which they ended."""
+    paths = folder.rglob("benchmarks/*.jsonl")
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path)):
+        last = path.read_bytes().strip().rpartition(b"\n")[2]
+        try:
+            seconds = json.loads(last).get("s")
+        except ValueError:  # a killed run or a full disk left a part of it
+            log.warning("%s is damaged, so its job is left out; delete it.", path)
+            continue
+        if not isinstance(seconds, int | float):  # NA: Snakemake measured nothing
+            continue
+        rule = path.stem.partition("-")[0]  # without the shard
+        run = ", ".join(path.relative_to(folder).parts[:-2])
+        yield JobCost(path, rule, run, float(seconds))
 
 
 class Counts(NamedTuple):
@@ -106,8 +132,11 @@ def _questions(captioner: Captioner, images: Counts | None) -> str:
     limits = sorted(_drawn_from(dataset.whole), reverse=True)
     names = [dataset.name, *(f"{dataset.whole}_{limit}" for limit in limits)]
     for folder in (RESULTS / name for name in names):
-        used = dict(asked(folder)).get(captioner.table)
-        if used and used.model == captioner.settings.model:
+        path = folder / captioner.table
+        if not path.is_file():
+            continue
+        used = tables.read_metadata(path, AnswersMetadata)
+        if used.questions and used.model == captioner.settings.model:
             read = n * used.tokens_read / used.questions
             written = n * used.tokens_written / used.questions
             tokens = f"{read:,.0f} tokens read and {written:,.0f} written"
@@ -167,18 +196,20 @@ def _lines(name: str) -> Iterator[str]:
 def _stages(dataset: Dataset, folder: Path, after: Counts) -> Iterator[str]:
     """Yield the hours of each stage in the full run, and the disk, by a limited run's folder."""
     before = Counts.read(folder / INDEX)
-    costs = [(cost, cost.seconds) for cost in job_costs(folder) if cost.seconds]
+    costs = [*job_costs(folder)]
     starting = min(
-        (s for cost, s in costs if cost.rule == STARTS_ONLY), default=0.0
+        (cost.seconds for cost in costs if cost.rule == STARTS_ONLY), default=0.0
     )
     images = sum(after) / sum(before)
     labellers = {each.name: each.captioner for each in dataset.labellers}
     hours: dict[str, float] = defaultdict(float)
-    for cost, seconds in costs:
+    for cost in costs:
         log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", "replace") if log.is_file() else ""
         found = WORK.findall(text)
-        work = sum(map(float, found)) if found else max(0.0, seconds - starting)
+        work = (
+            sum(map(float, found)) if found else max(0.0, cost.seconds - starting)
+        )
         growth = images
         if cost.rule in ASKING:
             name = cost.path.stem.partition("-")[2]  # of a labeller, or a shard
@@ -189,7 +220,7 @@ def _stages(dataset: Dataset, folder: Path, after: Counts) -> Iterator[str]:
         elif cost.rule in TRAINING:
             keys = dataset.method(cost.run.partition(",")[0]).keys.finetune
             growth = samples(keys, after.train) / samples(keys, before.train)
-        hours[cost.rule] += (seconds + (growth - 1) * work) / 3600
+        hours[cost.rule] += (cost.seconds + (growth - 1) * work) / 3600
     yield f"{dataset.name}, by {folder}: {sum(after):,} images"
     for name, n_hours in [*hours.items(), ("in all", sum(hours.values()))]:
         yield f"  {name:22}{n_hours:10.2f} h"

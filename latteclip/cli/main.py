@@ -36,7 +36,7 @@ COMMANDS = {
     "audit": "latteclip.audit.audit",
     "rename_class": "latteclip.audit.audit",
     "predict": "latteclip.deploy.predict",
-    "export": "latteclip.deploy.export",
+    "export": "latteclip.deploy.export_model",
     "status": "latteclip.cli.status",
     "doctor": "latteclip.cli.doctor",
 }
@@ -50,7 +50,7 @@ STAGES = {  # by command: the module of its function
     "encode_examples": "latteclip.clip.encode_images",
     "pseudo_label_images": "latteclip.labels.pseudo_label_images",
     "caption_images": "latteclip.captions.caption",
-    "propose_classes": "latteclip.discover.proposal",
+    "propose_classes": "latteclip.discover.propose",
     "discover_classes": "latteclip.discover.proposal",
     "score_classes": "latteclip.captions.score_classes",
     "gather_captions": "latteclip.captions.caption",

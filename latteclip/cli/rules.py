@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from snakemake.io import local, sourcecache_entry
@@ -133,12 +134,14 @@ class JobFunctions:
 
     def as_json(self, setting: OfJob) -> OfJob:
         """Return a setting as JSON, with paths of results as a job finds them."""
+        return lambda wildcards: json.dumps(
+            setting(wildcards), default=self._value, sort_keys=True
+        )
 
-        def text(wildcards: Any) -> str:
-            value = json.dumps(setting(wildcards), default=dict, sort_keys=True)
-            return value.replace('"results/', f'"{self._machine.results}/')
-
-        return text
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(Path(self._machine.results, value.relative_to("results")))
+        return dict(value)
 
     def user_files(self, files: Any) -> Any:
         """Return inputs, or their function, that are files of the user, which no storage holds.

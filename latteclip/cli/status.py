@@ -158,7 +158,10 @@ def refuse_second_run(*, is_cluster: bool) -> None:
     jobs = [line.split("\t") for line in lines]
     numbers = [
         number
-        for number, folder, comment in jobs
+        # Others are no jobs, such as what the site's own squeue says.
+        for number, folder, comment in (
+            job for job in jobs if len(job) == len(FIELDS)
+        )
         if Path(folder).resolve() == Path.cwd() and comment.startswith(COMMENTS)
     ]
     if numbers:

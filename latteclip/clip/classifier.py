@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
-CLASSIFIER = "prototypes.safetensors"  # file in a model's folder
-# Folder in it, with a folder 0, 1, ... for each encoder.
+# Folder in a model's folder, with a folder 0, 1, ... for each encoder.
 ENCODERS = "image_encoders"
 KEY = "classifier"  # names the matrix, and the one entry of the metadata
 BIAS = "classifier_bias"  # names the vector

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import open_clip
 from pydantic import Field
 
-from latteclip.config.registry import FOLDER, HUB
+from latteclip.clip.model_files import CLIP_CONFIG
+from latteclip.config.models import FOLDER, HUB
 from latteclip.core.errors import UserError
 from latteclip.core.files import from_values, read_object
 from latteclip.core.terminal import one_line
@@ -24,8 +25,7 @@ HANDED_ON = {
     "norm_kwargs": {"eps"},
     "tokenizer_kwargs": {"clean", "strip_sep_token", "language"},
 }
-CLIP_CONFIG = "open_clip_config.json"  # file in a model's folder
-# Folder in it: configuration of a text tower of transformers.
+# Folder in a model's folder: configuration of a text tower of transformers.
 TEXT_TOWER = "text_tower"
 WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files
 # Suffixes of weights that open_clip reads where that file is missing.

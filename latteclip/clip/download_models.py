@@ -10,7 +10,7 @@ from typing import Literal
 
 from latteclip.clip import clip_config, image_encoders
 from latteclip.config.keys import Section
-from latteclip.config.registry import HUB
+from latteclip.config.models import HUB
 from latteclip.core.errors import UserError, first_line, full_disk
 from latteclip.core.files import write_json
 

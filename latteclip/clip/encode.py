@@ -15,7 +15,7 @@ from latteclip.clip.classifier import FeatureMemmap, classify, parts
 from latteclip.clip.model import Clip, FinetunedModel
 from latteclip.core.class_templates import ClassTemplates, class_texts
 from latteclip.core.errors import GIB, UserError
-from latteclip.core.terminal import Progress
+from latteclip.core.terminal import Progress, log_work
 from latteclip.data import loader
 
 log = logging.getLogger(__name__)
@@ -184,8 +184,7 @@ def encode_files(clip: Clip, paths: Sequence[str], threads: int) -> FeatureMemma
     started = time.monotonic()
     for indices, (batch,) in encoded([clip], files, threads):
         features[torch.tensor(indices)] = batch
-    seconds = time.monotonic() - started
-    log.info("Encoded %d images in %.1f s.", len(paths), seconds)
+    log_work(log, f"Encoded {len(paths)} images", time.monotonic() - started)
     return features
 
 

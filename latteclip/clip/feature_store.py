@@ -6,6 +6,7 @@ An image that is new costs its own encoding. Deleting the store is safe: a run e
 import logging
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,19 @@ from latteclip.clip.model import Clip
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import digest, digest_of
+from latteclip.core.terminal import log_work
 from latteclip.data.loader import ImageFiles
 
 log = logging.getLogger(__name__)
 ADDRESS = re.compile(r" at 0x\w+")  # of a function, which differs in each process
+
+
+@dataclass
+class PartMetadata:
+    """The metadata of STORED_FEATURES."""
+
+    images: int
+    seconds: float  # of encoding all of them
 
 
 def encode_once(
@@ -32,11 +42,11 @@ def encode_once(
     checksums: pa.ChunkedArray,
     store: str,
     threads: int,
-) -> FeatureMemmap:
-    """Return features [N, D] of image files, of which those that are not in the store are encoded.
+) -> tuple[FeatureMemmap, float]:
+    """Return features [N, D] of image files, and the mean seconds of encoding an image.
 
-    They are written by parts of ROWS images, of which a killed job loses the last. UserError: the
-    model gives numbers that are not finite.
+    Images that are not in the store are encoded, and written by parts of ROWS images, of which a
+    killed job loses the last. UserError: the model gives numbers that are not finite.
     """
     folder = Path(store, identity(clip))
     unique = checksums.combine_chunks().dictionary_encode()
@@ -45,7 +55,7 @@ def encode_once(
     missing = _read(folder, contents, features)
     first = np.unique(rows, return_index=True)[1]  # a file of each content
     files = ImageFiles(tables.Strings(paths.take(first[missing])), clip.pixels)
-    started = time.monotonic()
+    started = written = time.monotonic()
     start, end = 0, 0
     for indices, (batch,) in encoded([clip], files, threads) if len(files) else ():
         if not batch.isfinite().all():
@@ -55,22 +65,29 @@ def encode_once(
         features[torch.from_numpy(missing[indices])] = batch
         end += len(batch)
         if end - start >= ROWS or end == len(missing):
-            _write(folder, contents, features, missing[start:end])
-            start = end
-    seconds = time.monotonic() - started
-    log.info(
-        "Encoded %d images in %.1f s. %d of %d are in the store.",
-        len(missing),
-        seconds,
-        len(contents) - len(missing),
-        len(contents),
+            now = time.monotonic()
+            about = PartMetadata(end - start, now - written)
+            _write(folder, contents, features, missing[start:end], about)
+            start, written = end, now
+    log_work(
+        log,
+        f"Encoded {len(missing)} images",
+        time.monotonic() - started,
+        f"{len(contents) - len(missing)} of {len(contents)} are in the store.",
+    )
+    stored = [
+        tables.read_metadata(file, PartMetadata)
+        for file in folder.glob("*.parquet")
+    ]
+    each = sum(one.seconds for one in stored) / max(
+        1, sum(one.images for one in stored)
     )
     if len(contents) == len(rows):
-        return features
+        return features, each
     repeated = FeatureMemmap(len(rows), clip.width)
     for some in parts(len(rows)):
         repeated[some] = features[torch.from_numpy(rows[some])]
-    return repeated
+    return repeated, each
 
 
 def identity(clip: Clip) -> str:
@@ -114,6 +131,7 @@ def _write(
     contents: pa.Array,
     features: FeatureMemmap,
     rows: np.ndarray[Any, Any],
+    about: PartMetadata,
 ) -> None:
     """Write the features of contents to a file that their checksums name, whole or not at all."""
     checksums = contents.take(pa.array(rows))
@@ -125,4 +143,6 @@ def _write(
     }
     name = digest_of(checksums.to_pylist())[:32]
     folder.mkdir(parents=True, exist_ok=True)
-    tables.write(folder / f"{name}.parquet", columns, tables.STORED_FEATURES)
+    tables.write(
+        folder / f"{name}.parquet", columns, tables.STORED_FEATURES, about
+    )

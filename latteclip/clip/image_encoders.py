@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import ENCODERS
 from latteclip.clip.clip_config import (
-    CLIP_CONFIG,
     REMEDY,
     Mean,
     Spread,
@@ -27,7 +26,8 @@ from latteclip.clip.clip_config import (
     section,
 )
 from latteclip.clip.model import Clip, FinetunedModel
-from latteclip.config.registry import FOLDER, HUB, OPEN_CLIP
+from latteclip.clip.model_files import CLIP_CONFIG
+from latteclip.config.models import FOLDER, HUB, OPEN_CLIP
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import read_object
 from latteclip.core.terminal import one_line

@@ -19,20 +19,19 @@ from torchvision.transforms import v2
 
 from latteclip.clip import clip_config
 from latteclip.clip.classifier import (
-    CLASSIFIER,
     Classifier,
     load_classifier,
     save_classifier,
 )
-from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
-from latteclip.config.registry import FOLDER
+from latteclip.clip.clip_config import TEXT_TOWER
+from latteclip.clip.model_files import CLASSIFIER, CLIP_CONFIG, find_model
+from latteclip.config.models import FOLDER
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import write_json
 from latteclip.data.loader import Transform
 
 log = logging.getLogger(__name__)
-MODEL = "model"  # the folder's name inside that of a run
 # Images that a CPU encodes at once: more need memory and are no faster.
 AT_ONCE = 32
 # Values of clip.precision, with the type of a GPU's matrix products.
@@ -324,15 +323,4 @@ def load_finetuned(
         )
     return FinetunedModel(
         **vars(described), folder=folder, clip=clip, classifier=classifier
-    )
-
-
-def find_model(model: str | Path) -> Path:
-    """Return the folder of a model with a classifier, also from that of its run or dataset."""
-    for folder in (Path(model), Path(model) / MODEL):
-        if all((folder / name).is_file() for name in (CLIP_CONFIG, CLASSIFIER)):
-            return folder
-    raise UserError(
-        f"{model} has no chosen model ({CLIP_CONFIG} with {CLASSIFIER} beside it); run the "
-        "whole workflow, which chooses one, or name results/<dataset>/<method>/seed0/model."
     )

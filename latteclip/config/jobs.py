@@ -1,7 +1,8 @@
 """Inputs and settings of jobs that follow from the configuration.
 
 Functions take the objects of `resolve` that the rule names. What a function returns decides which
-jobs a changed key reruns: it returns what its stage reads, and nothing else.
+jobs a changed key reruns: it returns what its stage reads, and nothing else. A file of the results
+among settings is a Path, as a job may find it in another place.
 """
 
 import ast
@@ -18,7 +19,7 @@ from latteclip.config.labellers import (
     ConfiguredDataset,
     DatasetLabeller,
 )
-from latteclip.config.registry import ModelSource
+from latteclip.config.models import ModelSource, slug
 from latteclip.config.resolve import Dataset, Method, Run
 from latteclip.core.files import digest, fingerprint
 
@@ -28,9 +29,9 @@ MODEL_NOTE = "resources/models/{model}.json"
 FOLDER_LINK = "resources/{dataset}/folder"
 PAGES = "latteclip.report.render"  # the module that fills the templates beside it
 # Modules that cannot change what a stage writes: devices, errors, messages, and the keys, whose
-# values are parameters of their own.
+# values are parameters of their own, as what this module returns is.
 WITHOUT_EFFECT = re.compile(
-    r"latteclip\.(config\..*|core\.(devices|errors|terminal))"
+    r"latteclip\.(config\.(?!registry|models).*|core\.(devices|errors|terminal))"
 )
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 CLASS_TEXTS = ("template", "class_synonyms")  # keys of the texts of the classes
@@ -58,7 +59,7 @@ def code_of(*modules: str) -> str:
     Comments, docstrings and formatting do not count.
     """
     imported = closure(*modules)
-    parts = [ast.dump(_tree(_file(name))) for name in sorted(imported)]
+    parts = [_read(_file(name))[0] for name in sorted(imported)]
     if PAGES in imported:
         templates = sorted(_file(PAGES).parent.glob("templates/*"))
         parts += [template.read_text("utf-8") for template in templates]
@@ -83,15 +84,19 @@ def closure(*modules: str) -> set[str]:
     while waiting:
         module = waiting.pop()
         modules_read.add(module)
-        waiting |= _imports(_file(module)) - modules_read
+        waiting |= _read(_file(module))[1] - modules_read
     return modules_read
 
 
-@cache
-def _imports(file: Path) -> set[str]:
-    """Return the modules that a file imports from the package, without those of no effect."""
+@cache  # stages share most modules
+def _read(file: Path) -> tuple[str, set[str]]:
+    """Return the digest of a file's code without docstrings, and what it imports from the package.
+
+    Modules of no effect are left out.
+    """
+    tree = ast.parse(file.read_text("utf-8"))
     names = set[str]()
-    for node in ast.walk(_tree(file)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -99,23 +104,16 @@ def _imports(file: Path) -> set[str]:
                 node.module,
                 *(f"{node.module}.{each.name}" for each in node.names),
             }
-    return {
+        elif isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False):
+            del node.body[0]
+    imports = {
         name
         for name in names
         if name.startswith("latteclip.")
         and not WITHOUT_EFFECT.fullmatch(name)
         and _file(name).is_file()
     }
-
-
-@cache
-def _tree(file: Path) -> ast.Module:
-    """Return the parsed code of a file without its docstrings."""
-    tree = ast.parse(file.read_text("utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
-            node.body[:1] = []
-    return tree
+    return digest(ast.dump(tree)), imports
 
 
 def _file(name: str) -> Path:
@@ -182,7 +180,7 @@ def downloaded_folder(dataset: Dataset) -> Paths:
 def model_notes(models: Iterable[ModelSource]) -> Paths:
     """Return the notes on the models that come from the hub."""
     return [
-        MODEL_NOTE.format(model=registry.slug(model.names))
+        MODEL_NOTE.format(model=slug(model.names))
         for model in models
         if model.names
     ]
@@ -236,7 +234,7 @@ def labellers(dataset: Dataset) -> list[Settings]:
             "name": each.name,
             "kind": each.keys.kind,
             "column": each.column,
-            "table": each.path_of_votes,
+            "table": Path(each.path_of_votes),
             "leaked": each.leaked,
         }
         for each in dataset.labellers
@@ -284,8 +282,8 @@ def averaged(method: Method) -> list[Settings]:
     seeds = method.dataset.run.keys.seeds
     return [
         {
-            "model": f"{folder}/model",
-            "history": f"{folder}/history.parquet",
+            "model": Path(folder, "model"),
+            "history": Path(folder, "history.parquet"),
             "fold": fold(method.dataset, seed),
         }
         for folder, seed in zip(method.averaged_folders, seeds, strict=True)
@@ -314,14 +312,14 @@ def candidates(dataset: Dataset) -> list[Settings]:
 
 
 def _run(method: Method, seed: int) -> Settings:
-    folder = method.folder(seed)
+    folder = Path(method.folder(seed))
     return {
         "method": method.name,
         "seed": seed,
-        "metrics": f"{folder}/metrics.json",
-        "train_predictions": f"{folder}/train_predictions.parquet",
-        "predictions": f"{folder}/predictions.parquet",
-        "model": f"{folder}/model",
+        "metrics": folder / "metrics.json",
+        "train_predictions": folder / "train_predictions.parquet",
+        "predictions": folder / "predictions.parquet",
+        "model": folder / "model",
     }
 
 
@@ -353,6 +351,15 @@ def published(run: Run) -> list[Settings]:
         figure.model_dump()
         for figure in run.keys.table.published
         if figure.column in known
+    ]
+
+
+def named_answer_tables(*datasets: Dataset) -> list[Settings]:
+    """Return the tables of captioners' answers with their names."""
+    return [
+        {"name": f"{dataset.name}/{each.table}", "table": Path(each.path)}
+        for dataset in datasets
+        for each in dataset.answer_tables
     ]
 
 

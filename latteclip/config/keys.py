@@ -12,7 +12,7 @@ import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from latteclip.config import registry
+from latteclip.config import models, registry
 from latteclip.config.schema import (
     AUTO,
     AtLeastTwo,
@@ -160,7 +160,7 @@ class ClipSection(Section):
     def _leave_out_tag(cls, values: Any) -> Any:
         """Leave out `pretrained` where the model's name gives its weights."""
         if isinstance(values, dict) and str(values.get("model")).startswith(
-            registry.WHOLE
+            models.WHOLE
         ):
             return {**values, "pretrained": None}
         return values
@@ -264,7 +264,7 @@ class LabellerSection(Section):
     def _check_keys(self) -> "LabellerSection":
         record = registry.LABELLERS[self.kind]
         model = str(self.model)
-        names_clip = model.startswith(registry.WHOLE) or re.match(
+        names_clip = model.startswith(models.WHOLE) or re.match(
             "open_clip:.+/.", model
         )
         unused = self.model_fields_set.difference(record.keys, {"name", "kind"})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from latteclip.config import registry
+from latteclip.config import models
 from latteclip.config.keys import (
     CaptionerSection,
     ClipSection,
@@ -12,13 +12,13 @@ from latteclip.config.keys import (
     PromptsSection,
     ScoresSection,
 )
+from latteclip.config.models import ModelSource
 from latteclip.config.registry import (
     COLUMNS,
     DECISIONS,
     ENGINES,
     LABELLERS,
     EngineRecord,
-    ModelSource,
 )
 from latteclip.core.class_templates import PLACE
 from latteclip.core.files import (
@@ -74,9 +74,7 @@ class Captioner:
     def models(self) -> list[ModelSource]:
         """The model that its jobs load."""
         names = self.settings.model, self.settings.revision
-        return (
-            [registry.captioner_model(*names)] if self.engine.loads_model else []
-        )
+        return [models.captioner_model(*names)] if self.engine.loads_model else []
 
     @property
     def gpus(self) -> int:
@@ -186,8 +184,8 @@ class DatasetLabeller:
         if not LABELLERS[self.keys.kind].loads_clip:
             return None
         model, tag = str(self.keys.model), None
-        if model.startswith(registry.OPEN_CLIP):
-            model, _, tag = model.removeprefix(registry.OPEN_CLIP).rpartition("/")
+        if model.startswith(models.OPEN_CLIP):
+            model, _, tag = model.removeprefix(models.OPEN_CLIP).rpartition("/")
         precision = self.dataset.keys.clip.precision
         return ClipSection(model=model, pretrained=tag, precision=precision)
 
@@ -197,7 +195,7 @@ class DatasetLabeller:
         if self.captioner:
             return self.dataset.models
         clip = self.clip
-        return [registry.clip_model(clip.model, clip.pretrained)] if clip else []
+        return [models.clip_model(clip.model, clip.pretrained)] if clip else []
 
 
 def labeller_of(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from functools import cache, cached_property
 from pathlib import Path
 
-from latteclip.config import registry
+from latteclip.config import models, registry
 from latteclip.config.keys import (
     Config,
     DatasetSection,
@@ -18,7 +18,8 @@ from latteclip.config.keys import (
 )
 from latteclip.config.labellers import Captioner, DatasetLabeller, labeller_of
 from latteclip.config.layers import Layer, merge
-from latteclip.config.registry import COLUMNS, OBJECTIVES, ModelSource
+from latteclip.config.models import ModelSource
+from latteclip.config.registry import COLUMNS, OBJECTIVES
 from latteclip.config.schema import unknown, validate
 from latteclip.core.errors import UserError
 from latteclip.core.files import DISCOVER, IMAGES, NAMES, SCORES, TABLES
@@ -58,8 +59,7 @@ class Run:
         )
         # Image encoders beside CLIP, by the names of their files.
         self.image_encoders = {
-            registry.slug({"model": name}): name
-            for name in self.keys.image_encoders
+            models.slug({"model": name}): name for name in self.keys.image_encoders
         }
         self.lineage(self.keys.table.baseline, "table.baseline")
         self.datasets = [
@@ -140,13 +140,13 @@ class Run:
 
     def encoder_models(self, name: str) -> list[ModelSource]:
         """Return the model of an image encoder beside CLIP, by the name of its file."""
-        return registry.encoder_models([self.image_encoders[name]])
+        return models.encoder_models([self.image_encoders[name]])
 
     @cached_property
     def hub_models(self) -> dict[str, ModelSource]:
         """Models that come from the hub, by the names of their notes."""
         return {
-            registry.slug(model.names): model
+            models.slug(model.names): model
             for dataset in self.datasets
             for model in dataset.models_of_jobs
             if model.names
@@ -252,15 +252,13 @@ class Dataset:
     @property
     def models(self) -> list[ModelSource]:
         """The CLIP model."""
-        return [
-            registry.clip_model(self.keys.clip.model, self.keys.clip.pretrained)
-        ]
+        return [models.clip_model(self.keys.clip.model, self.keys.clip.pretrained)]
 
     @property
     def all_models(self) -> list[ModelSource]:
         """The CLIP model, and image encoders beside it."""
         encoders = self.run.image_encoders.values()
-        return [*self.models, *registry.encoder_models(encoders)]
+        return [*self.models, *models.encoder_models(encoders)]
 
     @property
     def models_of_jobs(self) -> list[ModelSource]:

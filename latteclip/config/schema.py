@@ -8,7 +8,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from latteclip.config.registry import FOLDER
+from latteclip.config.models import FOLDER
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import one_line
 

@@ -96,6 +96,8 @@ def claim(n: int = 1) -> None:
             f"The job needs {n} GPUs, but only {len(usable)} can be used ({VISIBLE}="
             f"{os.environ.get(VISIBLE, '')}); set captioner.tensor_parallel_size to fewer."
         )
+    # Numbers are those of nvidia-smi, also for CUDA, which else begins with the fastest card.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     cards = query("uuid,memory.used")
     in_use = {uuid: int(used) for uuid, used in cards if used.isdigit()}  # MiB
     emptiest = sorted(usable.items(), key=lambda card: in_use.get(card[1], 0))
@@ -138,7 +140,8 @@ def _lock(n: int, usable: Sequence[tuple[str, str]]) -> list[str]:
 def visible() -> dict[str, str]:
     """Return the GPUs that this process may use: their names in CUDA_VISIBLE_DEVICES, with UUIDs.
 
-    Names are numbers or UUIDs. An empty list or -1 asks for the CPU.
+    Names are numbers or UUIDs, of which CUDA takes the beginning, and vLLM only the whole. An empty
+    list or -1 asks for the CPU.
     """
     given = os.environ.get(VISIBLE)
     if given is not None and given.strip() in ("", "-1"):
@@ -147,9 +150,11 @@ def visible() -> dict[str, str]:
     if given is None or not uuids:
         return {uuid: uuid for uuid in uuids}
     numbered = {str(number): uuid for number, uuid in enumerate(uuids)}
-    return {
-        name: numbered.get(name, name) for name in map(str.strip, given.split(","))
-    }
+    names = (
+        next((uuid for uuid in uuids if name and uuid.startswith(name)), name)
+        for name in map(str.strip, given.split(","))
+    )
+    return {name: numbered.get(name, name) for name in names}
 
 
 def query(fields: str) -> list[list[str]]:
@@ -180,6 +185,8 @@ def output_of(
         )
     except subprocess.TimeoutExpired:
         problem = f"no answer in {timeout} s"
+    except OSError as error:
+        problem = f"it does not start: {error.strerror}"
     except subprocess.CalledProcessError as error:
         if error.returncode == nothing:
             return []

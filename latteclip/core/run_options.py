@@ -9,7 +9,6 @@ from typing import Any
 
 from latteclip.core.errors import CORES, DELETE, UserError
 from latteclip.core.files import read_object, write_json
-from latteclip.core.tables import ClassesMetadata, IndexMetadata, read_metadata
 
 # Notes in the folder in which the workflow runs.
 NOTES = Path(".snakemake", "latteclip_options")
@@ -77,6 +76,15 @@ def run_command(
     )
 
 
+def refuse_no_results(results: str | Path) -> None:
+    """Raise UserError for a dataset's results that are not there."""
+    if not Path(results).is_dir():
+        raise UserError(
+            f"{results} is no folder; give results/<dataset>, or run the workflow first: "
+            f"{run_command(results)}."
+        )
+
+
 def rerun_command(config: Mapping[str, Any]) -> str:
     """Return the command that runs the workflow here with `config` of a command line."""
     return _command(Path(), *(["--config", *pairs(config)] if config else []))
@@ -94,6 +102,9 @@ def labels_path(folder: Path) -> Path:
 
     UserError: there is none, or the index has other classes since, as after a run that failed.
     """
+    # Here: commands without tables start at once.
+    from latteclip.core.tables import ClassesMetadata, IndexMetadata, read_metadata
+
     path = folder / "fused_labels.parquet"
     index = folder / "images.parquet"
     if not path.is_file():

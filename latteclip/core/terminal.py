@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import time
+from typing import Any
 
 # Variables of the environment: the addresses of servers, and the keys that they ask for.
 URL = "OPENAI_BASE_URL"
@@ -55,6 +56,18 @@ def one_line(value: object, longest: int = MAX_LINE) -> str:
 def counted(n: int, thing: str, things: str = "") -> str:
     """Return a number of things in words: "1 image", "1,200 images"."""
     return f"{n:,} {thing if n == 1 else things or f'{thing}s'}"
+
+
+# In the log of a job: the seconds of its work, without those of loading.
+WORK = re.compile(r" in ([\d.]+) s of work\.")
+
+
+def log_work(
+    log: logging.Logger, did: str, seconds: float, note: str = "", **options: Any
+) -> None:
+    """Log what a job did, with the seconds that `WORK` finds, and a note."""
+    line = f"{did} in {seconds:.1f} s of work. {note}"
+    log.info("%s", line.rstrip(), **options)
 
 
 class Progress:

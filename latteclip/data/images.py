@@ -112,6 +112,18 @@ def image_files(folder: str | Path) -> list[str]:
     return [name for name, _ in walk(folder) if suffix_of(name) in IMAGE_SUFFIXES]
 
 
+def files_of(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return image files, and those in folders and below them, in order."""
+    given = [paths] if isinstance(paths, str | Path) else paths
+    files: list[str] = []
+    for path in map(str, given):
+        if os.path.isdir(path):
+            files += [str(Path(path, name)) for name in image_files(path)]
+        else:
+            files.append(path)
+    return files
+
+
 def stamp(path: str | os.DirEntry[str]) -> str:
     """Return size and time of a file, which no change of its content leaves as they were."""
     state = os.stat(path)

@@ -27,7 +27,7 @@ from latteclip.core.files import (
     sqlite_file,
 )
 from latteclip.core.tables import IndexMetadata
-from latteclip.core.terminal import Progress, one_line
+from latteclip.core.terminal import Progress, log_work, one_line
 from latteclip.data import images, view_hashes
 from latteclip.data.splits import IndexSettings, Item, Split, read_split
 
@@ -131,13 +131,11 @@ def index_images(
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         tables.write_csv(file, ("image_id", "path", "split", "reason"), broken)
-    log.info(
-        "Indexed %d images in %.1f s: %s. %d of %d images are in the cache.",
-        counts.total(),
+    log_work(
+        log,
+        f"Indexed {counts.total()} images: {dict(counts)}",
         progress.seconds,
-        dict(counts),
-        progress.initial,
-        len(items),
+        f"{progress.initial} of {len(items)} images are in the cache.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Export a fine-tuned model for other software.
+"""Write a fine-tuned model for other software.
 
 Each form is a folder with the weights as its library expects them, the classifier, and a model card
 of where it comes from and how to use it.
@@ -16,24 +16,25 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
 
-from latteclip.clip.classifier import CLASSIFIER, load_classifier
+from latteclip.clip.classifier import load_classifier
 from latteclip.clip.image_encoders import (
     ImagePreprocessing,
     TimmEncoder,
     encoders_of,
 )
 from latteclip.clip.model import Clip, FinetunedModel, load_finetuned
+from latteclip.clip.model_files import CLASSIFIER
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import new_folder, read_object, replacing
+from latteclip.core.files import read_object, replacing
 from latteclip.deploy import transformers_clip
 from latteclip.deploy.guaranteed_predictions import (
     abstention_threshold,
     guarantee,
     run_of,
 )
-from latteclip.deploy.predict import Predictor
+from latteclip.deploy.predictor import Predictor
 from latteclip.train.settings import TrainingMetadata
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,26 +49,18 @@ PACKAGES = "pip install onnx onnxruntime onnxscript"
 RESIZES = {"center": "shortest", "border": "longest", "squash": "squash"}
 
 
-def export(
-    model: str,
-    destination: str,
-    /,
-    format: Literal["open_clip", "transformers", "onnx"],
+def write_model(
+    model: Path,
+    folder: Path,
+    form: Literal["open_clip", "transformers", "onnx"],
     abstain: float | None = None,
-) -> str:
-    """Write the chosen model, or another one, for open_clip, transformers or ONNX.
+) -> None:
+    """Write a model and its card into a new or empty folder, or raise UserError.
 
-    Args:
-        model: results/<dataset>, for the chosen model, or results/<dataset>/<method>/seed<n>/model
-        destination: new or empty folder
-        format: the library that loads it
-        abstain: onnx: include the threshold of predict --abstain
+    `abstain` adds the threshold of a guarantee to an ONNX graph.
     """
-    if abstain is not None and format != "onnx":
-        raise UserError("--abstain is for --format onnx.")
-    folder = new_folder(destination)
     opened = load_finetuned(model, torch.device("cpu"))
-    if opened.encoder_widths and format == "transformers":
+    if opened.encoder_widths and form == "transformers":
         raise UserError(
             f"{model} needs features of image encoders beside CLIP, which --format transformers "
             "cannot hold; use --format open_clip or onnx, or another model of the dataset."
@@ -79,10 +72,10 @@ def export(
         promise = guarantee(threshold, abstain)
     with replacing(folder) as temporary:
         temporary.mkdir()
-        if format == "onnx":
+        if form == "onnx":
             write_onnx(opened, temporary, threshold)
             shutil.copyfile(TEMPLATES / PREDICT, temporary / PREDICT)
-        elif format == "transformers":
+        elif form == "transformers":
             transformers_clip.write(opened, temporary)
         else:
             # The model folder, which open_clip also reads from the hub, without Snakemake's files.
@@ -91,11 +84,8 @@ def export(
                 opened.folder, temporary, dirs_exist_ok=True, ignore=hidden
             )
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
-        card = model_card(opened, format, promise)
+        card = model_card(opened, form, promise)
         card.save(temporary / "README.md")
-    return (
-        f"Wrote {destination}. To upload it: hf upload <user>/<name> {destination}"
-    )
 
 
 def model_card(opened: FinetunedModel, form: str, promise: str) -> ModelCard:

@@ -13,7 +13,6 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from latteclip import __version__
 from latteclip.core import tables
@@ -38,6 +37,18 @@ LABEL_STUDIO = (
     "Label Studio shows the images of this machine if it is started with "
     "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/, "
     "and if the project has a local storage (Settings, Cloud Storage) with the images' folder."
+)
+# What torchvision's `ImageFolder` reads. It silently ignores other suffixes.
+IMAGE_FOLDER_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
 )
 QUALITY = 95  # quality of the JPEG that an image is converted to
 # Not in a file name: separators, what Windows refuses, control characters, dots that hide or lead
@@ -201,8 +212,7 @@ def _write_image_folder(
         if row["label"] is None:
             return [None, *row.values()]
         name = _file_name(row)
-        # torchvision's ImageFolder silently ignores other suffixes.
-        is_read = name.suffix.lower() in IMG_EXTENSIONS
+        is_read = name.suffix.lower() in IMAGE_FOLDER_SUFFIXES
         name = name if is_read else name.with_suffix(".jpg")
         target = folders[row["label"]] / new_name[row["label"]](name.name)
         target.parent.mkdir(exist_ok=True)

@@ -9,14 +9,12 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from latteclip.clip.classifier import load_classifier
-from latteclip.clip.model import MODEL, FinetunedModel
+from latteclip.clip.model_files import MODEL, result_file
 from latteclip.core import tables
 from latteclip.core.answers import ANSWERS, CHECK, read_answer_file
 from latteclip.core.errors import UserError
@@ -32,20 +30,11 @@ from latteclip.labels.fusion_report import (
 from latteclip.labels.guarantees import fewest_answers, pac_threshold
 from latteclip.train.settings import TrainingMetadata
 
+if TYPE_CHECKING:
+    from latteclip.clip.model import FinetunedModel
+
 log = logging.getLogger(__name__)
 Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to `Prediction`s
-
-
-def result_file(name: str, model: Path, option: str) -> Path:
-    """Return a file in the folder results/<dataset> of a model, or raise UserError."""
-    # A model is in results/<dataset>/<method>/seed<n>/model.
-    for place in (*model.parents[:3], *model.absolute().parents[:3]):
-        if (place / name).is_file():
-            return place / name
-    raise UserError(
-        f"{model} is not in the results of a dataset with {name}, which {option} reads; run the "
-        "workflow, and name the model as it lies there."
-    )
 
 
 def run_of(model: Path) -> tuple[Path, str]:
@@ -68,7 +57,7 @@ def guarantee(threshold: float, max_error: float) -> str:
 
 
 def abstention_threshold(
-    model: FinetunedModel, classify: Classify, max_error: float
+    model: "FinetunedModel", classify: Classify, max_error: float
 ) -> float:
     """Return the probability that a prediction needs for the guarantee, and log the guarantee.
 
@@ -144,23 +133,26 @@ def _advice(missing: int, share: float, report: FusionReport, folder: Path) -> s
 
 
 def _check_by_folds(
-    model: FinetunedModel, report: FusionReport, folder: Path
+    model: "FinetunedModel", report: FusionReport, folder: Path
 ) -> Check | None:
     """Return the check of a classifier that `fuse_labels` made. None: another stage made it.
 
     It learned from answers, but what checks it are classifiers without the answer, of five folds.
     """
+    # Here: labels are exported without torch.
+    from latteclip.clip.classifier import load_classifier
+
     for name in report.checks.keys() - {LABELS}:
         classifier, _ = load_classifier(
             folder / "classifiers" / f"{name}.safetensors"
         )
-        if torch.equal(classifier.weights, model.classifier.weights):
+        if classifier.weights.equal(model.classifier.weights):
             return report.checks[name]
     return None
 
 
 def _unseen(
-    model: FinetunedModel, report: FusionReport
+    model: "FinetunedModel", report: FusionReport
 ) -> tuple[list[str], float]:
     """Return which images that check a run did not learn from, and the share that it leaves out."""
     run, _ = run_of(model.folder)

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.optimize import minimize
-from scipy.special import expit, log_expit, logit
 
 from latteclip.config.jobs import FOLDER_LINK
 from latteclip.config.registry import VOTES
@@ -166,13 +164,17 @@ class Calibration:
 
     def __call__(self, probabilities: Floats) -> Floats:
         """Return corrected probabilities in the same order."""
-        return np.asarray(
-            expit(self.slope * _log_odds(probabilities) + self.intercept)
-        )
+        odds = self.slope * _log_odds(probabilities) + self.intercept
+        return np.asarray(np.exp(_log_probability(odds)))
 
 
 def _log_odds(probabilities: Floats) -> Floats:
-    return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
+    inner = probabilities.clip(MARGIN, 1 - MARGIN)
+    return np.asarray(np.log(inner) - np.log1p(-inner))
+
+
+def _log_probability(log_odds: Floats) -> Floats:
+    return np.asarray(-np.logaddexp(0, -log_odds))
 
 
 def calibrate(check: Check) -> Calibration | None:
@@ -182,13 +184,15 @@ def calibrate(check: Check) -> Calibration | None:
     """
     if len(check) < MIN_ANSWERS:
         return None
+    from scipy.optimize import minimize  # it takes half a second to import
+
     probabilities, right = np.array(check, np.float64).T
     odds = _log_odds(probabilities)
     signs = 2 * right - 1
 
     def loss(free: Floats) -> float:
         slope, intercept = free
-        likelihood = log_expit(signs * (slope * odds + intercept)).sum()
+        likelihood = _log_probability(signs * (slope * odds + intercept)).sum()
         prior = ((slope - 1) ** 2 + intercept**2) / 2
         return float(prior - likelihood)
 

@@ -7,13 +7,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latteclip.clip.classifier import (
-    CLASSIFIER,
     ENCODERS,
     classify,
     load_classifier,
     save_classifier,
 )
 from latteclip.clip.features import read_all_features
+from latteclip.clip.model_files import CLASSIFIER
 from latteclip.core import tables
 from latteclip.core.files import link_folder, replacing
 from latteclip.core.holdout import held_out_for_choice

@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr, stdtrit
 
 from latteclip.labels.votes import Bools, Floats, Ints
 
@@ -109,6 +108,8 @@ def stratified_mean(
     mean of all others and as one answer. `sizes` [H] are those of the population, and `largest` is
     the variance that values could have at most.
     """
+    from scipy.special import stdtrit  # it takes a third of a second to import
+
     n_strata = len(sizes)
     n = np.bincount(strata, minlength=n_strata)
     n_counted = np.maximum(n, 1)
@@ -187,6 +188,8 @@ def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
     correction for the search (Candes, Ilyas and Zrnic, arXiv 2506.10908). Confidences [m] are of
     images drawn uniformly, of which some labels are wrong [m].
     """
+    from scipy.special import bdtr  # it takes a third of a second to import
+
     m = len(wrong)
     allowed = np.count_nonzero(bdtr(np.arange(m + 1), m, max_error) <= ALPHA) - 1
     if allowed < 0:

@@ -32,7 +32,7 @@ from latteclip.config.keys import ClipSection, Section
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.tables import ClassesMetadata, IndexMetadata
-from latteclip.core.terminal import Progress, one_line
+from latteclip.core.terminal import Progress, log_work, one_line
 from latteclip.core.user_tables import (
     cells_by_image,
     class_of,
@@ -97,7 +97,7 @@ def write_votes(
         classes, about = zero_shot_classifier(
             clip, images_path, settings.zero_shot
         )
-        features = encode_once(
+        features, _ = encode_once(
             clip, index["path"], index["checksum"], str(store), threads
         )
         options, scores = _best(features, about["logit_scale"] * classes.weights)
@@ -175,7 +175,7 @@ def encode_captions(captions: tables.Strings, clip: clips.Clip) -> FeatureMemmap
         batch = list(captions[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))
-    log.info("Encoded %d captions in %.1f s.", len(captions), progress.seconds)
+    log_work(log, f"Encoded {len(captions)} captions", progress.seconds)
     return features
 
 

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -67,6 +66,7 @@ class PageFiles:
     unknown: str  # an UNKNOWN table
     duplicates: str  # a DUPLICATES table
     corrupt: str  # a CSV file of images that cannot be read
+    encoding: str  # the seconds that CLIP takes to encode an image
     image_captions: str | None = None  # a CAPTIONS table
     selection: str | None = None
     audit: str | None = None
@@ -77,6 +77,7 @@ class PageFiles:
 
 def report_dataset(
     files: PageFiles,
+    asked_files: Sequence[provenance.AnswerTable],
     runs_files: Sequence[results.RunFiles],
     settings: ReportSettings,
     output: str,
@@ -109,9 +110,9 @@ def report_dataset(
     accuracy = None if acc1 is None else share_of_new(round(acc1 * n), n)
     is_tested = accuracy is not None or bool(audit and audit.runs)
     model_right, asking = results.accuracy_by_answers(lead, report, audit)
-    folder = Path(output).parent
-    jobs = provenance.job_costs(folder)
-    minutes = training_minutes(jobs, images.n_train, len(settings.config["seeds"]))
+    seconds = read_object(files.encoding)["seconds_per_image"]
+    seeds = len(settings.config["seeds"])
+    minutes = training_minutes(seconds, images.n_train, seeds)
     steps = [
         *_next_steps(
             settings,
@@ -154,15 +155,18 @@ def report_dataset(
         steps=steps,
         selection=selection,
         gain=training_gain(selection),
-        labellers=read_labellers(folder) if report else [],
+        labellers=read_labellers(
+            report, str(files.fused_labels), files.pseudo_labels, files.images
+        )
+        if report
+        else [],
         unknown=gallery.read_unknown(
             files.unknown, files.images, files.pseudo_labels
         ),
         problems=[*_problems(files)],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=provenance.versions(),
-        asked=dict(provenance.asked(folder)),
-        jobs=jobs,
+        asked=dict(provenance.asked(asked_files)),
         config_text=yaml.safe_dump(
             settings.config, sort_keys=False, allow_unicode=True, width=88
         ),
@@ -171,23 +175,14 @@ def report_dataset(
     log.info("Wrote %s, %.1f MB.", output, len(page.encode()) / 1e6)
 
 
-def training_minutes(
-    jobs: Sequence[provenance.JobCost], n_train: int, seeds: int
-) -> int | None:
-    """Return the minutes of the trainings of `recommended` here, None where no job tells.
+def training_minutes(seconds: float, n_train: int, seeds: int) -> int:
+    """Return the minutes of the trainings of `recommended` here, by the seconds to encode one.
 
     A step reads an image forwards and backwards, three times the work of encoding it. The search
-    of a learning rate is as long as a training. For few images it is too much, as the job that
-    encodes them mostly loads the model.
+    of a learning rate is as long as a training.
     """
-    # A rerun encodes new images alone.
-    seconds = sum(
-        provenance.longest(job.path)
-        for job in jobs
-        if job.rule == "encode_clip_images"
-    )
     passes = 3 * auto_epochs(n_train) * (seeds + 1)
-    return math.ceil(passes * seconds / 60) or None
+    return math.ceil(passes * n_train * seconds / 60)
 
 
 def training_gain(
@@ -214,7 +209,7 @@ def _next_steps(
     report: FusionReport | None,
     discovery: Mapping[str, Any] | None,
     n_train: int,
-    minutes: int | None,
+    minutes: int,
 ) -> Iterator[tuple[str, str]]:
     """Yield what to do next as a text and a command, the most important first."""
     folder = f"results/{settings.dataset}"
@@ -242,11 +237,7 @@ def _next_steps(
             f"latteclip labels export {quoted} --format csv --output labels.csv",
         )
     if settings.training:
-        here = (
-            f"about {counted(minutes, 'minute')} on this machine"
-            if minutes
-            else "hours"
-        )
+        here = f"about {counted(minutes, 'minute')} on this machine"
         yield (
             "Train CLIP on the labels too, which made it better on most photographs that were "
             f"measured. It takes minutes on a GPU, and {here} without:",

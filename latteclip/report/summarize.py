@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -11,7 +10,7 @@ from latteclip.core.files import read_object, read_record, write_text
 from latteclip.core.tables import FLAGS
 from latteclip.evaluate.results import Audit, Selection
 from latteclip.report.accuracies import summary, union
-from latteclip.report.provenance import asked
+from latteclip.report.provenance import AnswerTable, asked
 
 HEADINGS = {  # of the table for people
     "acc1_mean": "acc1",
@@ -26,6 +25,7 @@ def summarize(
     metrics_paths: Sequence[str],
     selections_paths: Sequence[str],
     audits_paths: Sequence[str],
+    asked_files: Sequence[AnswerTable],
     baseline: str,
     published: list[PublishedSection],
     csv_output: str,
@@ -47,9 +47,10 @@ def summarize(
     lines = [f"- chosen: {each.dataset}: {each.reason}" for each in selections]
     audits = [read_record(Audit, path) for path in audits_paths]
     lines += [f"- audited: {each.dataset}: {each.sentence}" for each in audits]
-    for folder in dict.fromkeys(Path(path).parents[2] for path in metrics_paths):
-        for name, used in asked(folder):
-            lines.append(f"- asked for {folder.name}/{name}: {used.in_words}.")
+    lines += [
+        f"- asked for {name}: {used.in_words}."
+        for name, used in asked(asked_files)
+    ]
     compared = comparison(table, published) if published else []
     text = "\n".join([accuracy_table(table), "", *compared, *lines])
     write_text(markdown_output, f"{text.rstrip()}\n")

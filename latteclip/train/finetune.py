@@ -13,7 +13,7 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.config import registry
+from latteclip.config.models import clip_model
 from latteclip.core import tables
 from latteclip.core.errors import Signals, Terminated, ending_in_order
 from latteclip.core.files import (
@@ -105,7 +105,7 @@ def _identity(
         "seed": seed,
         "inputs": inputs,
     }
-    clip = registry.clip_model(settings.clip.model, settings.clip.pretrained)
+    clip = clip_model(settings.clip.model, settings.clip.pretrained)
     if clip.path:
         decisive["model"] = fingerprint(clip.path)
     return digest(json.dumps(decisive, sort_keys=True))

@@ -14,7 +14,7 @@ from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.core.terminal import Progress
+from latteclip.core.terminal import Progress, log_work
 from latteclip.data import loader
 from latteclip.train import data
 from latteclip.train.data import TrainingImages
@@ -161,7 +161,7 @@ class Training:
             )
             progress.add(1, f"epoch {epoch + 1} of {total // per_epoch}")
             yield step + 1
-        log.info("Trained %d steps in %.1f s.", total - first, progress.seconds)
+        log_work(log, f"Trained {total - first} steps", progress.seconds)
 
     def step(self, batch: Batch, rate: float) -> dict[str, torch.Tensor]:
         """Take one optimiser step at a learning rate and return detached scalars for the history.

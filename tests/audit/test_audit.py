@@ -174,11 +174,13 @@ def test_images_that_a_model_learns_from_later_are_left_out_for_all(
 def test_the_interval_of_training_images_is_that_of_new_ones(training):
     """All are asked about, and the interval does not close."""
     ids = training.image_ids
-    for run in ("zero_shot/seed0", "flyp/seed0", "latteclip/seed0"):
-        write_train_predictions(training, run, ids)
+    for shift, run in enumerate(("zero_shot/seed0", "flyp/seed0", "latteclip/seed0")):
+        write_train_predictions(training, run, ids, shift)
     session = AuditSession(training.folder, 40)
     answer_next(session, session.total, dict.fromkeys(ids, 0).__getitem__)
     found = session.score(session.answers())
+    assert len(found.runs) == len(training.runs)
+    assert any(one.n for run in found.runs for one in run.leads)
     for run in found.runs:
         assert run.accuracy.low < run.accuracy.value < run.accuracy.high
         assert all(one.low < one.value < one.high for one in run.leads if one.n)

@@ -36,8 +36,40 @@ def test_what_the_processes_that_read_images_import_is_light():
         print(*({heavy!r} & set(sys.modules)))""")
 
 
-def assert_prints_nothing(script):
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def test_wrong_arguments_are_refused_before_anything_heavy_is_imported(tmp_path):
+    for name in ("open_clip_config.json", "prototypes.safetensors", "a.jpg"):
+        (tmp_path / name).touch()
+    wrong = [
+        "predict missing a.jpg",
+        "predict . missing.jpg",
+        "predict . a.jpg --output a.txt",
+        "predict . a.jpg --unknown",
+        "predict . a.jpg --abstain 0.1",
+        "export missing out --format onnx",
+        "export . out --format open_clip --abstain 0.1",
+        "export . . --format onnx",
+        "labels export missing --format csv --output a.csv",
+        "labels export . --format csv --output a.parquet",
+        "teach missing",
+        "teach . --answers missing.json",
+        "audit missing",
+        "classes missing",
+        "rename-class missing a b",
+    ]
+    heavy = HEAVY | {"pandas", "scipy"}
+    script = f"""if True:
+        import sys
+        from latteclip.cli import main
+        for words in {wrong!r}:
+            if main.main(words.split()) != main.BAD_INPUT:
+                print(words)
+        print(*({heavy!r} & set(sys.modules)))"""
+    assert_prints_nothing(script, cwd=tmp_path)
+
+
+def assert_prints_nothing(script, **options):
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, capture_output=True, text=True, **options)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == []
 

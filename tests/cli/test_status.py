@@ -35,6 +35,19 @@ def test_stages_are_done_stale_or_missing_and_the_reason_follows(
     assert ["missing", "finetune", "flyp, seed 1", "not run yet"] in lines
 
 
+def test_commands_that_need_no_model_import_no_torch(finished_copy):
+    for name in ("torch", "torchvision", "transformers", "open_clip"):
+        (finished_copy.root / f"{name}.py").write_text("raise AssertionError(__name__)\n")
+    program = [sys.executable, "-m", "latteclip"]
+    for words in (["status"], ["datasets"]):
+        run = finished_copy.run(*program, *words)
+        assert run.returncode == 0, run.stdout
+    # Of these results nobody asked a person, and no stage proposed classes.
+    for words in (["classes"], ["rename-class", "old", "new"]):
+        run = finished_copy.run(*program, words[0], "results/demo", *words[1:])
+        assert run.returncode == 2 and "error: " in run.stdout, run.stdout
+
+
 @pytest.fixture
 def squeue(tmp_path, monkeypatch):
     """A squeue that runs the Python that it is given; its folder is alone on PATH."""
@@ -75,3 +88,13 @@ def test_a_second_run_is_refused_and_names_the_jobs_of_the_folder(
     assert not caplog.text  # its programs may be there without a cluster
     status.refuse_second_run(is_cluster=True)
     assert "unable to contact" in caplog.text.lower()
+
+
+def test_a_squeue_without_a_cluster_is_no_word_of_a_local_run(squeue, tmp_path, caplog):
+    squeue("print('This machine has no cluster.')")
+    status.refuse_second_run(is_cluster=False)
+    (tmp_path / "bin" / "squeue").write_text("no program")
+    status.refuse_second_run(is_cluster=False)
+    assert not caplog.text
+    status.refuse_second_run(is_cluster=True)
+    assert "does not start" in caplog.text

@@ -13,7 +13,8 @@ from support.web import damaged
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
+from latteclip.clip.clip_config import TEXT_TOWER
+from latteclip.clip.model_files import CLIP_CONFIG
 from latteclip.core.errors import UserError
 
 NASTY = st.one_of(

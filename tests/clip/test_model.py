@@ -23,7 +23,7 @@ from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import ENCODERS, Classifier, load_classifier, save_classifier
 from latteclip.core.errors import UserError
-from latteclip.deploy import predict
+from latteclip.deploy.predictor import Predictor
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -155,7 +155,7 @@ def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo
     files = write_pictures(tmp_path / "pictures", 5)
     broken = tmp_path / "pictures" / "6.png"
     broken.write_bytes(b"no image")
-    found = predict.Predictor(tmp_path / "model", device="cpu", threads=1)
+    found = Predictor(tmp_path / "model", device="cpu", threads=1)
     predictions = found([*files[:3], broken, *files[3:]])
     network = network_of(tmp_path / "model" / "image_encoders" / "0")
     [encoder] = found.image_encoders

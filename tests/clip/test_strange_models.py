@@ -16,7 +16,8 @@ from latteclip.cli import main
 from latteclip.clip import clip_config
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.clip_config import CLIP_CONFIG, TEXT_TOWER
+from latteclip.clip.clip_config import TEXT_TOWER
+from latteclip.clip.model_files import CLIP_CONFIG
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 

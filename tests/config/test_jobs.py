@@ -83,6 +83,8 @@ EDITS = {  # a module: stages that an edit reruns, and stages that it does not
     # It has no effect on results, or its values are parameters.
     "core.devices": (None, "train.finetune"),
     "config.keys": (None, "train.finetune"),
+    "config.registry": ("captions.caption", "train.finetune"),
+    "config.models": ("train.finetune", "report.summarize"),
     "train.objectives.latteclip": (None, "train.finetune"),  # code of the objective
 }
 

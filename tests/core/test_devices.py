@@ -11,6 +11,8 @@ from support.processes import broken_nvidia_smi, nvidia_smi
 from support.tiny import ROOT
 
 from latteclip.clip.model import Clip
+from latteclip.config import layers
+from latteclip.config.resolve import Run
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 
@@ -20,6 +22,7 @@ logging.basicConfig(level=logging.INFO)
 from latteclip.core import devices
 devices.claim(int(sys.argv[1]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+print(os.environ.get("CUDA_DEVICE_ORDER"), flush=True)
 sys.stdin.read()
 """
 
@@ -82,6 +85,20 @@ def test_jobs_side_by_side_share_out_the_gpus_and_leave_them_to_the_next(
     assert waiting.sees == last
 
 
+@pytest.mark.parametrize("given", ["GPU-1", "1"])
+def test_a_card_has_one_lock_by_any_name_and_the_number_of_nvidia_smi(
+    tmp_path, machine, job, monkeypatch, given
+):
+    nvidia_smi(tmp_path, ["GPU-0e4f", "GPU-1a2b"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    first = job()
+    assert first.sees == {"GPU-1": "GPU-1a2b"}.get(given, given)
+    assert first.stdout.readline().strip() == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a2b")
+    assert job().has_to_wait
+    first.communicate("")
+
+
 def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
     machine(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
@@ -117,7 +134,9 @@ def test_a_card_without_bfloat16_is_told_what_to_set(monkeypatch):
     of = partial(Clip, torch.nn.Linear(1, 1), None, None, {}, torch.device("cuda"))
     with pytest.raises(UserError, match=r"clip\.precision .*Tesla T4"):
         of("bf16")
-    assert of("fp16").precision == "fp16"
+    demo = Run(layers.defaults(project=None), {"dataset": "demo"}).datasets[0]
+    for precision in ("fp16", demo.keys.clip.precision):
+        assert of(precision).precision == precision
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(

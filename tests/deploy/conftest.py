@@ -10,7 +10,7 @@ from support.worlds import Taken
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.deploy.export import export
+from latteclip.deploy.export_model import export
 
 
 def write_model(clip, folder):

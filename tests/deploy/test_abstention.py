@@ -13,12 +13,14 @@ from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, UnknownDetector, save_classifier
 from latteclip.clip.encode import encode_files
+from latteclip.clip.model_files import DETECTOR
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
 from latteclip.core.tables import ClassesMetadata
-from latteclip.deploy import export, predict
+from latteclip.deploy import export
+from latteclip.deploy.predictor import Predictor
 from latteclip.labels.fusion_report import NAME
 from latteclip.labels.guarantees import pac_threshold
 from latteclip.labels.score_unknown import nth_highest
@@ -54,7 +56,7 @@ class Results:
         scores = detector.scores(features)
         line = nth_highest(scores.numpy(), N // 3)
         self.detector = replace(detector, threshold=line)
-        self.detector.save(folder / predict.DETECTOR)
+        self.detector.save(folder / DETECTOR)
         self.unknown_scores = scores.tolist()
 
     def train(self, held_out: Sequence[str] = (), **metadata):
@@ -80,7 +82,7 @@ class Results:
         write_record(self.folder / NAME, records.fusion(zero_shot=texts, **fields))
 
     def classifier(self, **options):
-        return predict.Predictor(self.model, device="cpu", threads=1, **options)
+        return Predictor(self.model, device="cpu", threads=1, **options)
 
     def threshold(self, rows):
         confidence = np.array([one.probability for one in self.predicted])
@@ -169,4 +171,4 @@ def test_an_exported_graph_has_the_threshold(results, tmp_path, capsys, monkeypa
 def test_an_exported_model_lacks_what_the_results_have(results, option, tmp_path):
     results.model.rename(tmp_path / "exported")
     with pytest.raises(UserError, match=f"--{next(iter(option))}"):
-        predict.Predictor(tmp_path / "exported", device="cpu", threads=1, **option)
+        Predictor(tmp_path / "exported", device="cpu", threads=1, **option)

@@ -25,7 +25,7 @@ from latteclip.clip.model import load_finetuned
 from latteclip.clip.zero_shot import ZeroShotSettings
 from latteclip.config.keys import ClipSection
 from latteclip.core.holdout import NO_FOLD
-from latteclip.deploy.export import export
+from latteclip.deploy.export_model import export
 from latteclip.labels.pseudo_label_images import pseudo_label_images
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import finetune

@@ -21,7 +21,7 @@ from latteclip.clip import image_encoders
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import ENCODERS, Classifier, load_classifier, save_classifier
 from latteclip.core.errors import UserError
-from latteclip.deploy.export import export
+from latteclip.deploy.export_model import export
 
 FORMS = ["open_clip", "transformers", "onnx"]
 

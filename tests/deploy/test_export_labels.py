@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 import xml.etree.ElementTree
 from pathlib import Path
 from urllib.parse import quote
@@ -23,7 +25,7 @@ from latteclip.core.files import write_json
 from latteclip.core.tables import IndexMetadata
 from latteclip.data.splits import IndexSettings, read_split
 from latteclip.deploy import label_table
-from latteclip.deploy.export_labels import labels, unique_filenames
+from latteclip.deploy.export_labels import IMAGE_FOLDER_SUFFIXES, labels, unique_filenames
 from latteclip.deploy.label_table import LabelsMetadata, calibrate
 
 
@@ -47,10 +49,30 @@ def test_csv_and_parquet_have_the_same_values_and_no_formula(taken, tmp_path):
             else:
                 text = str(value).lower() if isinstance(value, bool) else value
                 assert other[name] == ("" if value is None else text)
+    assert any("=2+3" in row.values() for row in table.to_pylist())
     assert ",=2+3," not in (tmp_path / "csv").read_text()
     described = tables.read_metadata(tmp_path / "parquet", LabelsMetadata)
     assert described.calibration.answers == 60
     assert described.classnames == CLASSNAMES
+
+
+def test_labels_are_exported_without_what_models_need(taken, tmp_path):
+    taken.answer(20)
+    script = f"""if True:
+        import sys
+        from latteclip.cli import main
+        for form in ("csv", "parquet", "label-studio", "imagefolder"):
+            words = ["labels", "export", {str(taken.folder)!r}, "--format", form]
+            assert main.main([*words, "--output", {str(tmp_path)!r} + "/of-" + form]) == 0
+        heavy = {{"torch", "torchvision", "transformers", "open_clip", "scipy"}}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (tmp_path / "of-csv").is_file()
+
+
+def test_image_folders_have_the_suffixes_that_torchvision_reads():
+    folder = pytest.importorskip("torchvision.datasets.folder")
+    assert set(IMAGE_FOLDER_SUFFIXES) == set(folder.IMG_EXTENSIONS)
 
 
 def test_labels_of_other_classes_than_those_of_the_index_are_refused(taken):

@@ -15,6 +15,7 @@ from latteclip.clip import encode
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
+from latteclip.deploy.predictor import Prediction, Predictor
 
 N = 11
 C = len(CLASSNAMES)
@@ -36,7 +37,7 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
     paths = predict.image_paths([str(tmp_path)])
     assert len(paths) == N + 2
     paths.append("n" * 10**6)
-    found = predict.Predictor(model, device="cpu", threads=1)(paths)
+    found = Predictor(model, device="cpu", threads=1)(paths)
     assert [one.path for one in found] == paths
     wrong = {Path(one.path).name[:9] for one in found if one.classname is None}
     assert wrong == {"pipe.jpg", "zeros.jpg", "n" * 9}
@@ -44,7 +45,7 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
 
 
 def test_paths_folders_pictures_and_arrays_are_classified_alike(model, pictures):
-    predictor = predict.Predictor(model, device="cpu", threads=1)
+    predictor = Predictor(model, device="cpu", threads=1)
     wanted = [one.topk_scores for one in predictor(pictures)]
     opened = [Image.open(path) for path in pictures]
     arrays = [np.asarray(image) for image in opened]
@@ -151,7 +152,7 @@ def test_words_name_images_once_and_one_that_names_none_is_refused(tmp_path, mon
 
 def test_a_terminal_gets_no_control_characters(monkeypatch, capsys):
     name = "a\x1b]0;title\x07.png"
-    row = predict.Prediction(name, [0], ["d\x07ots"], [0.5], [0.9]).cells()
+    row = Prediction(name, [0], ["d\x07ots"], [0.5], [0.9]).cells()
     columns = predict.columns(1, unknown=False, abstain=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     predict.write_csv(None, columns, iter([row]))

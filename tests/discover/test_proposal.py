@@ -6,7 +6,8 @@ import pytest
 from latteclip.core.errors import UserError
 from latteclip.discover.grouping import NamedFeatures
 from latteclip.discover.names import phrases, read_names
-from latteclip.discover.proposal import Action, propose, replay
+from latteclip.discover.proposal import Action, replay
+from latteclip.discover.propose import propose
 
 KINDS = 6
 

@@ -14,12 +14,8 @@ from support.tiny import write_index, write_pictures
 from support.worlds import World, ZeroShotFiles
 
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import (
-    CLASSIFIER,
-    Classifier,
-    load_classifier,
-    save_classifier,
-)
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.model_files import CLASSIFIER
 from latteclip.core import holdout, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.tables import ClassesMetadata, EncoderMetadata

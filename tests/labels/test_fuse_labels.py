@@ -345,7 +345,7 @@ def test_examples_beat_zero_shot_and_are_in_no_table(shown):
     assert len(report.answers) == 40 and report.labels_right.n == 20
 
 
-def test_examples_are_encoded_and_a_broken_one_is_named(tmp_path):
+def test_examples_are_encoded_once_and_a_broken_one_is_named(tmp_path, caplog):
     folder = tmp_path / "examples"
     images(folder, "cat/a.jpg", "cat/b.jpg", "dog/c.jpg")
     index = tmp_path / "images.parquet"
@@ -360,13 +360,20 @@ def test_examples_are_encoded_and_a_broken_one_is_named(tmp_path):
     output = tmp_path / "examples.parquet"
 
     def run():
-        encode_examples(str(index), settings, str(output), device="cpu", threads=1)
+        store = str(tmp_path / "store")
+        encode_examples(str(index), settings, store, str(output), device="cpu", threads=1)
 
     run()
     table = tables.read(output)
     assert table["classname"].to_pylist() == ["cat", "cat", "dog"]
     first = table["image_features"][0].as_py()
     assert first[: len(first) // 2] == first[len(first) // 2 :]  # by CLIP twice
+    output.unlink()
+    with caplog.at_level("INFO"):
+        caplog.clear()
+        run()
+    assert caplog.text.count("Encoded 0 images") == 2  # they are in the store
+    assert tables.read(output).equals(table)
     output.unlink()
     (folder / "dog" / "d.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"d\.jpg"):

@@ -226,6 +226,16 @@ def test_class_texts_alone_are_adapted():
     assert model.labellers_["zero_shot"].accuracy is None and not model.is_checked_
 
 
+def test_class_names_that_no_image_shows_draw_few_images():
+    """220 names, of which twenty have eight images each."""
+    for seed in range(2):
+        counts = (8,) * 20 + (0,) * 200
+        planted = Planted(seed, counts, noise=0.15, texts=0.15, width=48)
+        zero_shot = planted.right((planted.x @ planted.texts.T).argmax(axis=1))
+        labels = planted.fit({}, planted.texts).labels_
+        assert planted.right(labels) > zero_shot + 0.05
+
+
 def test_class_texts_lose_part_of_their_lean():
     """All images share a direction, to which the texts of some classes are nearer."""
     gains = []
@@ -253,6 +263,59 @@ def test_probabilities_say_more_than_the_first_choice(k):
         labels = [planted.fit({"a": one}).labels_ for one in given]
         gains.append(planted.right(labels[0]) - planted.right(labels[1]))
     assert np.mean(gains) > 0.03, gains
+
+
+def test_classes_after_the_first_say_what_the_first_choice_does_not():
+    """Second choices are right for 80 % of the images whose first is wrong."""
+    gains = []
+    for seed in range(4):
+        planted = Planted(seed, noise=0.7, right=0.6)
+        n = len(planted.truth)
+        is_helped = (planted.votes != planted.truth) & (planted.rng.random(n) < 0.8)
+        second = np.where(is_helped, planted.truth, (planted.votes + 1) % C)
+        options = np.stack([planted.votes, second], axis=1)
+        ranked = options, np.tile([0.7, 0.3], (n, 1))
+        labels = [planted.fit({"a": one}).labels_ for one in (ranked, planted.votes)]
+        gains.append(planted.right(labels[0]) - planted.right(labels[1]))
+    assert np.mean(gains) > 0.02, gains
+
+
+def test_labellers_that_make_the_same_mistakes_share_one_weight():
+    rights = []
+    for seed in range(4):
+        planted = Planted(seed, noise=0.4, right=0.6)
+        is_copied = planted.rng.random((3, len(planted.truth))) < 0.95
+        copies = [np.where(one, planted.votes, planted.voter(0)) for one in is_copied]
+        given = dict(zip("abcd", [planted.votes, *copies], strict=True))
+        model = planted.fit(given | {"e": planted.voter(0.7), "f": planted.voter(0.7)})
+        weights = {name: one.weight for name, one in model.labellers_.items()}
+        assert sum(weights[name] for name in given) == pytest.approx(1, abs=0.2)
+        assert min(weights["e"], weights["f"]) > 0.8
+        rights.append(planted.right(model.labels_))
+    assert np.mean(rights) > 0.92, rights
+
+
+def test_others_that_agree_correct_a_labeller_that_confuses_one_class():
+    found = []
+    for seed in range(4):
+        planted = Planted(seed, noise=0.3)
+        is_first = planted.truth == 0
+        confuses = is_first & (planted.rng.random(len(is_first)) < 0.7)
+        given = {"a": np.where(confuses, 1, planted.votes)}
+        given |= {"b": planted.voter(0.85), "c": planted.voter(0.85)}
+        found.append(planted.right(planted.fit(given).labels_, is_first))
+    assert np.mean(found) > 0.97, found
+
+
+def test_a_labeller_that_knows_one_class_more_than_good_texts_is_no_copy():
+    """Images of texts' every other class are named as the only labeller names them."""
+    for seed in range(3):
+        planted = Planted(seed, (25,) * 20, noise=0.1, right=0.99, texts=0.05, width=64)
+        texts = np.vstack([unit(planted.rng.normal(size=(1, 64))), planted.texts[1:]])
+        zero_shot = (planted.x @ texts.T).argmax(axis=1)
+        assert 0.9 < np.mean(zero_shot == planted.votes) < 0.97
+        model = planted.fit(texts=texts)
+        assert planted.right(model.labels_, planted.truth == 0) > 0.95
 
 
 def test_random_votes_beside_class_texts_count_as_random():
@@ -346,6 +409,52 @@ def test_answers_win_over_class_texts_that_are_wrong(n):
     right = planted.right(model.labels_, others)
     assert right > 0.8 and abs(model.confidence_[others].mean() - right) < 0.1
     assert model.is_checked_
+
+
+def other_rows(planted, rows):
+    return np.setdiff1d(np.arange(len(planted.truth)), rows)
+
+
+def test_answers_about_wrong_votes_do_not_count_against_the_other_votes():
+    """As of a person who answers where a label looks wrong."""
+    for seed in range(3):
+        planted = Planted(seed, noise=0.7, right=0.8)
+        wrong = np.flatnonzero(planted.votes != planted.truth)
+        rows = planted.rng.permutation(wrong)[:30]
+        models = planted.fit(), planted.fit(answers=planted.answers(rows))
+        before, after = (
+            planted.right(m.labels_, other_rows(planted, rows)) for m in models
+        )
+        assert after > before - 0.1
+
+
+def test_twenty_answers_tell_more_than_class_texts_that_are_mostly_wrong():
+    found = []
+    for seed in range(4):
+        planted = Planted(seed, noise=0.3, texts=0.8)
+        rows = planted.rng.permutation(len(planted.truth))[:20]
+        model = planted.fit({}, planted.texts, planted.answers(rows))
+        found.append(planted.right(model.labels_, other_rows(planted, rows)))
+    assert np.mean(found) > 0.75, found
+
+
+def test_answers_say_how_sure_labels_are():
+    """Of a labeller whose images tell little, and of class texts that answers contradict."""
+    gaps = []
+    for seed in range(4):
+        planted = Planted(seed, noise=0.8, right=0.8)
+        rows = planted.rng.permutation(len(planted.truth))[:100]
+        voted = planted.fit(answers=planted.answers(rows))
+        of_texts = Planted(seed, noise=0.5, texts=0.3)
+        labels = of_texts.fit({}, of_texts.texts).labels_
+        wrong = of_texts.rng.permutation(np.flatnonzero(labels != of_texts.truth))[:12]
+        named = of_texts.fit({}, of_texts.texts, of_texts.answers(wrong))
+        gaps.append([])
+        for world, model, known in ((planted, voted, rows), (of_texts, named, wrong)):
+            others = other_rows(world, known)
+            right = world.right(model.labels_, others)
+            gaps[-1].append(model.confidence_[others].mean() - right)
+    assert (np.abs(np.mean(gaps, axis=0)) < 0.11).all(), gaps
 
 
 def test_answers_alone_label_the_others():

@@ -45,6 +45,13 @@ def test_packages_import_only_those_above_them_in_the_table_of_the_architecture(
     assert upwards == []
 
 
+def test_stages_do_not_import_each_other():
+    """What two of them need lies in a room below, so that an edit of one reruns that one."""
+    stages = set(STAGES.values())
+    imports = {stage: stages & {*imported(source(stage))} - {stage} for stage in stages}
+    assert {stage: others for stage, others in imports.items() if others} == {}
+
+
 def test_names_that_rules_use_have_a_definition_that_says_what_they_give():
     for file in (ROOT / "workflow").glob("**/*.smk"):
         lambdas = re.findall(r"^\w+ = lambda", file.read_text("utf-8"), re.MULTILINE)
@@ -74,10 +81,3 @@ def test_no_two_classes_have_the_same_name():
         if isinstance(node, ast.ClassDef)
     )
     assert [name for name, number in names.items() if number > 1] == []
-
-
-def test_stages_do_not_import_each_other():
-    """What two of them need lies in a room below, so that an edit of one reruns that one."""
-    stages = set(STAGES.values())
-    imports = {stage: stages & {*imported(source(stage))} - {stage} for stage in stages}
-    assert {stage: others for stage, others in imports.items() if others} == {}

@@ -1,7 +1,7 @@
 """The page of a dataset."""
 
 import json
-import os
+import math
 import re
 import statistics
 
@@ -109,7 +109,7 @@ def test_without_labels_the_page_says_what_answers_tell_and_no_other_number(tmp_
     assert first.count("not known yet") == 2 and "\xa0%" not in first
     assert "Answer 20 questions: latteclip teach results/made" in first
     assert "accuracy" not in page.sections  # it would say nothing
-    assert "verdict" not in text.split("<body>")[1]  # nobody knows what is right
+    assert 'class="verdict' not in text  # nobody knows what is right
     step = page.sections["next"]
     assert f"questions about {results.n_train} images" in step  # fewer than usual
     assert step.index("latteclip teach results/made") < step.index("dataset=made")
@@ -188,7 +188,7 @@ def test_images_with_an_answer_are_not_shown_and_labels_say_what_they_are(tmp_pa
     page, _ = write(results, training=["zero_shot", "recommended"])
     assert "its zero-shot label" in page.sections["gallery"]
     command = "--config dataset=made method=zero_shot,recommended"
-    assert command in page.sections["next"] and "hours without" in page.sections["next"]
+    assert command in page.sections["next"]
 
 
 def test_what_training_gained_is_said_by_held_out_images(results, monkeypatch):
@@ -210,13 +210,11 @@ def test_what_training_gained_is_said_by_held_out_images(results, monkeypatch):
     assert "Training gained" not in page.sections["numbers"]
 
 
-def test_the_command_that_trains_has_its_minutes_by_the_longest_encoding(results):
-    benchmark = results.folder / "benchmarks" / "encode_clip_images.jsonl"
-    benchmark.parent.mkdir()
-    benchmark.write_text('{"s": 20.0}\n{"s": 2.0}\n')
+def test_the_command_that_trains_has_its_minutes_by_the_seconds_of_an_image(results):
     page, _ = write(results, training=["recommended"])
     # A search and one training of 15 epochs, each of three times the encoding.
-    assert "about 30 minutes on this machine" in page.sections["next"]
+    minutes = math.ceil(2 * 15 * 3 * results.n_train * 0.5 / 60)
+    assert f"about {minutes} minutes on this machine" in page.sections["next"]
 
 
 def test_an_audit_stands_below_the_accuracies(results):
@@ -231,6 +229,7 @@ def test_an_audit_stands_below_the_accuracies(results):
 
 def test_no_text_becomes_an_element_and_nothing_is_fetched_or_run(written):
     page, text = written
+    assert 'class="verdict' in text  # the true classes are known
     kinds = {tag for tag, _ in page.elements}
     assert not kinds & {"b", "i", "u", "iframe", "object", "script"}
     names = [name for _, attributes in page.elements for name in attributes]
@@ -268,16 +267,8 @@ def test_images_of_no_class_stand_in_their_order(tmp_path):
     assert likeliest(page)[:5] == [ids[1], ids[2], ids[0], ids[-1], ids[-2]]
 
 
-def test_provenance_has_the_problems_of_images_and_the_costs_of_jobs(tmp_path, caplog):
+def test_provenance_has_the_problems_of_images(tmp_path):
     results = Results(tmp_path)
-    earlier = {"s": 1, "max_rss": 1}
-    last = {"s": 3600.0, "max_rss": "NA"}
-    for number, name in enumerate(["benchmarks/caption-1-of-2", "flyp/seed3/benchmarks/a"]):
-        path = tmp_path / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{json.dumps(earlier)}\n{json.dumps(last)}\n")
-        os.utime(path, (number, number))
-    (tmp_path / "benchmarks" / "cut.jsonl").write_bytes(b'{"s": 61')
     results.write_index({"skipped": {".mov": 12}})
     corrupt = tmp_path / "corrupt.csv"
     corrupt.write_text("image_id,path,split,reason\n<b>.jpg,x,train,cannot be decoded\n")
@@ -288,9 +279,4 @@ def test_provenance_has_the_problems_of_images_and_the_costs_of_jobs(tmp_path, c
     page, _ = write(results, corrupt=str(corrupt), duplicates=duplicates)
     for words in (".mov (12)", "1 image (corrupt.csv)", "2 images in 1 set,"):
         assert words in page.sections["provenance"]
-    assert page.tables["jobs"][1:] == [
-        ["caption", "", "3,600", "–"],  # noqa: RUF001
-        ["a", "flyp, seed3", "3,600", "–"],  # noqa: RUF001
-    ]
-    assert "cut.jsonl" in caplog.text
     assert provenance.versions()["torch"] == torch.__version__

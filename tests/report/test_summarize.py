@@ -6,9 +6,12 @@ from pathlib import Path
 import pandas as pd
 from support.pages import write_audit
 
+from latteclip.captions.answers import AnswersMetadata
 from latteclip.config.keys import PublishedSection
+from latteclip.core import tables
 from latteclip.core.tables import FLAGS
 from latteclip.evaluate.results import FIGURES
+from latteclip.report.provenance import AnswerTable
 from latteclip.report.summarize import summarize
 
 
@@ -32,7 +35,10 @@ def test_the_table_has_means_gains_choices_and_answers(tmp_path):
     selection.write_text(json.dumps(chosen | {"reason": "Nothing beat it."}))
     audit = write_audit(tmp_path, "mine", ["latteclip"])
     csv, text = str(tmp_path / "s.csv"), str(tmp_path / "s.md")
-    summarize(paths, [str(selection)], [audit], "zero_shot", [], csv, text)
+    answers = [AnswerTable("mine/captions/images.parquet", str(tmp_path / "answers"))]
+    asked = AnswersMetadata("a model", questions=7)
+    tables.write(answers[0].table, tables.CAPTIONS.empty_table(), tables.CAPTIONS, asked)
+    summarize(paths, [str(selection)], [audit], answers, "zero_shot", [], csv, text)
     rows = pd.read_csv(csv, dtype=str, keep_default_na=False).to_dict("records")
     first = {"method": "zero_shot", "acc1_mean": "50.00", "chosen": "seed 0"}
     second = {"flags": "ours collapsed", "seeds": "2", "acc1_mean": "57.00"}
@@ -45,6 +51,9 @@ def test_the_table_has_means_gains_choices_and_answers(tmp_path):
     assert {"latteclip", "ours collapsed", "57.0", "1.4", "7.0"} < set(cells)
     assert f"- collapsed: {FLAGS['collapsed']}." in lines
     assert "- chosen: dtd: Nothing beat it." in lines
+    assert any(
+        line.startswith("- asked for mine/captions/images.parquet: 7") for line in lines
+    )
     assert "- audited: mine: It <i>helped</i>." in lines
 
 
@@ -71,7 +80,7 @@ def test_published_figures_stand_below_those_of_the_run_with_what_differs(tmp_pa
     keys = ("method", "column", "value", "spread", "source")
     published = [PublishedSection(**dict(zip(keys, row, strict=True))) for row in figures]
     text = tmp_path / "s.md"
-    summarize(paths, [], [], "zero_shot", published, str(tmp_path / "s.csv"), str(text))
+    summarize(paths, [], [], [], "zero_shot", published, str(tmp_path / "s.csv"), str(text))
     _, grid, differs = text.read_text().replace("\n\n\n", "\n\n").split("\n\n")
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in grid.splitlines()

@@ -5,7 +5,7 @@ import torch
 from support.tiny import BACKBONES
 
 from latteclip.clip import encode
-from latteclip.deploy import predict
+from latteclip.deploy.predictor import Predictor
 
 CPU = torch.device("cpu")
 KINDS = list(BACKBONES)
@@ -61,4 +61,4 @@ TEMPLATES = ["a photo of the {}.", "a {}", "the {}?"]
 
 def predictions(model, paths):
     """What we predict for images."""
-    return predict.Predictor(model, device="cpu", threads=1)(paths, topk=10**6)
+    return Predictor(model, device="cpu", threads=1)(paths, topk=10**6)

@@ -62,6 +62,8 @@ def write(results, *, captions=False, training=None, **files):
         Path(files["corrupt"]).write_text("image_id,path,split,reason\n")
         columns = {"image_id": [], "set": []}
         tables.write(files["duplicates"], columns, tables.DUPLICATES)
+    files.setdefault("encoding", str(results.folder / "encoding.json"))
+    Path(files["encoding"]).write_text('{"seconds_per_image": 0.5}')
     methods = {m: {"objective": m, "switches": {}} for m in METHODS}
     settings = report_dataset.ReportSettings(
         **{"dataset": "made", "main": "latteclip", "baseline": "zero_shot"},
@@ -70,7 +72,7 @@ def write(results, *, captions=False, training=None, **files):
     )
     output = results.folder / "report.html"
     inputs = report_dataset.PageFiles(results.images, results.pseudo_labels, **files)
-    report_dataset.report_dataset(inputs, results.runs, settings, str(output))
+    report_dataset.report_dataset(inputs, [], results.runs, settings, str(output))
     text = output.read_text()
     return Page(text), text
 

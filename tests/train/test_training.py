@@ -12,10 +12,11 @@ from support.tiny import FINETUNE, ROOT
 
 from latteclip.clip import model as clips
 from latteclip.config import layers
+from latteclip.config.keys import FinetuneSection
 from latteclip.config.resolve import Run
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.flyp import Flyp
-from latteclip.train.settings import Recipe
+from latteclip.train.settings import Recipe, recipe_for
 from latteclip.train.training import Training
 
 OBJECTIVES = {
@@ -50,18 +51,39 @@ def gradients_of(case, objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("shape", "size"), [(SHAPES[0], 2), (SHAPES[2], 1)])
-def test_micro_batches_give_every_objective_its_gradients(objective, shape, size):
+def test_micro_batches_give_every_objective_its_gradients(
+    objective, shape, size, monkeypatch
+):
+    """In float64, also where the program computes in float32."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     case = Case(*shape)
+    case.clip.model.double()
+    case.images = case.images.double()
     loss, whole = gradients_of(case, objective)
     case.clip.micro_batch = size
     loss_of_parts, parts = gradients_of(case, objective)
-    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-12)
     assert parts.keys() == whole.keys()
     largest = max(gradient.abs().max() for gradient in whole.values()).item()
     for name, gradient in whole.items():
         torch.testing.assert_close(
-            parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name
+            parts[name], gradient, rtol=1e-12, atol=1e-12 * largest, msg=name
         )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_waits_for_no_result_of_a_device(objective):
+    """On the meta device, which has no results: to ask for one is an error."""
+    case = Case(*SHAPES[0])
+    training = take(case, objective)
+    method, meta = training.objective, torch.device("meta")
+    case.clip.model.to(meta)
+    case.clip.device = meta
+    method.restore(method.state())
+    training.adamw = torch.optim.AdamW(case.clip.model.parameters(), foreach=True)
+    batch = case.index, case.labels[case.index], case.images.to(meta)
+    training.predicted = training.predicted.to(meta)
+    assert training.step(batch, 1e-3)["loss"].device == meta
 
 
 @pytest.mark.parametrize(
@@ -91,6 +113,13 @@ def test_trainings_of_the_paper_compute_in_fp16_as_the_authors(name):
     given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     run = Run(layers.defaults(project=None), {"dataset": "all", **given})
     assert {dataset.keys.clip.precision for dataset in run.datasets} == {"fp16"}
+
+
+@pytest.mark.parametrize(("n", "warmup"), [(12, 0), (60, 3), (600, 30), (6000, 50)])
+def test_a_warm_up_by_itself_is_a_tenth_of_the_steps_and_fifty_at_most(n, warmup):
+    """Of 6, 30, 300 and 3,000 steps."""
+    section = FinetuneSection(epochs=2, batch_size=4, warmup_steps="auto", lr=1e-5)
+    assert recipe_for(section, n).warmup_steps == warmup
 
 
 @pytest.mark.parametrize("objective", ["flyp", "latteclip"])

@@ -133,6 +133,16 @@ def audit_scores(dataset):
     return [f"{dataset.results}/audit{SUFFIX}.json"] if has_audit else []
 
 
+def answer_tables(dataset):
+    """Return the tables of captioners' answers about a dataset."""
+    return [each.path for each in dataset.answer_tables]
+
+
+def all_answer_tables(wildcards):
+    """Return the tables of captioners' answers about all datasets, with their names."""
+    return jobs.named_answer_tables(*run.datasets)
+
+
 def all_audit_scores(wildcards):
     """Return the scores by audits of all datasets."""
     return [file for dataset in run.datasets for file in audit_scores(dataset)]

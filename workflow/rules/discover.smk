@@ -62,7 +62,7 @@ rule propose_classes:
         mem_mb=memory(4_000, per_million=16_000),
         runtime=minutes(15, images_per_second=200),
     params:
-        code=code_of("latteclip.discover.proposal"),
+        code=code_of("latteclip.discover.propose"),
         settings=as_json(dataset_setting(jobs.propose_classes)),
     shell:
         "latteclip propose-classes --images {input.images} --names {input.names}"

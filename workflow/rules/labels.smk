@@ -134,6 +134,7 @@ use rule encode_images as encode_clip_images with:
     output:
         features="results/{dataset}/image_features.parquet",
         model=directory(CLIP),
+        seconds="results/{dataset}/encoding.json",
     log:
         "results/{dataset}/logs/encode_clip_images.log",
     benchmark:
@@ -142,6 +143,7 @@ use rule encode_images as encode_clip_images with:
         model_files=dataset_setting(digests_of_models),
         encoder="",
         clip=as_json(dataset_setting("keys.clip")),
+        model=lambda wildcards, output: f"--model {output.model} --seconds {output.seconds}",
 
 
 use rule encode_images as encode_unnamed_images with:
@@ -189,9 +191,10 @@ rule encode_examples:
             lambda dataset: jobs.model_digests(dataset.all_models)
         ),
         settings=as_json(dataset_setting(jobs.encode_examples)),
+        store=dataset_setting(jobs.feature_store),
     shell:
         "latteclip encode-examples --images {input.images} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " --store {params.store} --output {output} --threads {threads} --log {log}"
 
 
 # The votes of a labeller, from its captions, its file or its CLIP. One that scores classes has the

@@ -18,12 +18,14 @@ PAGE_FILES = {
     "unknown": "results/{dataset}/unknown.parquet",
     "duplicates": "results/{dataset}/duplicates.parquet",
     "corrupt": "results/{dataset}/corrupt.csv",
+    "encoding": "results/{dataset}/encoding.json",
 }
 
 
 rule report_dataset:
     input:
         **PAGE_FILES,
+        asked=dataset_setting(answer_tables),
         metrics=collect("{run}/metrics.json", run=dataset_setting("run_folders")),
         train_predictions=collect(
             "{run}/train_predictions.parquet", run=dataset_setting("run_folders")
@@ -41,10 +43,11 @@ rule report_dataset:
     params:
         code=code_of("latteclip.report.report_dataset"),
         files=inputs_as_json(*PAGE_FILES),
+        asked=as_json(dataset_setting(jobs.named_answer_tables)),
         runs=as_json(dataset_setting(jobs.runs)),
         settings=as_json(dataset_setting(jobs.report_dataset)),
     shell:
-        "latteclip report-dataset --files {params.files:q} --runs {params.runs:q}"
+        "latteclip report-dataset --files {params.files:q} --asked {params.asked:q} --runs {params.runs:q}"
         " --settings {params.settings:q} --output {output} --log {log}"
 
 
@@ -68,8 +71,9 @@ rule summarize:
         code=code_of("latteclip.report.summarize"),
         baseline=run.keys.table.baseline,
         published=json.dumps(jobs.published(run)),
+        asked=as_json(all_answer_tables),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline:q}"
-        " --published {params.published:q}"
+        " --published {params.published:q} --asked {params.asked:q}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv}"
         " --markdown {output.markdown} --log {log}"

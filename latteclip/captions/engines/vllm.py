@@ -71,7 +71,10 @@ REMEDY = (
 
 
 def _is_for_cpu() -> bool:
-    """Return whether vLLM computes on the CPU here: it asks the driver and does not touch CUDA."""
+    """Return whether vLLM computes on the CPU here: it asks the driver and does not touch CUDA.
+
+    UserError: it is built for GPUs, and there is none that this process may use.
+    """
     # Workers are not forked, in case a library has touched CUDA in this process nevertheless.
     os.environ |= {
         **DEFAULTS,
@@ -82,7 +85,14 @@ def _is_for_cpu() -> bool:
         devices.refuse_unusable(torch.__version__, None)
     from vllm.platforms import current_platform
 
-    return bool(current_platform.is_cpu())
+    is_cpu = bool(current_platform.is_cpu())
+    if not is_cpu and not torch.cuda.device_count():
+        visible = os.environ.get(devices.VISIBLE)
+        raise UserError(
+            f"vLLM is built for GPUs here, and this process may use none ({devices.VISIBLE}="
+            f"{visible!r}); set captioner.engine to transformers, or run make install KIND=cpu."
+        )
+    return is_cpu
 
 
 def _separate_cache(model: str) -> None:
@@ -91,9 +101,10 @@ def _separate_cache(model: str) -> None:
     vLLM writes the index of its compiled code in place, where another engine may read half of it.
     SLURM gives each job a GPU of the number 0, hence the UUIDs.
     """
-    if uuids := devices.visible().values():
+    if uuids := [*devices.visible().values()]:
         root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        name = "-".join([*uuids, files.digest(model)[:8]]).replace("/", "-")
+        # Eight UUIDs are longer than the name of a folder can be.
+        name = f"{uuids[0]}-{files.digest(model, *uuids)[:8]}".replace("/", "-")
         os.environ.setdefault(CACHE, str(root / "vllm-latteclip" / name))
 
 
@@ -172,7 +183,8 @@ class VllmEngine:
                 enforce_eager=on_cpu,
                 trust_remote_code=False,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        # Raised by vLLM, transformers, pydantic or the driver's library.
+        except Exception as error:
             raise UserError(
                 f"Captioner model {settings.model!r} cannot be loaded: {one_line(error)}. {REMEDY}."
             ) from None

@@ -5,7 +5,9 @@ In processes that have imported vLLM (see `warm`), which takes the longest.
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +20,11 @@ from support.tiny import ROOT
 
 from latteclip.captions.answers import AnswersMetadata
 from latteclip.captions.engine import messages
+from latteclip.captions.engines import vllm as engines
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.questions import Choices, Request
 from latteclip.core import devices, tables
-from latteclip.core.errors import GIB
+from latteclip.core.errors import GIB, UserError
 
 VLLM = changed(SETTINGS, engine="vllm", batch_size=8)
 ARCHITECTURES = ("llava_next", "qwen3_vl")
@@ -264,3 +267,53 @@ def test_an_engine_starts_and_holds_little_on_a_card_of_a_slurm_job(tmp_path, mo
     # The engines of this card and model alone; SLURM gives each job a card of the same number.
     assert Path(found["VLLM_CACHE_ROOT"]).name.startswith("GPU-1-")
     assert 2 * GIB <= found["most"] < 2.1 * GIB
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Puts a module in the place of vLLM, for the CPU or GPUs, whose LLM ends with an error."""
+
+    class DriverError(Exception):
+        """As that of NVIDIA's library: neither a ValueError nor a RuntimeError."""
+
+    def fails(**_):
+        raise DriverError("Invalid Argument")
+
+    def put(is_cpu):
+        platform = SimpleNamespace(is_cpu=lambda: is_cpu)
+        exceptions = SimpleNamespace()
+        vllm = SimpleNamespace(LLM=fails, exceptions=exceptions)
+        platforms = SimpleNamespace(current_platform=platform)
+        monkeypatch.setitem(sys.modules, "vllm", vllm)
+        monkeypatch.setitem(sys.modules, "vllm.exceptions", exceptions)
+        monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    processor = SimpleNamespace(tokenizer=None)
+    monkeypatch.setattr(engines, "load_processor", lambda _: processor)
+    return put
+
+
+def test_vllm_for_gpus_without_one_says_what_to_do(stand_in):
+    stand_in(is_cpu=False)
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=''.*captioner\.engine"):
+        engines.VllmEngine(VLLM, 1)
+
+
+def test_an_error_of_the_driver_s_library_is_one_sentence(stand_in):
+    stand_in(is_cpu=True)
+    with pytest.raises(UserError, match=r"Invalid Argument.*captioner\.engine"):
+        engines.VllmEngine(VLLM, 1)
+
+
+def test_the_cache_of_eight_cards_has_a_name_that_a_folder_can_have(tmp_path, monkeypatch):
+    nvidia_smi(tmp_path, [f"GPU-{number}{'0' * 35}" for number in range(8)])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path)
+    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CACHE_ROOT"):
+        os.environ.pop(name, None)
+    engines._separate_cache("some/model")
+    folder = Path(os.environ["VLLM_CACHE_ROOT"])
+    folder.mkdir(parents=True)
+    assert folder.parent.parent == tmp_path
