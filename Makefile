@@ -89,7 +89,7 @@ envs: | .venv/bin/pip
 	python envs/pin.py cpu
 	python envs/pin.py cuda
 
-# The tables of docs/configuration.md and docs/schema.json, from the sections.
+# The tables of docs/reference.md and docs/configuration.md, and docs/schema.json.
 docs: install
 	python tools/generate_docs.py
 

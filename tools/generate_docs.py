@@ -2,8 +2,9 @@
 
     python tools/generate_docs.py      # `make docs`
 
-These are the tables in docs/configuration.md, each between a comment `<!-- keys: NAME -->` and the
-next `<!-- end -->`. Not in git is docs/schema.json, by which editors check and complete keys.
+These are the tables in docs/configuration.md and docs/reference.md, each between a comment
+`<!-- keys: NAME -->` and the next `<!-- end -->`. Not in git is docs/schema.json, by which editors
+check and complete keys.
 """
 
 import json
@@ -13,15 +14,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types as bounds
+import pyarrow as pa
 
 from latteclip.config import layers
 from latteclip.config.keys import Config, DatasetSection, Section, Shared
 from latteclip.config.schema import section_of
+from latteclip.core import tables
 from latteclip.core.files import write_text
 from latteclip.train.settings import auto_batch_size, auto_epochs, steps_per_epoch
 
-PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
-SCHEMA = PAGE.with_name("schema.json")
+DOCS = layers.ROOT / "docs"  # of a clone
+PAGES = (DOCS / "configuration.md", DOCS / "reference.md")
+SCHEMA = DOCS / "schema.json"
+# The schema of a table in the source, and a column of it with the comments before and beside it.
+TABLES = re.compile(
+    r"^(\w+) = _schema\([^\n)]*\n(.*?)^\)", re.DOTALL | re.MULTILINE
+)
+COLUMN = re.compile(r"((?: +# .*\n)*) +(\w+)=.+?,(?:  # (.*))?\n")
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
 BOUNDS = {
@@ -50,18 +59,19 @@ def schema() -> str:
 
 
 def render(text: str) -> str:
-    """Return `text` with its tables: keys of config, of a dataset alone, of both, and sizes."""
+    """Return `text` with its tables: keys of config, a dataset and both, sizes, and columns."""
     head = [("key", "default", "meaning"), ("---", "---", "---")]
     keys = [*head, *_rows(Config, "", skip={"datasets"})]
     dataset = [*head, *_rows(DatasetSection, "", skip=set(Config.model_fields))]
-    tables = {
+    written = {
         "config": _markdown(keys),
         "dataset": _markdown(dataset),
         "shared": ", ".join(f"`{key}`" for key in sorted(Shared.model_fields))
         + "\n",
         "sizes": _sizes(),
+        "columns": _columns(),
     }
-    return TABLE.sub(lambda found: found[1] + tables[found[2]] + found[3], text)
+    return TABLE.sub(lambda found: found[1] + written[found[2]] + found[3], text)
 
 
 def _sizes() -> str:
@@ -72,6 +82,22 @@ def _sizes() -> str:
         epochs = auto_epochs(n)
         steps = epochs * steps_per_epoch(n, size)
         rows.append([f"{n:,}", f"{size}", f"{epochs}", f"{steps:,}"])
+    return _markdown(rows)
+
+
+def _columns() -> str:
+    """Return the columns of all tables, with the comments that they have in the source."""
+    comments = dict[tuple[str, str], str]()
+    for table, columns in TABLES.findall(Path(tables.__file__).read_text("utf-8")):
+        for before, column, beside in COLUMN.findall(columns):
+            lines = [line.strip("# ") for line in before.splitlines()]
+            comments[table, column] = " ".join([*lines, beside]).strip()
+    rows = [("table", "column", "type", "meaning"), ("---",) * 4]
+    for table, schema in vars(tables).items():
+        for column in schema if isinstance(schema, pa.Schema) else ():
+            meaning = _escaped(comments.get((table, column.name), ""))
+            kind = _escaped(str(column.type))
+            rows.append((f"`{table}`", f"`{column.name}`", kind, meaning))
     return _markdown(rows)
 
 
@@ -163,9 +189,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def files() -> dict[Path, str]:
     """Return the committed files that are written, each with its text."""
-    return {
-        PAGE: render(PAGE.read_text("utf-8")),
-    }
+    return {page: render(page.read_text("utf-8")) for page in PAGES}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every key of the configuration: its type, bounds, default and description, each once.
 
-`make docs` prints the tables of docs/configuration.md from these sections. A stage receives a
+`make docs` prints the tables of docs/reference.md from these sections. A stage receives a
 section as JSON and validates it by the same class. No stage reruns because this file changes, only
 because a value does.
 """

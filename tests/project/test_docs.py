@@ -52,7 +52,7 @@ def commands(program):
     found = []
     for page in PAGES:
         text = page.read_text("utf-8").replace("\\\n", " ")
-        for line in re.findall(rf"^(?:    )?({program} .+)$", text, re.MULTILINE):
+        for line in re.findall(rf"^(?:    |\$ )?({program} .+)$", text, re.MULTILINE):
             if "..." not in line:
                 found.append(shlex.split(line.split("  #")[0])[1:])
     assert found
@@ -83,3 +83,12 @@ def test_the_configuration_has_the_keys_of_the_commands_of_the_pages(tmp_path):
         if given.get("dataset") == "mine":
             given.setdefault("image_dir", str(tmp_path))
         Run(layers.defaults(project=None), given)
+
+
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_a_page_begins_with_the_question_that_it_answers(page):
+    first = re.split(r"\n#", page.read_text("utf-8"), maxsplit=1)[0]
+    assert "?" in first, "before its first section"
