@@ -25,6 +25,7 @@ FIRST = (
     "tests/cluster/test_slurm.py",
     "tests/workflow/test_workflow.py",
     "tests/captions/engines/test_vllm.py",
+    "tests/data/test_datasets.py",
     "tests/workflow/test_walk.py",
     "tests/workflow/test_labellers.py",
     "tests/workflow/test_discover.py",
