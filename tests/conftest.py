@@ -26,6 +26,7 @@ FIRST = (
     "tests/workflow/test_workflow.py",
     "tests/project/test_benchmarks.py",
     "tests/captions/engines/test_vllm.py",
+    "tests/data/test_datasets.py",
     "tests/workflow/test_walk.py",
     "tests/workflow/test_labellers.py",
     "tests/workflow/test_discover.py",
