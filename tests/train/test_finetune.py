@@ -137,6 +137,13 @@ def test_a_training_that_predicts_few_classes_or_few_labels_is_called_collapsed(
     assert flags_of(stripes.run("one", labels=[0] * 7, **still)) == ["collapsed"]
 
 
+@pytest.mark.parametrize(("first", "last", "flags"), [(1, 0, ["collapsed"]), (0, 1, [])])
+def test_the_last_epoch_alone_says_whether_a_training_collapsed(first, last, flags):
+    history = [{"epoch": epoch, "agreement": a} for epoch, a in ((0, first), (1, last))]
+    training = SimpleNamespace(history=history, predicted=torch.ones(3, dtype=torch.bool))
+    assert finetuning._flags(settings(), training) == flags
+
+
 def test_batches_of_an_epoch_are_a_multiple_of_three(inputs):
     """As in the paper's code; seven images make two batches of four."""
     _, history = inputs.run("steps", "flyp", batch_size=4, epochs=2)
