@@ -9,9 +9,9 @@ temperature, plus an intercept. Both are fitted to the answers by maximum likeli
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,6 +26,9 @@ from latteclip.deploy.guaranteed_predictions import threshold_of
 from latteclip.labels.fusion_report import LABELS, NAME, Check, read_fusion_report
 from latteclip.labels.votes import Floats
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 50  # that calibrate
 MARGIN = 1e-6  # distance of probabilities from 0 and 1
@@ -39,7 +42,7 @@ class LabelsMetadata:
     calibration: "Calibration | None"
 
 
-def read_labels(results: str | Path) -> pd.DataFrame:
+def read_labels(results: str | Path) -> "pd.DataFrame":
     """Return the labels of the training images of results/<dataset>, a row for each image.
 
     The columns are those of exported labels: `image_id`, `path`, `label` (a person's answer if
@@ -146,7 +149,9 @@ def with_duplicates(table: pa.Table, folder: Path) -> pa.Table:
     """
     sets = tables.read(folder / "duplicates.parquet").to_pandas()
     images = table.select(["image_id", "answered"]).to_pandas()
-    ordered = images.sort_values("answered", key=pd.isna, kind="stable")
+    ordered = images.sort_values(
+        "answered", key=lambda column: column.isna(), kind="stable"
+    )
     others = ordered.merge(sets).set_index("image_id", drop=False)
     firsts = others.groupby("set")["image_id"].transform("first")
     firsts = firsts[firsts != firsts.index].reindex(images["image_id"])
