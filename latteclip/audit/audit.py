@@ -157,7 +157,9 @@ def draw_plan(
     ]
     predicted = scoring.read_predictions(runs, image_ids, classnames, split)
     saved = AnswerFile(folder / ANSWERS, index, classnames).read()
-    taught = [a.image_id for a in saved.asked.values() if a.phase != CHECK]
+    taught = [
+        answer.image_id for answer in saved.asked.values() if answer.phase != CHECK
+    ]
     known = pc.invert(
         pc.is_in(image_ids, pa.array(taught, pa.string()))
     ).to_numpy()

@@ -153,7 +153,9 @@ def _function(module: str, name: str) -> ast.FunctionDef:
     )
     tree = ast.parse(file.read_bytes())
     return next(
-        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == name
     )
 
 

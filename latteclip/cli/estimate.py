@@ -212,8 +212,8 @@ def _stages(dataset: Dataset, folder: Path, after: Counts) -> Iterator[str]:
     paths = [path for path in below if path.is_file() and not path.is_symlink()]
     # Models keep their size, and some files have several names.
     size = sum(
-        f.stat().st_size * (1 if f.suffix == ".safetensors" else images)
-        for f in {path.stat().st_ino: path for path in paths}.values()
+        path.stat().st_size * (1 if path.suffix == ".safetensors" else images)
+        for path in {path.stat().st_ino: path for path in paths}.values()
     )
     yield f"  disk: {size / 1e9:.1f} GB below {RESULTS / dataset.name}"
     yield NOTE

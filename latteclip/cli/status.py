@@ -111,7 +111,8 @@ def in_words(wildcards: Mapping[str, str]) -> str:
     """Return the values of wildcards: flyp, seed 0."""
     numbers = ("seed", "shard")
     return ", ".join(
-        f"{k} {v}" if k in numbers else v for k, v in wildcards.items()
+        f"{name} {value}" if name in numbers else value
+        for name, value in wildcards.items()
     )
 
 

@@ -393,8 +393,8 @@ def report_dataset(dataset: Dataset) -> Settings:
                 exclude={"size", "methods", "finetune"}, exclude_none=True
             ),
             "methods": {
-                m.name: m.keys.model_dump(exclude_none=True)
-                for m in dataset.methods
+                method.name: method.keys.model_dump(exclude_none=True)
+                for method in dataset.methods
             },
         },
     }

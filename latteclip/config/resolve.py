@@ -166,7 +166,9 @@ class Dataset:
         of_dataset = run.layer["datasets"][self.whole]
         merged = merge(run.layer, of_dataset, run.given)
         self._layer = {
-            k: v for k, v in merged.items() if k in DatasetSection.model_fields
+            key: value
+            for key, value in merged.items()
+            if key in DatasetSection.model_fields
         }
         self._layer["methods"] = of_dataset.get("methods", {})
         self.keys = validate(DatasetSection, self._layer)
@@ -218,7 +220,9 @@ class Dataset:
     @property
     def trainings(self) -> list[tuple["Method", int]]:
         """Each fine-tuning of the run, those of an average included, with its seed."""
-        trained = dict.fromkeys(m.trained for m in self.methods if m.trained)
+        trained = dict.fromkeys(
+            method.trained for method in self.methods if method.trained
+        )
         return [
             (method, seed) for method in trained for seed in self.run.keys.seeds
         ]
@@ -267,7 +271,8 @@ class Dataset:
             *self.captioners,
             *self.labellers,
         ]
-        return [*self.all_models, *(m for user in users for m in user.models)]
+        of_users = (model for user in users for model in user.models)
+        return [*self.all_models, *of_users]
 
     # Captions and labellers.
 
@@ -336,7 +341,9 @@ class Dataset:
     def caption_kinds(self) -> set[str]:
         """Kinds of captions, "image" and "group", that a method or its labels need."""
         kinds = {
-            kind for m in self.methods for kind in (m.averaged or m).caption_kinds
+            kind
+            for method in self.methods
+            for kind in (method.averaged or method).caption_kinds
         }
         if self.reads_fused_labels and COLUMNS[IMAGES] in self.columns:
             kinds.add("image")

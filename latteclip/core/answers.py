@@ -197,7 +197,9 @@ class AnswerFile:
             before = self.read()
             if keeps_earlier:
                 earlier = {
-                    k: v for k, v in before.answers.items() if k not in removed
+                    image_id: answer
+                    for image_id, answer in before.answers.items()
+                    if image_id not in removed
                 }
                 added = [
                     one

@@ -71,7 +71,7 @@ def full_disk(error: BaseException) -> str | None:
     """Return the message for an error due to a full disk or quota. None: it is another error."""
     for cause in chain(error):
         if getattr(cause, "errno", None) in FULL or any(
-            w in str(cause) for w in FULL_WORDS
+            words in str(cause) for words in FULL_WORDS
         ):
             place = getattr(cause, "filename", None)
             return (
@@ -94,7 +94,7 @@ def worker_failure(error: BaseException) -> str | None:
     """Return the message for a full /dev/shm or a killed worker. None: it is another error."""
     text = f"{error} {error.__cause__}"
     is_worker = isinstance(error, RuntimeError) and "DataLoader worker" in text
-    is_killed = is_worker and any(w in text for w in WORKER_WORDS)
+    is_killed = is_worker and any(words in text for words in WORKER_WORDS)
     return WORKER_KILLED if is_killed else None
 
 
@@ -126,9 +126,9 @@ class Signals:
         """Handle signals in the body, but not one that a shell ignores in the background."""
         is_main = threading.current_thread() is threading.main_thread()
         wanted = [
-            n
-            for n in numbers
-            if is_main and signal.getsignal(n) is not signal.SIG_IGN
+            number
+            for number in numbers
+            if is_main and signal.getsignal(number) is not signal.SIG_IGN
         ]
         before = {number: signal.signal(number, self.receive) for number in wanted}
         try:

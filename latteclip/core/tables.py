@@ -235,7 +235,7 @@ def writing(
         yield lambda columns: file.write_table(pa.table(columns, schema=schema))
         values = [] if metadata is None else sorted(values_of(metadata).items())
         file.add_key_value_metadata(
-            {k: json.dumps(v, ensure_ascii=False) for k, v in values}
+            {key: json.dumps(value, ensure_ascii=False) for key, value in values}
         )
 
 
@@ -261,9 +261,9 @@ def read_metadata(path: str | Path, record: type[Record]) -> Record:
     with _opened(path) as file:
         stored = file.metadata.metadata or {}
         values = {
-            k.decode(): json.loads(v)
-            for k, v in stored.items()
-            if k != b"ARROW:schema"
+            key.decode(): json.loads(value)
+            for key, value in stored.items()
+            if key != b"ARROW:schema"
         }
     return from_values(record, values, str(path))
 
@@ -321,7 +321,9 @@ def read_unlabelled(
     Returns the table without `label` and `classname`, and the C class names in label order. With
     `training` it has only the images that are not in the test split.
     """
-    table = read(path, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
+    table = read(
+        path, [name for name in IMAGES.names if name not in LABEL_COLUMNS]
+    )
     if training:
         table = table.filter(pc.not_equal(table["split"], "test"))
     return table, read_metadata(path, IndexMetadata).classnames

@@ -255,5 +255,7 @@ def write_onnx(opened: FinetunedModel, folder: Path, threshold: float) -> None:
     metadata = {"classnames": names, "inputs": inputs, "threshold": threshold}
     for key, value in metadata.items():
         program.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
-    n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    n_bytes = sum(
+        weights.numel() * weights.element_size() for weights in module.parameters()
+    )
     program.save(folder / GRAPH, external_data=n_bytes > LIMIT)
