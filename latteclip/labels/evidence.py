@@ -15,7 +15,13 @@ from latteclip.labels.image_classes import (
     lean,
     pool,
 )
-from latteclip.labels.labellers import FEW, MIN_DRAWN, Labelled, agreements
+from latteclip.labels.labellers import (
+    FEW,
+    MEANT,
+    MIN_DRAWN,
+    Labelled,
+    agreements,
+)
 from latteclip.labels.votes import (
     CELLS,
     Answers,
@@ -27,19 +33,19 @@ from latteclip.labels.votes import (
     log,
     normalised,
     softmax,
+    tempered,
 )
 
 PRIOR = 6.0  # votes that what is known without them is worth
 SHARPNESS = 6  # of the trust in images
-LEAST_NAMED = 2 / 3  # votes that trusted images name, for one that is right
+LEAST_NAMED = 1 / 2  # of the votes that are not random, where images are trusted
 ANSWERED = 2.0  # images that an answered one is worth where texts are alone
 # Agreement with class texts of the only labeller, if it repeats them.
 REPEATS = 0.98
-# Starts of the share of votes that are not random.
-MEANT, LOOKS = (0.98, 0.7, 0.5, 0.3), 5
+LOOKS = 5  # steps to the share of votes that are not random
 COMPARISONS = 10  # steps to accuracies by which labellers agree as they do
 LEAST = 0.05  # accuracy or trust in a quotient
-NEVER = -100.0  # logit of a class that no vote and no answer names
+NEVER = -1000.0  # logit of a class that no vote and no answer names
 
 
 class Evidence:
@@ -61,7 +67,8 @@ class Evidence:
         self.answers = answers
         self.has_texts = has_texts
         self.lean = lean(log(votes[0])) if has_texts else np.zeros(n_classes)
-        self.given = self._without_lean(votes)
+        self.labellers: list[Labelled] = []
+        self.given = self.as_meant(votes)
         self.labellers = [
             Labelled(p, is_text=has_texts and k == 0)
             for k, p in enumerate(self.given)
@@ -99,11 +106,13 @@ class Evidence:
         for one in self.images:
             one.clusters = len(self.answers.rows) < FEW
 
-    def _without_lean(self, votes: Sequence[Floats]) -> list[Floats]:
-        """Return votes [n, C] of the labellers, those of the class texts without their lean."""
+    def as_meant(self, votes: Sequence[Floats]) -> list[Floats]:
+        """Return votes [n, C] of the labellers, those of class texts without lean, and tempered."""
         tables = list(votes)
         if self.has_texts:
             tables[0] = softmax(self._of_named(log(tables[0]) - self.lean))
+            if self.labellers:
+                tables[0] = tempered(tables[0], self.labellers[0].power)
         return tables
 
     def _of_named(self, scores: Floats) -> Floats:
@@ -149,6 +158,9 @@ class Evidence:
             texts.accuracy = self._judged(seen)
             texts.replaced = 1 - texts.accuracy**2
             texts.starts = float(not seen)
+        # Votes that texts are righter than do not say how sure these are.
+        if self.has_texts and seen and not self._is_righter(texts, seen):
+            self._temper(texts, seen)
         if not seen:
             seen = believed
             fits = [_fits(one) for one in seen]
@@ -158,6 +170,30 @@ class Evidence:
             self._trust_answers()
         if self.has_texts and believed == self.labellers[:1]:
             self._leave_texts_alone()
+
+    @staticmethod
+    def _is_righter(one: Labelled, seen: Sequence[Labelled]) -> bool:
+        """Return whether these are texts that are righter than the labellers, each by its gain."""
+        gains = np.array([each.gain for each in seen])
+        accuracies = np.array([each.accuracy for each in seen])
+        return one.is_text and bool(
+            one.accuracy * gains.sum() > gains @ accuracies
+        )
+
+    def _temper(self, texts: Labelled, seen: Sequence[Labelled]) -> None:
+        """Find how sure class texts are, by images that learn from the votes.
+
+        It is the power of their probabilities p that makes them likeliest: if they are right as
+        often as they say, their likelihood in class c is p_c / mean p_c.
+        """
+        total = sum(np.float32(one.gain) * one.first for one in seen)
+        taught = self.put(normalised(np.asarray(total)))
+        tables, offset = self._scores(taught), self._offset(taught)
+        b = fit_weights(tables, taught, offset, self.b)
+        rows = slice(None, None, -(-taught.size // CELLS))
+        q = softmax(pool(offset, b, [table[rows] for table in tables]))
+        texts.temper(q, texts.votes[rows])
+        self.given[0] = texts.votes
 
     def _trust_answers(self) -> None:
         """Let images, which predict no votes, learn from answers alone, if these are enough."""
@@ -176,10 +212,10 @@ class Evidence:
         sizes = np.log([one.size for one in seen])
         self.size = float(np.exp(share @ sizes))
         texts = self.labellers[0]
-        accuracy = share @ [one.accuracy for one in seen]
-        if self.has_texts and texts.accuracy > accuracy:
+        # Texts that are righter teach the images, which then need not name the votes.
+        if self._is_righter(texts, seen):
             texts.starts = texts.accuracy**2
-        if not self.texts_alone:
+        elif not self.texts_alone:
             self.fits = min(1.0, float(share @ fits)) ** SHARPNESS
         self.trust = self.fits * self.size / (self.size + 2)
 
@@ -266,6 +302,7 @@ class Evidence:
             view.learn(votes)
             halves.append(softmax(pool(offset, b[:1], [view.scores()[has]])))
         one.accuracy = _by_halves(one, one.first[has], halves)
+        one.confirmed = _confirmed(one.named[has], q, halves)
 
     def _best_share(
         self, one: Labelled, p: Floats, tables: Sequence[Floats], offset: Floats
@@ -323,10 +360,25 @@ def _by_halves(one: Labelled, named: Floats, halves: Sequence[Floats]) -> float:
     return max(min(accuracy, most), LEAST)
 
 
+def _confirmed(named: Ints, q: Floats, halves: Sequence[Floats]) -> float:
+    """Return how often both halves name what images name in place of the vote.
+
+    It is a share of how often they name what images name as the vote does, at most 1.
+    """
+    labels = q.argmax(axis=1)
+    both = np.all([half.argmax(axis=1) == labels for half in halves], axis=0)
+    agree = labels == named
+    if agree.all() or not both[agree].any():
+        return 0.0
+    return float(min(1.0, both[~agree].mean() / both[agree].mean()))
+
+
 def _fits(one: Labelled) -> float:
-    """Return the votes that images name, for each that two sources as right would name."""
-    a = max(one.accuracy, LEAST)
-    return float(one.named_share / (one.meant * a * max(a, LEAST_NAMED)))
+    """Return the votes that images name, for each that they name where they are trusted.
+
+    That is half of the votes that are not random, and as many as two sources as right would name.
+    """
+    return float(one.named_share / (one.meant * max(one.accuracy**2, LEAST_NAMED)))
 
 
 def _size(shares: Floats) -> float:

@@ -23,20 +23,27 @@ what their encoder sees, so images predict them however wrong they are: votes an
 them.
 
 **Trust in images.** Of the votes, a share u is not random, and q names a share A. Full trust takes
-as many as two sources of accuracy a share, u a^2, and two thirds of those that are right, u a:
+half of the votes that are not random, and as many as two sources of accuracy a share, u a^2:
 
-    t = min(1, A / (u a max(a, 2/3)))^6 m / (m + 2),    m the mean number of votes of a class.
+    t = min(1, A / (u max(a^2, 1/2)))^6 m / (m + 2),    m the mean number of votes of a class.
 
 Where a labeller confuses look-alikes that images do not tell apart, t is near 0, and labels are the
-votes.
+votes. But random votes are overruled. Of what q names in place of votes, both halves name a share,
+and of what q names as the vote does another one: s is the first over the second, at most 1. If a
+vote is random with probability d, given q, the exponent of images is t + (1 - t) s d.
+
+**Class texts** may be of an encoder of any scale. Beside votes that are righter, the power of their
+probabilities follows from images that learn from the votes.
 
 **Votes are right** in each class, by the mean of r, for at least 1 - 1.5 (1 - aim) with
-aim = 1 - t (1 - a): evidence delta >= 0 is added until they are. Otherwise whole classes move into
-look-alikes. Beside labellers that err apart the bound is weaker, the righter they are.
+aim = 1 - max(t, s (1 - u)) (1 - a): evidence delta >= 0 is added until they are. Otherwise whole
+classes move into look-alikes. Beside labellers that err apart the bound is weaker, the righter they
+are.
 
 **Confidence** is a mean of r and q, by answers if there are some. It is checked where answers or a
 tell how right a labeller is: a is told from 85 % on, below which images and votes confuse the same
-look-alikes. **New images** are classified by a linear discriminant of the labels.
+look-alikes. Where images are not trusted it is that of the votes, times (1 + a) / 2. **New images**
+are classified by a linear discriminant of the labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -18,12 +18,17 @@ from latteclip.labels.votes import (
     log,
     normalised,
     softmax,
+    tempered,
 )
 
 # Votes of a class that its prior is worth, and more where it has fewer votes.
 ENOUGH = 25.0
-# Images, or votes, below which nothing is compared; probabilities of ranks alone.
+# Images, or votes, below which nothing is compared.
 FEW = 10
+MEANT = (0.98, 0.7, 0.5, 0.3)  # shares of votes that are not random, to begin with
+POWERS = 2.0 ** np.arange(
+    -5, 3
+)  # of probabilities that are too sure, or not sure enough
 MIN_DRAWN = 20  # answers that state an accuracy, and check a confidence
 # Below which look-alikes are confused by images and labeller together.
 MIN_ACCURACY = 0.85
@@ -51,9 +56,12 @@ class Labelled:
         self.is_text = is_text
         self.has: Bools = np.asarray(votes.any(axis=1))
         best = votes[self.has].max(axis=1)
-        self.is_soft = is_text or len(np.unique(best.round(2))) > FEW
+        # Probabilities of ranks are the same in all lists of a length.
+        lengths = np.unique(np.count_nonzero(votes[self.has], axis=1))
+        self.is_soft = is_text or len(np.unique(best.round(5))) > len(lengths)
         self.named = votes.argmax(axis=1)
         self.votes = votes if self.is_soft else first(votes)
+        self.power = 1.0  # of the probabilities as they were given
         c = votes.shape[1]
         self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
         self.theta = (0.9 * np.eye(c) + 0.1 * self.overall).astype(np.float32)
@@ -70,11 +78,31 @@ class Labelled:
         self.accuracy = np.nan
         self.named_share = self.size = 0.0
         self.meant = 0.98  # share of votes that are not random
+        # How often halves of the features confirm images that contradict the votes.
+        self.confirmed = 0.0
 
     @property
     def first(self) -> Floats:
         """Return the first choices [n, C]."""
         return first(self.votes) if self.is_soft else self.votes
+
+    @property
+    def believed(self) -> float:
+        """Return a confidence in its votes: halfway between their accuracy by images and 1."""
+        return 1.0 if np.isnan(self.accuracy) else (1 + self.accuracy) / 2
+
+    def temper(self, q: Floats, votes: Floats) -> None:
+        """Find the power that makes some of the votes [n, C] likeliest, given images [n, C]."""
+
+        def value(power: float) -> float:
+            p = tempered(votes, power)
+            ratio = (q * p / np.maximum(p.mean(axis=0), TINY)).sum(axis=1)
+            return max(float(log(u * ratio + 1 - u).sum()) for u in MEANT)
+
+        self.power = max(POWERS, key=value)
+        self.votes = tempered(self.votes, self.power)
+        c = votes.shape[1]
+        self.overall = (self.votes.sum(axis=0) + 1 / c) / (self.votes.sum() + 1)
 
     def share_meant(self, q: Floats, votes: Floats) -> Floats:
         """Return the probability [n] that votes [n, C] are not random, given images [n, C]."""

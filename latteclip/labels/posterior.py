@@ -42,17 +42,35 @@ class Posterior(Evidence):
         return not (self.is_blind or one.is_text) and one.tells
 
     def aim(self, k: int) -> float:
-        """Return how right votes are at least, by how far images are trusted."""
-        return 1 - self.trust * (1 - self.labellers[k].accuracy)
+        """Return how right votes are at least, by how far images may overrule them."""
+        one = self.labellers[k]
+        overruled = max(self.trust, one.confirmed * (1 - one.meant))
+        return 1 - overruled * (1 - one.accuracy)
 
-    def weights(self, trust: float, has: Bools) -> Floats:
+    def _doubt(self, q: Floats, votes: Sequence[Floats]) -> Floats:
+        """Return the confirmed probability [n] that votes [n, C] are random, given images [n, C].
+
+        Images overrule such votes however little they are trusted about others.
+        """
+        has, doubt = np.zeros(len(q), dtype=bool), np.ones(len(q), np.float32)
+        for one, p in zip(self.labellers, votes, strict=True):
+            if one.tells and not one.is_text:
+                speaks = p.any(axis=1)
+                is_random = one.confirmed * (1 - one.share_meant(q, p))
+                doubt *= np.where(speaks, is_random, 1).astype(np.float32)
+                has |= speaks
+        return doubt * has
+
+    def weights(
+        self, trust: float, has: Bools, doubt: Floats | float = 0.0
+    ) -> Floats:
         """Return the exponents [V + 1, n] of the sources of images, before those by answers."""
         shares = [
             (self.is_blind or one.tells) * (1 - trust * one.replaced)
             for one in self.labellers
         ]
         believed = has * np.array(shares)[:, None]
-        images = np.full((1, has.shape[1]), trust)
+        images = np.full((1, has.shape[1]), trust + (1 - trust) * doubt)
         speaks = np.vstack([believed, images])
         # How many sources say the same with the same errors.
         copies = np.maximum(self.rho @ speaks, 1)
@@ -74,7 +92,10 @@ class Posterior(Evidence):
         likelihoods = self._likelihoods(self.given)
         for _ in range(STEPS):
             trust = 1.0 if self.texts_alone else self.trust
-            w = self.weights(trust, self.has)
+            doubt = self._doubt(
+                softmax(self._pooled(tables, self.given)), self.given
+            )
+            w = self.weights(trust, self.has, doubt)
             w *= self.exponents[:, None].astype(np.float32)
             self._fit_images(tables, likelihoods, w)
             scores = self._pooled(tables, self.given)
@@ -152,16 +173,17 @@ class Posterior(Evidence):
         has = np.array([p.any(axis=1) for p in votes]).reshape(
             len(votes), len(scores)
         )
-        w = self.weights(self.trust, has)
+        q = softmax(scores)
+        w = self.weights(self.trust, has, self._doubt(q, votes))
         likelihoods = self._likelihoods(votes)
         terms = [w[k][:, None] * one for k, one in enumerate(likelihoods)]
         w *= self.exponents[:, None].astype(np.float32)
         total = _joint(w, likelihoods, scores)
-        return Tables(softmax(total), softmax(scores), terms)
+        return Tables(softmax(total), q, terms)
 
     def of(self, scores: Sequence[Floats], votes: Sequence[Floats]) -> Tables:
         """Return the posterior of other images by scores [n, C] of encoders and votes [n, C]."""
-        return self._tables(self._pooled(scores, votes), self._without_lean(votes))
+        return self._tables(self._pooled(scores, votes), self.as_meant(votes))
 
     def _learn_confusion(self, k: int, r: Floats) -> None:
         """Learn theta of a labeller by a posterior [n, C], with a Dirichlet prior."""
@@ -236,7 +258,7 @@ class Confidence:
         _, classes = self.model.known
         known = self.model.answered.r
         right = (known.argmax(axis=1) == classes).sum()
-        right += PRIOR * (1 + self.model.labellers[0].accuracy) / 2
+        right += PRIOR * self.model.labellers[0].believed
         self.factor = min(1.0, float(right / (known.max(axis=1).sum() + PRIOR)))
 
     def _fit_share(self) -> None:
@@ -262,9 +284,10 @@ class Confidence:
             return np.asarray(self.factor * mean)
         # The mean probability of the labels by the labellers that name a class.
         speak, total = np.zeros((2, len(labels)))
-        for one in votes:
-            speak += one.any(axis=1)
-            total += one[at, labels]
+        meant = self.model.as_meant(votes)
+        for one, p in zip(self.model.labellers, meant, strict=True):
+            speak += p.any(axis=1)
+            total += p[at, labels] * one.believed
         by_votes = np.where(speak > 0, total / np.maximum(speak, 1), by_r)
         if self.model.images or len(votes) == 1:
             return by_votes

@@ -199,6 +199,11 @@ def normalised(table: Floats) -> Floats:
     return np.asarray(table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12))
 
 
+def tempered(table: Floats, power: float) -> Floats:
+    """Return probabilities [n, C], raised to a power; rows of 0 stay."""
+    return normalised(table ** np.float32(power))
+
+
 def first(table: Floats) -> Floats:
     """Return the largest entry of each row as a row of one 1; rows of 0 stay."""
     named = np.zeros_like(table)

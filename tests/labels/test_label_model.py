@@ -206,6 +206,23 @@ def test_images_of_look_alikes_correct_random_votes_and_no_confusions(at_random)
     assert gained > (0.08 if at_random else -0.005)
 
 
+def test_images_overrule_random_votes_about_look_alikes_and_no_others():
+    """Images that copy a labeller's confusions: of each pair of kinds it names one more often."""
+    gained = []
+    for seed in range(4):
+        planted = Planted(seed, (25,) * 40, right=1.0, width=64)
+        planted.centres = unit(np.repeat(planted.centres[:20], 2, axis=0))
+        planted.x = planted.images(planted.truth)
+        n = len(planted.truth)
+        planted.votes = planted.truth ^ (planted.rng.random(n) < 0.4)
+        before = planted.right(planted.votes)
+        assert planted.right(planted.fit().labels_) > before - 0.005
+        is_random = planted.rng.random(n) < 0.5
+        planted.votes[is_random] = planted.rng.integers(40, size=is_random.sum())
+        gained.append(planted.right(planted.fit().labels_) - planted.right(planted.votes))
+    assert np.mean(gained) > 0.08, gained
+
+
 def test_a_class_that_no_vote_names_has_no_image_and_no_new_image():
     planted = Planted(counts=(60, 60, 60, 60, 0), noise=0.4)
     votes = np.where(planted.votes == 4, 0, planted.votes)
@@ -316,6 +333,30 @@ def test_a_labeller_that_knows_one_class_more_than_good_texts_is_no_copy():
         assert 0.9 < np.mean(zero_shot == planted.votes) < 0.97
         model = planted.fit(texts=texts)
         assert planted.right(model.labels_, planted.truth == 0) > 0.95
+
+
+def test_probabilities_that_follow_from_the_first_choice_count_as_first_choices():
+    for seed in range(6):
+        planted = Planted(seed, noise=0.5, right=0.65, texts=0.7)
+        similar = np.exp(12 * planted.texts @ planted.texts.T)
+        soft = similar / similar.sum(axis=1, keepdims=True)
+        firsts, probabilities = (
+            planted.right(planted.fit({"a": one}).labels_)
+            for one in (planted.votes, soft[planted.votes])
+        )
+        assert abs(probabilities - firsts) < 0.02
+
+
+def test_class_texts_beside_votes_need_no_scale():
+    """Weak texts of encoders whose scale is 25 to 400, beside votes that are righter."""
+    found = []
+    for seed in range(5):
+        planted = Planted(seed, (20,) * 10, noise=0.3, right=0.65, texts=0.7)
+        scaled = [planted.fit(texts=scale * planted.texts) for scale in (0.25, 1, 4)]
+        models = [planted.fit(), *scaled]
+        found.append([planted.right(model.labels_) for model in models])
+    without, *scaled = np.mean(found, axis=0)
+    assert min(scaled) > without - 0.02, (without, scaled)
 
 
 def test_random_votes_beside_class_texts_count_as_random():
