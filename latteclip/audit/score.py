@@ -77,8 +77,7 @@ def read_plan(
     """
     split = path.parent.name
     table = tables.read(path)
-    has_null = any(column.null_count for column in table.columns)
-    if has_null or not table.schema.equals(tables.PLAN):
+    if not _is_plan(table):
         raise UserError(
             f"{path} is another table than the plan of an audit; move the folder {path.parent} "
             "away to begin a new audit."
@@ -92,6 +91,16 @@ def read_plan(
     images, plan = index.take(rows.drop_null()), digest(path.read_bytes())[:16]
     file = AnswerFile(path.with_name(ANSWERS), images, classnames, plan)
     return SamplingPlan(split, file, strata)
+
+
+def _is_plan(table: pa.Table) -> bool:
+    """Return whether a table has the columns of a plan, whose cells are whole."""
+    try:
+        table.validate(full=True)  # texts are UTF-8
+    except pa.ArrowInvalid:
+        return False
+    has_null = any(column.null_count for column in table.columns)
+    return table.schema.equals(tables.PLAN) and not has_null
 
 
 def read_predictions(

@@ -101,6 +101,13 @@ def test_a_damaged_plan_is_read_or_refused(content):
     assert plan is None or len(plan.strata) == len(plan.file.images) <= 3
 
 
+def test_a_plan_whose_texts_are_no_utf_8_is_refused():
+    content = parquet(**ROWS)
+    other = content.replace(b"c.png", b"\xff.png")
+    assert other != content
+    assert written(other, lambda path: read_plan(path, IMAGES, CLASSNAMES)) is None
+
+
 ABOUT = ProposalMetadata(
     **{
         name: {"digest": "abc", "names": [["cup", "mug"], ["dog"], ["car"]]}.get(name)
