@@ -38,7 +38,7 @@ FIRST, LAST = 8, 8
 # What no reader sees: bars of progress, colours, and where Snakemake found its profile.
 UNSEEN = re.compile(r"\x1b\[[\d;]*m|^.*\r(?!\n)", re.MULTILINE)
 UNNEEDED = re.compile(
-    r"^(Using workflow specific profile|Assuming unrestricted|.*it/s\]|.*/s\] *$)"
+    r"^(Using workflow specific profile|Assuming unrestricted| *\d+%\|)"
 )
 STYLE = """
 body { margin: 0; padding: 12px; font: 15px system-ui, sans-serif; color: #1b2b29 }
