@@ -39,6 +39,16 @@ def test_the_pins_are_single_versions_that_satisfy_what_the_package_asks_for(kin
         assert {each.operator for each in one.specifier} == {">=", "<"}
 
 
+@pytest.mark.parametrize("kind", PINS)
+def test_the_image_has_a_list_of_pins_and_what_the_package_is_built_of(kind, checkout):
+    text = (ENVS / "Dockerfile").read_text("utf-8").replace("${PINS}", kind)
+    copies = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ")]
+    sources = {source for each in copies for source in each}
+    assert all((ROOT / source).exists() for source in sources)
+    assert f"envs/{kind}.txt" in sources
+    assert sources >= {path.name for path in checkout.root.iterdir()} | {"pyproject.toml"}
+
+
 # --- the wheel -----------------------------------------------------------------------------------
 
 BUILD = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1])"
