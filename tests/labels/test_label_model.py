@@ -219,9 +219,7 @@ def test_images_overrule_random_votes_about_look_alikes_and_no_others():
         assert planted.right(planted.fit().labels_) > before - 0.005
         is_random = planted.rng.random(n) < 0.5
         planted.votes[is_random] = planted.rng.integers(40, size=is_random.sum())
-        gained.append(
-            planted.right(planted.fit().labels_) - planted.right(planted.votes)
-        )
+        gained.append(planted.right(planted.fit().labels_) - planted.right(planted.votes))
     assert np.mean(gained) > 0.08, gained
 
 
