@@ -59,7 +59,7 @@ class Posterior(Evidence):
                 is_random = one.confirmed * (1 - one.share_meant(q, p))
                 doubt *= np.where(speaks, is_random, 1).astype(np.float32)
                 has |= speaks
-        return doubt * has
+        return np.asarray(doubt * has)
 
     def weights(
         self, trust: float, has: Bools, doubt: Floats | float = 0.0
