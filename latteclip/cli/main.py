@@ -51,7 +51,7 @@ STAGES = {  # by command: the module of its function
     "pseudo_label_images": "latteclip.labels.pseudo_label_images",
     "caption_images": "latteclip.captions.caption",
     "propose_classes": "latteclip.discover.propose",
-    "discover_classes": "latteclip.discover.proposal",
+    "discover_classes": "latteclip.discover.discover_classes",
     "score_classes": "latteclip.captions.score_classes",
     "gather_captions": "latteclip.captions.caption",
     "write_votes": "latteclip.labels.write_votes",

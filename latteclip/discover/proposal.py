@@ -1,10 +1,9 @@
-"""Proposed classes of images without class names, and the stage that writes them after a person.
+"""Proposed classes of images without class names, and what a person does to them.
 
 Actions rename, merge or drop classes, or leave out their images as well. They are replayed on the
 proposal in their order. Imports no torch. Letters: N images, C proposed classes.
 """
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -18,18 +17,11 @@ import pyarrow as pa
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classname
 from latteclip.core.errors import UserError
-from latteclip.core.files import (
-    ACTIONS,
-    CLASSES,
-    from_json,
-    write_json,
-    write_text,
-)
+from latteclip.core.files import ACTIONS, CLASSES, from_json
 from latteclip.core.run_options import run_command
 from latteclip.core.terminal import one_line
 from latteclip.labels.votes import Ints
 
-log = logging.getLogger(__name__)
 FILE = "proposed_classes.parquet"
 MAX_NAME = 100  # characters of a class name
 DROPPED, LEFT_OUT = -1, -2  # in place of the number of a class
@@ -56,36 +48,6 @@ class Proposal:
     image_ids: list[str]
     labels: Ints  # [N]
     about: ProposalMetadata
-
-
-def discover_classes(
-    proposed_path: str,
-    output: str,
-    proposal_output: str,
-    actions_path: str | None = None,
-) -> None:
-    """Write class names, one per line, and as JSON with the actions and images that are left out.
-
-    UserError: a person's actions leave fewer than two classes.
-    """
-    proposal = read_proposal(proposed_path)
-    actions = read_actions(actions_path, proposal.about) if actions_path else []
-    classes, owner = replay(proposal.about, actions)
-    if len(classes) < 2:
-        raise UserError(
-            f"{actions_path} leaves fewer than two classes; undo some of its actions."
-        )
-    names = [*classes.values()]
-    ids = np.array(proposal.image_ids)[owner[proposal.labels] == LEFT_OUT].tolist()
-    discovery = {"actions": len(actions), "classes": names, "left_out": ids}
-    write_json(proposal_output, discovery)
-    # The last, for without the proposal it would count as written by hand.
-    write_text(output, "\n".join(names) + "\n")
-    if not actions:
-        again = of_number(Path(output).parent, len(names))
-        log.warning(
-            "To propose another number of classes, change it in: %s", again
-        )
 
 
 def of_number(folder: Path, number: int) -> str:

@@ -11,7 +11,7 @@ from latteclip.cli import main
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
 SUMMARIZE = ("summarize", "m.json", "--baseline", "zero_shot", "--csv", "c")
-SUMMARIZE += ("--markdown", "m")
+SUMMARIZE += ("--markdown", "m", "--asked", "[]", "--published", "[]")
 
 
 def test_help_and_what_a_plan_imports_are_light():

@@ -20,7 +20,7 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_record
 from latteclip.core.tables import ClassesMetadata
-from latteclip.deploy import export
+from latteclip.deploy import export, export_model
 from latteclip.deploy.predictor import Predictor
 from latteclip.labels.fusion_report import NAME
 from latteclip.labels.guarantees import pac_threshold
@@ -171,7 +171,7 @@ def test_an_exported_graph_has_the_threshold(results, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize(("labels", "n"), [("fused", 23), ("zero_shot", None)])
 def test_the_card_tells_that_answers_taught_the_labels(results, tmp_path, labels, n):
     results.train(held_out=results.ids[8:], labels=labels)
-    export.export(str(results.model), str(tmp_path / "out"), "open_clip")
+    export_model.export(str(results.model), str(tmp_path / "out"), "open_clip")
     text = (tmp_path / "out" / "README.md").read_text()
     [found] = re.findall(r"answers of a person \| (\d+),", text) or [None]
     assert found == (n and str(n))

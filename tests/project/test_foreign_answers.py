@@ -64,7 +64,7 @@ SAVED = AnswerFile(Path(), IMAGES, CLASSNAMES).document(GIVEN).as_json()
 def read_answers(path):
     """Answers as the labels take them, after one more is saved."""
     file = AnswerFile(path, IMAGES, CLASSNAMES)
-    found = answered_rows(file.read().answers, IMAGES, CLASSNAMES)
+    found = answered_rows(file.read().answers, IMAGES, CLASSNAMES, len(IDS))
     assert len(found.rows) == len(found.shares) <= len(IDS)
     file.update({IDS[0]: Answer(IDS[0], "class", "lines")})
     assert file.read().answers[IDS[0]].classname == "lines"

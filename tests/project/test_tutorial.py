@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import tutorial
+from support.checkout import CONFIG
 from support.tiny import ROOT
 
 PAGE = tutorial.PAGE.read_text("utf-8")
@@ -36,6 +37,7 @@ def test_the_commands_run_in_their_order_and_print_what_the_page_says(finished_c
     """After the demo, of which the tests have a small one."""
     folder = finished_copy.root
     shutil.copy(PICTURES, folder / "latteclip" / "demo" / "images")
+    shutil.copy(ROOT / CONFIG, folder / "config")
     for command, lines in outputs():
         if command == tutorial.DEMO:
             continue

@@ -10,7 +10,8 @@ from support.tiny import write_captions, write_index, write_pictures, write_pseu
 from latteclip.config.keys import DiscoverSection
 from latteclip.core import tables
 from latteclip.core.tables import EncoderMetadata
-from latteclip.discover.proposal import FILE, discover_classes
+from latteclip.discover.discover_classes import discover_classes
+from latteclip.discover.proposal import FILE
 from latteclip.discover.propose import propose_classes
 from latteclip.evaluate.results import RunFiles, read_evaluated_images, write_run
 

@@ -1,7 +1,6 @@
 """The key `labellers` in a run: several label together, and one as without the key."""
 
 import csv
-import json
 import shutil
 
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.checkout import N_TRAIN
 from support.tiny import DEMO_CLIP
 
+from latteclip.labels.fusion_report import read_fusion_report
 from latteclip.report.labellers import read_labellers
 
 RESULTS = "results/demo"
@@ -68,15 +68,18 @@ def test_labellers_of_all_kinds_label_together(finished_copy):
     assert {path.name for path in (stores / "images").glob("*.sqlite")} == {
         *("1-of-1.sqlite", "1-of-1.brief.sqlite")
     }
-    report = json.loads((folder / "fused_labels.json").read_text())
-    votes = {one["name"]: one["votes"] for one in report["labellers"]}
+    report = read_fusion_report(folder / "fused_labels.json")
+    votes = {one.name: one.votes for one in report.labellers}
     assert {"words", "scores", "mine", "other", "brief", "few"} <= votes.keys()
     assert votes["few"] == 9
     labels = pq.read_table(folder / "fused_labels.parquet")
     assert not labels["caption_label"].null_count
     assert not labels["lmm_label"].null_count
     assert "labellers-table" in (folder / "report.html").read_text()
-    found = {one.name: right for one, right in read_labellers(folder)}
+    parquet = [
+        folder / f"{name}.parquet" for name in ("fused_labels", "pseudo_labels", "images")
+    ]
+    found = {one.name: right for one, right in read_labellers(report, *map(str, parquet))}
     assert found["mine"] == 1.0
     assert f"{N_TRAIN - 9:,} images left out" in (folder / "report.html").read_text()
 

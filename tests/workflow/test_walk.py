@@ -35,6 +35,8 @@ KEYS = {
     "split": ({"kind": "folders"}, {"kind": "folders", "max_corrupt": 0.5}),
     "labellers": (None, [{"name": "words", "kind": "captions", "max_images": 9}]),
 }
+# Times, and the page that shows them.
+NOT_COMPARED = {"logs", "benchmarks", "encoding.json", "report.html"}
 # The last one trains two models.
 GOALS = (["labels"], ["labels"], ["all"])
 RUN = ("-j2", "--snakefile", str(ROOT / "Snakefile"), "--configfile", "mine.yaml")
@@ -215,7 +217,7 @@ def run(root, goal, captioner):
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in (root / RESULTS).rglob("*")
-        if path.is_file() and not {"logs", "benchmarks", "report.html"} & set(path.parts)
+        if path.is_file() and not NOT_COMPARED & set(path.parts)
         if not path.name.startswith(".")
     }
 
