@@ -25,7 +25,10 @@ FIRST = (
     "tests/cluster/test_slurm.py",
     "tests/workflow/test_workflow.py",
     "tests/project/test_benchmarks.py",
+    "tests/project/test_notebook.py",
     "tests/captions/engines/test_vllm.py",
+    "tests/project/test_browser.py",
+    "tests/project/test_tutorial.py",
     "tests/data/test_datasets.py",
     "tests/workflow/test_walk.py",
     "tests/workflow/test_labellers.py",
@@ -37,7 +40,6 @@ FIRST = (
     "tests/project/test_recipes.py",
     "tests/labels/test_label_model.py",
     "tests/train/test_finetune.py",
-    "tests/project/test_browser.py",
 )
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scale
+
+from latteclip.core import tables
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--encoder", "ViT-S-32-alt", "--pairs", "1", "--threads", "1", "--batch", "4")
@@ -22,7 +25,6 @@ RUNS = {
     "real_models.py": [
         (("SETS", "--answers", "--drawings", "1", "--json", "found.json"), "| small: ")
     ],
-    "scale.py": [(("120", "--classes", "6", "--steps", "2"), "| fused_labels.parquet |")],
     "teach.py": [(("RESULTS", "--drawings", "1"), "20 %, test images")],
     "train_step.py": [(SMALL, "share of a step spent waiting")],
 }
@@ -53,7 +55,19 @@ def sets(tmp_path):
 
 
 def test_every_benchmark_is_run():
-    assert set(RUNS) == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {*RUNS, "scale.py"} == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+@pytest.mark.slow
+def test_the_steps_of_scale_work_one_after_another(tmp_path):
+    """But for the training, whose log has no step before 10 s have passed, twice."""
+    place = scale.Place(tmp_path, 120, n_classes=6, steps=2)
+    for step, _ in scale.STEPS:
+        if step is not scale.finetune:
+            step(place)()
+    index = tables.read(place.file("images.parquet"))
+    labels = tables.read(place.file("fused_labels.parquet"))
+    assert len(index) == 120 and len(labels) == index["split"].to_pylist().count("train")
 
 
 @pytest.mark.slow

@@ -1,11 +1,11 @@
 """The notebook for own photographs runs from start to end, with the demo's models."""
 
 import os
-import sys
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from support import warm
 from support.tiny import ROOT
 
 NOTEBOOK = ROOT / "examples" / "own_photographs.ipynb"
@@ -16,7 +16,7 @@ MINUTES = 20
 def test_the_notebook_runs_from_start_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv(
-        "PATH", os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+        "PATH", f"{warm.interpreter().parent}{os.pathsep}{os.environ['PATH']}"
     )
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}

@@ -44,7 +44,7 @@ if __name__ == "__main__":
         if named[:2] not in (["-m", "snakemake"], ["-m", "latteclip"]):
             os.execv(sys.executable, [path, *arguments])
         _, name, *arguments = named
-    if name == "snakemake":
+    if name == "snakemake" or arguments[:1] == ["workflow"]:
         environment[PYTHON] = os.path.join(os.path.dirname(os.path.abspath(path)), "python")
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.path.join(environment[FOLDER], name))
